@@ -1,0 +1,1 @@
+"""Sources of attention and logits for `ovss_refine`, found through entry points."""

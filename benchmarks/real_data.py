@@ -1,0 +1,229 @@
+"""What refinement does to a real segmenter's scores, on large objects and on small ones.
+
+    python benchmarks/real_data.py [--data DIR ...] [--limit N] [--json OUT]
+
+A folder has either of two layouts:
+
+* VOC: VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation/val.txt}, 21 classes;
+* plain: images/<id>.jpg, masks/<id>.png, names.txt (one class a line);
+
+and arrays/<id>.npz with `logits` and `logits_weak` [K, h, w] and `features` [C, h, w]. Masks
+hold class indices, 255 = not labelled. Prints Markdown tables; `--json` keeps the numbers.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ovss_refine import Attention, Refiner, joint_bilateral_upsample
+from ovss_refine.attention import affinity
+from ovss_refine.files import read_arrays, read_image
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+IGNORE = 255
+# The classes with enough images in the small VOC set, see its README.
+VOC_FREQUENT = (0, 8, 10, 12, 13, 15, 17)
+Labeller = Callable[[Tensor, Attention, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where a data set keeps its files, and how sharp its affinity is."""
+
+    name: str
+    ids: tuple[str, ...]
+    image: str
+    mask: str
+    arrays: str
+    temperature: float
+    frequent: tuple[int, ...]
+
+    def samples(self) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+        """Yield image [3, H, W] uint8, mask [H, W] int64 and arrays, one image after another."""
+        for stem in self.ids:
+            image = torch.from_numpy(read_image(Path(self.image.format(stem))).copy())
+            mask = torch.from_numpy(np.asarray(Image.open(self.mask.format(stem))).astype(np.int64))
+            keys = (["logits"], ["logits_weak"], ["features"])
+            arrays = read_arrays(Path(self.arrays.format(stem)), *keys)
+            yield (
+                image.permute(2, 0, 1),
+                mask,
+                {k: torch.from_numpy(v).float() for k, v in arrays.items()},
+            )
+
+
+def open_folder(root: Path, limit: int | None) -> Folder:
+    """Recognise the layout of a folder."""
+    if (root / "VOC2012").is_dir():
+        voc = root / "VOC2012"
+        ids = (voc / "ImageSets/Segmentation/val.txt").read_text().split()
+        image, mask = f"{voc}/JPEGImages/{{}}.jpg", f"{voc}/SegmentationClass/{{}}.png"
+        temperature, frequent = 0.05, VOC_FREQUENT
+    elif (root / "images").is_dir():
+        ids = sorted(path.stem for path in (root / "images").iterdir())
+        image, mask = f"{root}/images/{{}}.jpg", f"{root}/masks/{{}}.png"
+        temperature, frequent = 0.1, ()
+    else:
+        raise SystemExit(f"`{root}` must have a folder VOC2012 or images; see --help.")
+    arrays = f"{root}/arrays/{{}}.npz"
+    return Folder(root.name, tuple(ids[:limit]), image, mask, arrays, temperature, frequent)
+
+
+def rows() -> dict[str, Labeller]:
+    """Every way from logits to labels that is compared."""
+    modes: dict[str, dict[str, object]] = {
+        "kl": {"mode": "kl"},
+        "optimal path": {"mode": "optimal_path"},
+        "maximum velocity": {"mode": "maximum_velocity"},
+        "maximum velocity, increment": {"mode": "maximum_velocity", "criterion": "increment"},
+        "fusion": {"mode": "fusion"},
+    }
+    controls: dict[str, dict[str, object]] = {
+        "propagation, k = 1": {"mode": "propagation", "propagation_steps": 1},
+        "propagation, k = 3": {"mode": "propagation", "propagation_steps": 3},
+        "anchored, k = 3": {"mode": "anchored", "propagation_steps": 3},
+    }
+    # A control is repeated only where the option reaches it.
+    variants: list[tuple[str, dict[str, object], dict[str, dict[str, object]]]] = [
+        ("", {}, modes | controls),
+        ("; nms absolute", {"nms": "absolute"}, modes),
+        (
+            "; pre_propagation 1",
+            {"pre_propagation": 1},
+            modes | {"anchored, k = 3": controls["anchored, k = 3"]},
+        ),
+        ("; min_area 0.02", {"min_area": 0.02}, modes | controls),
+    ]
+    table: dict[str, Labeller] = {"bilinear": bilinear, "upsampling alone": upsampling_alone}
+    for suffix, options, members in variants:
+        for name, mode in members.items():
+            table[name + suffix] = refined(Refiner(**(mode | options)))  # type: ignore[arg-type]
+    return table
+
+
+def bilinear(logits: Tensor, attention: Attention, image: Tensor) -> Tensor:
+    """The segmenter alone: enlarge the scores, take the largest."""
+    size = image.shape[1:]
+    return F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0].argmax(0)
+
+
+def upsampling_alone(logits: Tensor, attention: Attention, image: Tensor) -> Tensor:
+    """The segmenter's probabilities, enlarged along the image's edges."""
+    return joint_bilateral_upsample(logits.softmax(0)[None], image[None])[0].argmax(0)
+
+
+def refined(refiner: Refiner) -> Labeller:
+    """The refinement with some options."""
+    return lambda logits, attention, image: refiner(logits, attention, image).labels
+
+
+def confusion(mask: Tensor, labels: Tensor, K: int) -> Tensor:
+    """Count [K, K] pixels by true and predicted class, without the ignored ones."""
+    known = mask != IGNORE
+    return torch.bincount(mask[known] * K + labels[known], minlength=K * K).view(K, K)
+
+
+def measure(folder: Folder, table: dict[str, Labeller]) -> dict[str, dict[str, dict[str, float]]]:
+    """Run every row on every image, for both kinds of logits."""
+    results = {}
+    for strength, key in (("strong", "logits"), ("weak", "logits_weak")):
+        counts = dict.fromkeys(table, torch.zeros((), dtype=torch.int64))
+        seconds: dict[str, list[float]] = {name: [] for name in table}
+        samples = tqdm(folder.samples(), f"{folder.name}, {strength}", total=len(folder.ids))
+        for image, mask, arrays in samples:
+            attention = affinity(arrays["features"], folder.temperature)
+            for name, label in table.items():
+                start = time.perf_counter()
+                labels = label(arrays[key], attention, image)
+                seconds[name].append(time.perf_counter() - start)
+                counts[name] = counts[name] + confusion(mask, labels, len(arrays[key]))
+        results[strength] = {
+            name: scores(counts[name], folder.frequent)
+            | {"seconds_per_image": float(np.median(seconds[name]))}
+            for name in table
+        }
+    return results
+
+
+def scores(counts: Tensor, frequent: tuple[int, ...]) -> dict[str, float]:
+    """Mean IoU over the classes that occur, and pixel accuracy, in percent."""
+    hits = counts.diag().double()
+    iou = hits / (counts.sum(0) + counts.sum(1) - hits)  # NaN where truth and labels lack it
+    out = {"miou": 100 * float(iou.nanmean())}
+    if frequent:
+        out["miou_frequent"] = 100 * float(iou[list(frequent)].nanmean())
+    return out | {"accuracy": 100 * float(hits.sum() / counts.sum())}
+
+
+def markdown(folder: Folder, results: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Lay the results of one folder out as a table."""
+    columns = [
+        (f"{label}, {strength}", strength, key, form)
+        for strength in results
+        for key, label, form in (
+            ("miou_frequent", "mIoU frequent", "{:.1f}"),
+            ("miou", "mIoU all", "{:.1f}"),
+            ("accuracy", "accuracy", "{:.1f}"),
+            ("seconds_per_image", "s/image", "{:.3f}"),
+        )
+        if key in results[strength]["bilinear"]
+    ]
+    cells = [[f"{folder.name}, {len(folder.ids)} images", *(c[0] for c in columns)]]
+    cells.append(["---"] * len(cells[0]))
+    for name in results["strong"]:
+        cells.append([name, *(form.format(results[s][name][key]) for _, s, key, form in columns)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
+
+
+def machine() -> dict[str, object]:
+    """What the numbers were measured on, and with what."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": commit.stdout.strip(),
+    }
+
+
+def main() -> None:
+    """Measure the folders and print a table for each."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, nargs="+", help="folders of either layout")
+    parser.add_argument("--limit", type=int, help="only the first so many images")
+    parser.add_argument("--json", type=Path, help="where to keep the numbers")
+    args = parser.parse_args()
+    roots = args.data or [SHARED / "voc_real", SHARED / "camvid_real"]
+    report: dict[str, object] = {"machine": machine()}
+    for root in roots:
+        folder = open_folder(root, args.limit)
+        results = measure(folder, rows())
+        report[folder.name] = {"images": len(folder.ids), **results}
+        print("\n" + markdown(folder, results) + "\n")
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Reading pictures and arrays, and writing files whole or not at all."""
+
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read a picture as [H, W, 3] uint8 RGB, upright as its EXIF orientation says.
+
+    Raises:
+        ValueError: if it is not an 8-bit picture, or is damaged; the message names the file.
+    """
+    try:
+        with Image.open(path) as picture:
+            mode = picture.mode
+            upright = ImageOps.exif_transpose(picture)
+            upright.load()
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as err:
+        raise ValueError(f"`{path}` must be a readable picture; got {err}.") from err
+    if mode.startswith(("I", "F")):
+        raise ValueError(f"`{path}` must be an 8-bit picture; got mode {mode!r}.")
+    return np.asarray(upright.convert("RGB"))
+
+
+def read_arrays(path: Path, *wanted: Sequence[str]) -> dict[str, NDArray[np.generic]]:
+    """Read the arrays of an `.npz` file.
+
+    Args:
+        path: the file.
+        wanted: for each array that is needed, the keys that it may have.
+
+    Returns:
+        One array for each of `wanted`, under the first of its keys that the file has.
+
+    Raises:
+        ValueError: if the file is damaged, or has none of the keys; the message names the file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise ValueError("a single array, not an archive of named ones")
+            chosen = [next((k for k in keys if k in arrays), None) for keys in wanted]
+            if None in chosen:
+                needed = " or ".join(repr(k) for k in wanted[chosen.index(None)])
+                raise KeyError(f"`{path}` must have {needed}; got {sorted(arrays)}.")
+            return {key: arrays[key] for key in chosen if key is not None}
+    except FileNotFoundError:
+        raise
+    except KeyError as err:
+        raise ValueError(err.args[0]) from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as err:
+        raise ValueError(f"`{path}` must be a readable .npz file; got {err}.") from err
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file under a temporary name beside `path`, then rename it.
+
+    Whoever looks at `path` sees the old file, or none, or all of the new one.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
