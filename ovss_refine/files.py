@@ -5,7 +5,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,34 +34,38 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     return np.asarray(upright.convert("RGB"))
 
 
-def read_arrays(path: Path, *wanted: Sequence[str]) -> dict[str, NDArray[np.generic]]:
-    """Read the arrays of an `.npz` file.
+def read_arrays(
+    path: Path, *wanted: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, NDArray[Any]]:
+    """Read arrays of an `.npz` file.
 
     Args:
         path: the file.
-        wanted: for each array that is needed, the keys that it may have.
+        wanted: for each array that is needed, the keys that it may have, best first.
+        optional: keys of arrays that are read if they are there.
 
     Returns:
-        One array for each of `wanted`, under the first of its keys that the file has.
+        The arrays under their keys.
 
     Raises:
-        ValueError: if the file is damaged, or has none of the keys; the message names the file.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged or lacks an array; the message names the file.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
             if not isinstance(arrays, np.lib.npyio.NpzFile):
                 raise ValueError("a single array, not an archive of named ones")
-            chosen = [next((k for k in keys if k in arrays), None) for keys in wanted]
-            if None in chosen:
-                needed = " or ".join(repr(k) for k in wanted[chosen.index(None)])
-                raise KeyError(f"`{path}` must have {needed}; got {sorted(arrays)}.")
-            return {key: arrays[key] for key in chosen if key is not None}
+            keys = [next((k for k in group if k in arrays), "") for group in wanted]
+            if "" not in keys:
+                keys += [key for key in optional if key in arrays]
+                return {key: arrays[key] for key in keys}
+            found = sorted(arrays)
     except FileNotFoundError:
         raise
-    except KeyError as err:
-        raise ValueError(err.args[0]) from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as err:
         raise ValueError(f"`{path}` must be a readable .npz file; got {err}.") from err
+    needed = " or ".join(repr(key) for key in wanted[keys.index("")])
+    raise ValueError(f"`{path}` must have the array {needed}; got {found}.")
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
