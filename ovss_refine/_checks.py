@@ -21,7 +21,9 @@ def check_shape(name: str, tensor: Tensor, spec: str, **known: int) -> dict[str,
         ValueError: if the number of axes differs, if an axis named twice (or listed in
             `known`) has two different sizes, or if an axis is empty.
     """
-    if not hasattr(tensor, "ndim") or not hasattr(tensor, "dtype") or not hasattr(tensor, "device"):
+    from torch import Tensor  # whoever has a tensor to check has loaded torch already
+
+    if not isinstance(tensor, Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor; got {type(tensor).__name__}.")
     axes, sizes = spec.split(), dict(known)
     if (

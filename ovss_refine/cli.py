@@ -37,18 +37,22 @@ def parser() -> argparse.ArgumentParser:
     """Describe the words of the command line."""
     top = argparse.ArgumentParser(
         prog="ovss-refine",
+        allow_abbrev=False,
         description="Refine the scores of any open-vocabulary segmenter, without training.",
     )
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    demo = commands.add_parser("demo", help="refine the built-in example photographs")
+    demo = commands.add_parser(
+        "demo", help="refine the built-in example photographs", allow_abbrev=False
+    )
     demo.set_defaults(run=_demo)
     _add_output(demo, default=DEMO_OUT)
 
     refine = commands.add_parser(
         "refine",
         help="refine your own logits",
+        allow_abbrev=False,
         description="Refine logits with attention. With folders, files pair by their stem.",
     )
     refine.set_defaults(run=_refine)

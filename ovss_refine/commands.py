@@ -179,7 +179,11 @@ def read_sample(image: Path, logits: Path, attention: Path, temperature: float) 
         made = affinity(torch.from_numpy(maps["features"]), temperature)
     own = torch.from_numpy(scores["logits"])
     check_shape("logits", own, "K h w")
-    return Sample(read_image(image), own, made, None if index is None else torch.from_numpy(index))
+    prompts = None
+    if index is not None:
+        prompts = torch.from_numpy(index.astype(np.int64) if index.dtype.kind == "u" else index)
+        check_shape("prompt_index", prompts, "K", K=len(own))
+    return Sample(read_image(image), own, made, prompts)
 
 
 def read_names(path: Path) -> list[str]:
@@ -189,7 +193,7 @@ def read_names(path: Path) -> list[str]:
         ValueError: if the file is not text, is empty, or has a blank line before its end.
     """
     try:
-        lines = path.read_text(encoding="utf-8").rstrip().split("\n")
+        lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
     except UnicodeDecodeError:
         raise ValueError(f"`{path}` must be a text file with one class name a line.") from None
     names = [line.strip() for line in lines]
@@ -213,7 +217,8 @@ def list_images(path: Path) -> list[Path]:
         )
     if path.is_file():
         return [path]
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    found = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+    found.sort(key=lambda p: (p.stem, p.name))
     if not found:
         raise ValueError(f"`{path}` must hold pictures ({', '.join(IMAGE_SUFFIXES)}); got none.")
     for one, two in pairwise(found):

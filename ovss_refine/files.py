@@ -31,6 +31,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         raise ValueError(f"`{path}` must be a readable picture; got {err}.") from err
     if mode.startswith(("I", "F")):
         raise ValueError(f"`{path}` must be an 8-bit picture; got mode {mode!r}.")
+    if mode == "P":
+        upright = upright.convert("RGBA")  # or Pillow warns where colours are transparent
     return np.asarray(upright.convert("RGB"))
 
 
@@ -52,7 +54,9 @@ def read_arrays(
         ValueError: if the file is damaged or lacks an array; the message names the file.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here, because np.load leaves a damaged archive that it opened itself open.
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
             if not isinstance(arrays, np.lib.npyio.NpzFile):
                 raise ValueError("a single array, not an archive of named ones")
             keys = [next((k for k in group if k in arrays), "") for group in wanted]
@@ -62,7 +66,7 @@ def read_arrays(
             found = sorted(arrays)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as err:
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as err:
         raise ValueError(f"`{path}` must be a readable .npz file; got {err}.") from err
     needed = " or ".join(repr(key) for key in wanted[keys.index("")])
     raise ValueError(f"`{path}` must have the array {needed}; got {found}.")

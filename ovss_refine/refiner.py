@@ -176,9 +176,9 @@ def _check_prompts(
         check_shape("prompt_index", index, "K", K=K)
         if index.is_floating_point() or index.dtype == torch.bool:
             raise TypeError(f"`prompt_index` must hold whole numbers; got {index.dtype}.")
+        index = index.long()
         if int(index.min()) < 0:
             raise ValueError(f"`prompt_index` must be >= 0; got {int(index.min())}.")
-        index = index.long()
     M = K if index is None else int(index.max()) + 1
     if background is not None and background[0] >= M:
         raise ValueError(f"`background` must name one of the M={M} classes; got {background[0]}.")

@@ -1,0 +1,27 @@
+"""Tolerances of the tests, each with its reason."""
+
+import os
+
+import hypothesis
+import numpy as np
+import pytest
+
+# How far a float32 result may be from the float64 reference, as a share of the map's range.
+# Rounding gives 1e-6; the rest is for interpolation at a crossing, which divides by a difference.
+RANGE_TOLERANCE = 1e-4
+# Sums of a few thousand float32 numbers of size one.
+SUM_TOLERANCE = 1e-5
+# What float16 and bfloat16 inputs may change, as a share of the map's range.
+HALF_TOLERANCE = 1e-2
+
+# The slow reference makes an example take a second; the same examples every time, so that a
+# failure is a failure for everybody.
+hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=30)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=300)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture
+def rng():
+    """A seeded generator of one's own for every test."""
+    return np.random.default_rng(0)

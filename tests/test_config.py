@@ -1,0 +1,93 @@
+"""`RefineConfig`: its fields are fixed by what users write, and every one is checked."""
+
+import dataclasses
+
+import pytest
+
+from ovss_refine import RefineConfig
+
+DEFAULTS = {
+    "mode": "maximum_velocity",
+    "logit_scale": 1.0,
+    "nms": "relative",
+    "nms_threshold": 0.5,
+    "pre_propagation": 0,
+    "min_area": 0.0,
+    "epsilon": 0.1,
+    "sinkhorn_iterations": 50,
+    "tau": 0.3,
+    "criterion": "first_passage",
+    "max_steps": 100,
+    "ipf_rounds": 15,
+    "propagation_steps": 3,
+    "sigma_spatial": 1.0,
+    "sigma_range": 0.1,
+    "radius": 2,
+    "background": None,
+    "keep_scores": False,
+}
+
+
+def test_fields_and_defaults():
+    assert dataclasses.asdict(RefineConfig()) == DEFAULTS
+
+
+def test_is_immutable():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RefineConfig().tau = 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"mode": "velocity"}, r"`mode` must be one of \['kl', .*'anchored'\]; got 'velocity'"),
+        ({"nms": None}, r"`nms` must be one of \['relative', 'absolute'\]; got None"),
+        ({"criterion": ""}, r"`criterion` must be one of \['first_passage', 'increment'\]"),
+        ({"logit_scale": 0}, "`logit_scale` must be a finite number > 0; got 0"),
+        ({"logit_scale": float("inf")}, "`logit_scale` must be a finite number > 0; got inf"),
+        ({"nms_threshold": 1.1}, r"`nms_threshold` must be in \[0, 1\]; got 1.1"),
+        ({"min_area": -0.1}, r"`min_area` must be in \[0, 1\]; got -0.1"),
+        ({"pre_propagation": -1}, "`pre_propagation` must be at least 0; got -1"),
+        ({"epsilon": 0.01}, "`epsilon` must be a finite number >= 0.02; got 0.01"),
+        ({"sinkhorn_iterations": 0}, "`sinkhorn_iterations` must be at least 1; got 0"),
+        ({"tau": 1.0}, r"`tau` must be in \(0, 1\); got 1.0"),
+        ({"tau": float("nan")}, r"`tau` must be in \(0, 1\); got nan"),
+        ({"max_steps": 0}, "`max_steps` must be at least 1; got 0"),
+        ({"ipf_rounds": 0}, "`ipf_rounds` must be at least 1; got 0"),
+        ({"propagation_steps": -1}, "`propagation_steps` must be at least 0; got -1"),
+        ({"sigma_spatial": -1.0}, "`sigma_spatial` must be a finite number > 0; got -1.0"),
+        ({"sigma_range": 0.0}, "`sigma_range` must be a finite number > 0; got 0.0"),
+        ({"radius": -1}, "`radius` must be at least 0; got -1"),
+        ({"background": (-1, 0.5)}, r"`background\[0\]` must be at least 0; got -1"),
+        ({"background": (0, 1.5)}, r"`background\[1\]` must be in \[0, 1\]; got 1.5"),
+    ],
+)
+def test_out_of_range(options, match):
+    with pytest.raises(ValueError, match=match):
+        RefineConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"taus": 0.3}, "unexpected keyword argument 'taus'"),
+        ({"tau": "0.3"}, "`tau` must be a number; got '0.3'"),
+        ({"tau": True}, "`tau` must be a number; got True"),
+        ({"radius": 2.0}, "`radius` must be a whole number; got 2.0"),
+        ({"max_steps": True}, "`max_steps` must be a whole number; got True"),
+        ({"background": 0}, r"`background` must be None or \(class index, threshold\); got 0"),
+        ({"background": (0,)}, "`background` must be None or"),
+        ({"keep_scores": 1}, "`keep_scores` must be True or False; got 1"),
+    ],
+)
+def test_wrong_kind(options, match):
+    with pytest.raises(TypeError, match=match):
+        RefineConfig(**options)
+
+
+def test_ends_that_belong_to_the_range():
+    RefineConfig(nms_threshold=0, min_area=1, epsilon=0.02, radius=0, background=(0, 1))
+
+
+def test_every_field_has_a_line_of_help():
+    assert all(field.metadata.get("help") for field in dataclasses.fields(RefineConfig))

@@ -1,0 +1,157 @@
+"""What holds for the package as a whole: imports, public names, size, manners."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+import ovss_refine
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "ovss_refine"
+MAY_IMPORT = {
+    "_checks": set(),
+    "config": {"_checks"},
+    "files": set(),
+    "pictures": set(),
+    "attention": {"_checks"},
+    "distribution": set(),
+    "divergence": set(),
+    "transport": {"attention"},
+    "markov": {"attention"},
+    "upsample": {"_checks"},
+    "refiner": {
+        "_checks",
+        "attention",
+        "config",
+        "distribution",
+        "divergence",
+        "markov",
+        "transport",
+        "upsample",
+    },
+    "commands": {"_checks", "attention", "config", "files", "pictures", "refiner"},
+    "cli": {"config", "commands", "__version__"},
+}
+EXTRAS = ("timm", "open_clip", "diffusers", "transformers", "safetensors", "gradio", "torchmetrics")
+
+
+def inner_imports(path):
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            root = "ovss_refine" if node.level else None
+            base = ".".join(filter(None, [root, node.module]))
+            names += [f"{base}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    assert not any(name.startswith("ovss_refine_adapters") for name in names), path
+    return {name.split(".")[1] for name in names if name.startswith("ovss_refine.")}
+
+
+def run(code):
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("stem", MAY_IMPORT)
+def test_import_direction(stem):
+    assert inner_imports(PACKAGE / f"{stem}.py") <= MAY_IMPORT[stem]
+
+
+def test_every_file_is_in_the_table():
+    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} == set(MAY_IMPORT)
+
+
+def test_import_direction_can_fail(tmp_path):
+    path = tmp_path / "x.py"
+    for line in (
+        "from ovss_refine.cli import y",
+        "from ovss_refine import cli",
+        "from .cli import y",
+        "from . import cli",
+        "import ovss_refine.cli",
+    ):
+        path.write_text(line)
+        assert inner_imports(path) == {"cli"}, line
+
+
+def test_import_loads_no_extra_and_no_adapter():
+    watched = (*EXTRAS, "ovss_refine_adapters", "PIL")
+    code = (
+        "import sys, ovss_refine; ovss_refine.Refiner; print([m for m in {} if m in sys.modules])"
+    )
+    assert run(code.format(watched)) == "[]"
+    assert run(("import PIL; " + code).format(watched)) == "['PIL']"  # it can fail
+
+
+def test_adapters_folder_is_not_a_package():
+    assert not (ROOT / "adapters" / "__init__.py").exists()
+    assert (ROOT / "adapters" / "ovss_refine_adapters" / "__init__.py").exists()
+
+
+def test_public_names():
+    public = {
+        "Attention",
+        "RefineConfig",
+        "RefineResult",
+        "Refiner",
+        "joint_bilateral_upsample",
+        "refine",
+    }
+    assert set(ovss_refine.__all__) == public
+    for name in public:
+        assert getattr(ovss_refine, name).__doc__
+    assert public <= set(dir(ovss_refine))
+    with pytest.raises(AttributeError, match="no attribute 'Refine'"):
+        ovss_refine.Refine  # noqa: B018
+
+
+def test_every_public_name_and_option_is_in_the_docs():
+    docs = "\n".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
+    fields = ovss_refine.RefineConfig.__dataclass_fields__
+    missing = [n for n in (*ovss_refine.__all__, *fields) if f"`{n}" not in docs]
+    assert not missing
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    names = {alias.asname for node in block.body for alias in node.names}
+    assert names == set(ovss_refine.__all__)
+
+
+def test_version_is_said_once():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == ovss_refine.__version__
+
+
+def test_file_sizes():
+    core = {"attention", "distribution", "divergence", "markov", "transport", "upsample"}
+    for path in (*PACKAGE.rglob("*.py"), *(ROOT / "adapters").rglob("*.py")):
+        lines = path.read_text().count("\n")
+        assert lines <= (250 if path.stem in core else 400), f"{path}: {lines} lines"
+
+
+def test_no_result_is_compared_with_equals():
+    result = ovss_refine.RefineResult(*[torch.zeros(2)] * 5)
+    assert result != ovss_refine.RefineResult(*[torch.zeros(2)] * 5)  # by identity: no __eq__
+
+
+def test_import_leaves_torch_as_it_was():
+    settings = (
+        "(torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), "
+        "torch.initial_seed(), torch.get_float32_matmul_precision(), "
+        "torch.are_deterministic_algorithms_enabled())"
+    )
+    code = (
+        "import torch, importlib; torch.manual_seed(3); before = {0}; import ovss_refine; "
+        "[importlib.import_module('ovss_refine.' + m) for m in {1}]; {2}; print(before == {0})"
+    )
+    modules = sorted(MAY_IMPORT)
+    assert run(code.format(settings, modules, "pass")) == "True"
+    assert run(code.format(settings, modules, "torch.manual_seed(4)")) == "False"  # it can fail

@@ -1,0 +1,470 @@
+"""The whole refinement against the literal reference, and its promises as a function."""
+
+import numpy as np
+import pytest
+import reference
+import torch
+from conftest import HALF_TOLERANCE, RANGE_TOLERANCE
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import Case, cases, random_attention
+from torch.testing import assert_close
+
+from ovss_refine import Attention, RefineConfig, Refiner, RefineResult, refine
+
+MODES = [
+    {"mode": "kl"},
+    {"mode": "optimal_path"},
+    {"mode": "maximum_velocity"},
+    {"mode": "maximum_velocity", "criterion": "increment"},
+    {"mode": "fusion"},
+    {"mode": "propagation"},
+    {"mode": "anchored"},
+]
+each_mode = pytest.mark.parametrize("mode", MODES, ids=lambda m: "-".join(m.values()))
+
+
+def smooth_case(seed=0, K=5, grid=(6, 7), size=(40, 33), heads=None):
+    """An image with confident patches, where no decision hangs by a rounding error."""
+    rng = np.random.default_rng(seed)
+    N = grid[0] * grid[1]
+    return Case(
+        logits=rng.normal(size=(K, *grid)) * 4,
+        attention=random_attention(rng, N, heads=heads),
+        image=rng.random((3, *size)),
+        grid=grid,
+    )
+
+
+def assert_same_map(actual, expected, tolerance):
+    """Compare where both are finite, as a share of the expected map's range."""
+    assert_close(actual.isfinite(), expected.isfinite())
+    actual, expected = (x[expected.isfinite()].double() for x in (actual, expected))
+    span = float(expected.max() - expected.min())
+    # A map that is flat up to rounding has no range to speak of, and no float32 number made
+    # from probabilities of size one is known to better than 1e-7.
+    scale = max(span, 0.1 * float(expected.abs().max()), 1e-3)
+    assert float((actual - expected).abs().max()) <= tolerance * scale
+
+
+def assert_same_labels(result, expected, scores):
+    """Labels must agree wherever the two best classes are not tied to rounding."""
+    best = np.sort(np.where(np.isfinite(scores), scores, -1e30), axis=0)[-2:]
+    clear = best[-1] - best[0] > 1e-3 * (np.abs(best[-1]) + 1e-6)
+    labels = result.labels.numpy()
+    np.testing.assert_array_equal(labels[clear], expected[clear])
+
+
+def assert_same_result(actual, expected, tolerance=0.0):
+    for name in ("labels", "kept", "seeds"):
+        assert_close(getattr(actual, name), getattr(expected, name))
+    assert_same_map(actual.discrepancy, expected.discrepancy, tolerance)
+    assert_same_map(actual.scores, expected.scores, tolerance)
+
+
+@each_mode
+def test_equals_the_reference(mode):
+    @settings(max_examples=25)
+    @given(cases(**mode))
+    def check(case):
+        # With one class the map is flat, and when a flat map comes to rest is a matter of rounding.
+        expected = reference.refine(
+            case.logits,
+            case.attention,
+            case.image,
+            case.grid,
+            prompt_index=case.prompt_index,
+            **case.options,
+        )
+        q_is_flat = expected["kept"].sum() == 1 and expected["seeds"].sum() == case.N
+        if q_is_flat and case.options.get("criterion") == "increment":
+            return
+        result = Refiner(**case.options, keep_scores=True)(
+            *case.tensors(), prompt_index=case.prompt_index
+        )
+        np.testing.assert_array_equal(result.kept.numpy(), expected["kept"])
+        np.testing.assert_array_equal(result.seeds.numpy(), expected["seeds"])
+        for name in ("discrepancy", "scores"):
+            truth = torch.from_numpy(expected[name])
+            assert_same_map(getattr(result, name), truth, RANGE_TOLERANCE)
+        assert_same_labels(result, expected["labels"], expected["scores"])
+
+    check()
+
+
+def test_the_cases_exercise_every_branch():
+    seen = set()
+
+    @settings(max_examples=150)
+    @given(cases())
+    def collect(case):
+        logits = reference.resample(case.logits, case.grid)
+        options = case.options
+        P, assigned = reference.confidence(
+            logits, options["logit_scale"], case.prompt_index, options["background"]
+        )
+        kept, seeds = reference.seeds(
+            P, assigned, options["nms"], options["nms_threshold"], options["min_area"]
+        )
+        winners = {int(c) for c in P.argmax(0)}
+        seen.update(
+            name
+            for name, happened in {
+                "class rejected early": len(winners) < len(P),
+                "winning class without a seed": kept.sum() < len(winners),
+                "area gate": options["min_area"] > 0 and kept.sum() < len(winners),
+                "no patch confident": options["nms"] == "absolute"
+                and P.max(0).max() < options["nms_threshold"],
+                "some patches not seeds": 0 < seeds.sum() < case.N,
+                "synonyms": case.prompt_index is not None,
+                "background": assigned.any() and not assigned.all(),
+                "non-square": case.grid[0] != case.grid[1],
+                "resampled": case.logits.shape[1:] != case.grid,
+                "fewer pixels than cells": case.image.shape[1] < case.grid[0],
+                "heads": case.attention.ndim == 3,
+            }.items()
+            if happened
+        )
+
+    collect()
+    assert len(seen) == 11, seen
+
+
+@each_mode
+def test_batch_equals_singles(mode):
+    singles = [smooth_case(seed) for seed in range(3)]
+    singles[1].logits[:2] -= 20
+    refiner = Refiner(**mode, keep_scores=True)
+    tensors = [case.tensors() for case in singles]
+    batch = refiner(
+        torch.stack([t[0] for t in tensors]),
+        Attention(torch.stack([t[1].weights for t in tensors]), singles[0].grid),
+        torch.stack([t[2] for t in tensors]),
+    )
+    # The images keep different numbers of classes, so the batch had to pad.
+    assert len(set(batch.kept.sum(1).tolist())) > 1
+    for b, inputs in enumerate(tensors):
+        single = refiner(*inputs)
+        sliced = RefineResult(
+            **{name: getattr(batch, name)[b] for name in RefineResult.__dataclass_fields__}
+        )
+        assert_same_result(sliced, single, 1e-5)
+
+
+@each_mode
+def test_results_do_not_depend_on_earlier_calls(mode):
+    refiner = Refiner(**mode, keep_scores=True)
+    first, second = smooth_case(1).tensors(), smooth_case(2, K=3, grid=(3, 4)).tensors()
+    refiner(*first)
+    assert_same_result(refiner(*second), Refiner(**mode, keep_scores=True)(*second))
+
+
+@each_mode
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_half_precision_inputs(mode, dtype):
+    """The same numbers, rounded: the work itself must not be done in half precision."""
+    logits, attention, image = smooth_case(3).tensors()
+    # Logits that half precision holds exactly, so that a rounded argmax is not what is tested.
+    logits = logits.round()
+    half = (logits.to(dtype), Attention(attention.weights.to(dtype), attention.grid))
+    full = refine(logits, attention, image, RefineConfig(**mode, keep_scores=True))
+    result = refine(*half, image.to(dtype), RefineConfig(**mode, keep_scores=True))
+    assert result.discrepancy.dtype == result.scores.dtype == torch.float32
+    assert_close(result.kept, full.kept)
+    if mode.get("criterion") == "increment":  # whole steps: one patch at a bar may move by one
+        moved = (result.discrepancy - full.discrepancy)[full.kept].abs() > 0
+        assert moved.float().mean() < 0.05
+    else:
+        assert_same_map(result.discrepancy, full.discrepancy, HALF_TOLERANCE)
+
+
+def test_float64_inputs_and_uint8_image():
+    case = smooth_case(4)
+    image = torch.from_numpy(np.round(case.image * 255).astype(np.uint8))
+    logits, attention, _ = case.tensors()
+    expected = Refiner()(logits, attention, image.float() / 255)
+    wide = Attention(attention.weights.double(), attention.grid)
+    result = Refiner()(logits.double(), wide, image)
+    assert_close(result.labels, expected.labels)
+    assert_same_map(result.discrepancy, expected.discrepancy, 1e-5)
+
+
+def test_shapes_and_dtypes():
+    logits, attention, image = smooth_case(5, K=4).tensors()
+    config = RefineConfig(keep_scores=True)
+    single = refine(logits, attention, image, config)
+    batched = Attention(attention.weights[None], attention.grid)
+    batch = refine(logits[None], batched, image[None], config)
+    for result, lead in ((single, ()), (batch, (1,))):
+        assert result.labels.shape == (*lead, 40, 33)
+        assert result.labels.dtype == torch.int64
+        assert result.discrepancy.shape == (*lead, 4, 6, 7)
+        assert result.discrepancy.dtype == torch.float32
+        assert result.kept.shape == (*lead, 4)
+        assert result.seeds.shape == (*lead, 4, 6, 7)
+        assert result.kept.dtype == result.seeds.dtype == torch.bool
+        assert result.scores.shape == (*lead, 4, 40, 33)
+    assert refine(logits, attention, image, RefineConfig()).scores is None
+
+
+def test_labels_are_the_argmax_of_the_scores_over_kept_classes():
+    case = smooth_case(6)
+    case.logits[2] -= 20
+    inputs = case.tensors()
+    result = Refiner("optimal_path", keep_scores=True)(*inputs)
+    assert_close(result.scores.argmax(0), result.labels)
+    assert not result.kept.all()
+    assert (result.scores[~result.kept] == -torch.inf).all()
+    assert (result.discrepancy[~result.kept] == -torch.inf).all()
+    assert not result.seeds[~result.kept].any()
+    assert_close(Refiner("optimal_path")(*inputs).labels, result.labels)
+
+
+def test_heads_are_averaged():
+    case = smooth_case(7, heads=4)
+    logits, _, image = case.tensors()
+    heads = torch.from_numpy(case.attention).float()
+    grid_logits = logits[None]
+    by_heads = Refiner()(grid_logits, heads[None], image[None])
+    by_mean = Refiner()(grid_logits, heads.mean(0)[None], image[None])
+    assert_close(by_heads.discrepancy, by_mean.discrepancy)
+
+
+def test_grid_of_a_bare_tensor():
+    rng = np.random.default_rng(8)
+    image = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(0))
+
+    def grid_for(logits_size, N):
+        logits = torch.from_numpy(rng.normal(size=(3, *logits_size)) * 4)
+        attn = torch.from_numpy(random_attention(rng, N))
+        return tuple(Refiner()(logits, attn, image).discrepancy.shape[1:])
+
+    assert grid_for((2, 8), 16) == (2, 8)  # the logits' own
+    assert grid_for((3, 5), 16) == (4, 4)  # else square
+    with pytest.raises(ValueError, match=r"N = h \* w = 15 tokens .* got N=12. Pass `Attention"):
+        grid_for((3, 5), 12)
+
+
+def test_prompts_of_one_class_add_up():
+    logits, attention, image = smooth_case(9, K=2).tensors()
+    # Two equal prompts of probability p / 2 each are one prompt of probability p.
+    doubled = torch.stack([logits[0] - np.log(2), logits[0] - np.log(2), logits[1]])
+    result = Refiner()(doubled, attention, image, prompt_index=[0, 0, 1])
+    assert_same_map(result.discrepancy, Refiner()(logits, attention, image).discrepancy, 1e-4)
+
+
+def test_permuting_classes_permutes_the_result():
+    logits, attention, image = smooth_case(10).tensors()
+    order = torch.tensor([3, 1, 4, 0, 2])
+    plain = Refiner("fusion")(logits, attention, image)
+    permuted = Refiner("fusion")(logits[order], attention, image)
+    assert_same_map(permuted.discrepancy, plain.discrepancy[order], 1e-5)
+    assert_close(order[permuted.labels], plain.labels)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(MODES))
+def test_permuting_patches_permutes_the_discrepancy(seed, mode):
+    case = smooth_case(seed)
+    logits, attention, image = case.tensors()
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(case.N))
+    moved = Attention(attention.weights[order][:, order], attention.grid)
+    moved_logits = logits.flatten(1)[:, order].view_as(logits)
+    plain = Refiner(**mode)(logits, attention, image).discrepancy.flatten(1)
+    permuted = Refiner(**mode)(moved_logits, moved, image).discrepancy.flatten(1)
+    if mode.get("criterion") == "increment":
+        assert ((permuted - plain[:, order]).nan_to_num() != 0).float().mean() < 0.05
+    else:
+        assert_same_map(permuted, plain[:, order], RANGE_TOLERANCE)
+
+
+def test_background_class_without_a_prompt():
+    logits, attention, image = smooth_case(11, K=2).tensors()
+    result = Refiner(background=(0, 0.9))(logits, attention, image, prompt_index=[1, 2])
+    assert result.kept.shape == (3,)
+    unsure = logits.softmax(0).amax(0) < 0.9
+    assert_close(result.seeds[0], unsure)
+
+
+def test_background_patches_do_not_raise_the_relative_bar():
+    """A patch set to the background by rule has confidence 1, but nobody measured it."""
+    logits = torch.zeros(5, 1, 4)
+    logits[1, 0, 1:] = torch.tensor([0.9, 1.0, 1.1])  # confidences 0.38 to 0.43
+    attn = torch.full((4, 4), 0.25)
+    result = Refiner(background=(0, 0.3))(logits, attn, torch.rand(3, 4, 8), prompt_index=range(5))
+    assert result.seeds[0].flatten().tolist() == [True, False, False, False]
+    assert result.seeds[1].flatten().tolist() == [False, True, True, True]
+
+
+def test_inputs_are_not_changed_and_need_no_gradient():
+    logits, attention, image = smooth_case(12).tensors()
+    logits.requires_grad_()
+    before = [x.detach().clone() for x in (logits, attention.weights, image)]
+    for mode in MODES:
+        result = Refiner(**mode, keep_scores=True)(logits, attention, image)
+        assert not result.discrepancy.requires_grad
+        assert not result.scores.requires_grad
+    for x, old in zip((logits, attention.weights, image), before, strict=True):
+        assert_close(x.detach(), old, rtol=0, atol=0)
+
+
+def test_autocast_changes_nothing():
+    inputs = smooth_case(13).tensors()
+    expected = Refiner("fusion", keep_scores=True)(*inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = Refiner("fusion", keep_scores=True)(*inputs)
+    assert_same_result(result, expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@each_mode
+def test_cuda_equals_cpu(mode):
+    logits, attention, image = smooth_case(14).tensors()
+    refiner = Refiner(**mode, keep_scores=True)
+    on_gpu = refiner(
+        logits.cuda(), Attention(attention.weights.cuda(), attention.grid), image.cuda()
+    )
+    assert on_gpu.labels.device.type == "cuda"
+    assert_same_map(on_gpu.scores.cpu(), refiner(logits, attention, image).scores, RANGE_TOLERANCE)
+
+
+def test_repr_shows_the_options():
+    assert repr(Refiner("kl", tau=0.5)).startswith("Refiner(mode='kl', logit_scale=1.0")
+
+
+class TestBadInput:
+    """Every mistake gets a sentence that names the argument and shows what came."""
+
+    def refuse(self, match, *, error=ValueError, prompt_index=None, config=None, **changed):
+        logits, attention, image = smooth_case(15).tensors()
+        inputs = {"logits": logits, "attn": attention.weights, "image": image} | changed
+        with pytest.raises(error, match=match):
+            refine(**inputs, config=config or RefineConfig(), prompt_index=prompt_index)
+
+    def test_ranks_and_batches(self):
+        logits, attention, image = smooth_case(15).tensors()
+        attn = attention.weights
+        self.refuse(r"`logits` must have shape \[B, K, h, w\]; got \[6, 7\]", logits=logits[0])
+        self.refuse(r"`attn` must have shape \[N, N\]; got \[1, 42, 42\]", attn=attn[None])
+        self.refuse(r"`attn` must have shape \[B, N, N\]; got \[42\]", attn=attn[0])
+        self.refuse(
+            r"`attn` must have shape \[B, N, N\]; got \[1, 42, 41\]", attn=attn[None, :, 1:]
+        )
+        self.refuse(
+            r"`image` must have shape \[C=3, H, W\]; got \[40, 33, 3\]",
+            image=image.permute(1, 2, 0),
+        )
+        self.refuse(r"`image` must have shape \[C=3, H, W\]; got \[1, 3, 40", image=image[None])
+        two = {"logits": torch.stack([logits] * 2), "image": torch.stack([image] * 2)}
+        self.refuse(
+            r"`attn` must have shape \[B=2, N, N\]; got \[3, 42, 42\]",
+            **two,
+            attn=attn.expand(3, -1, -1),
+        )
+        self.refuse(
+            r"`image` must have shape \[B=2, C=3, H, W\]; got \[1, 3",
+            logits=two["logits"],
+            attn=attn.expand(2, -1, -1),
+            image=image[None],
+        )
+
+    def test_zero_sized(self):
+        self.refuse(r"none of them 0; got \[0, 6, 7\]", logits=torch.zeros(0, 6, 7))
+        self.refuse(r"none of them 0; got \[3, 0, 5\]", image=torch.zeros(3, 0, 5))
+        self.refuse(r"none of them 0; got \[0, 0\]", attn=torch.zeros(0, 0))
+
+    def test_kinds(self):
+        self.refuse("`logits` must be a torch.Tensor; got list", error=TypeError, logits=[1.0])
+        self.refuse("`attn` must be a torch.Tensor; got ndarray", error=TypeError, attn=np.eye(42))
+        self.refuse("`image` must be a torch.Tensor; got NoneType", error=TypeError, image=None)
+        self.refuse(
+            "`logits` must be a floating-point tensor; got torch.int64",
+            error=TypeError,
+            logits=torch.zeros(5, 6, 7, dtype=torch.int64),
+        )
+        self.refuse(
+            "`attn` must be a floating-point tensor; got torch.int64",
+            error=TypeError,
+            attn=torch.eye(42, dtype=torch.int64),
+        )
+        self.refuse(
+            "`image` must be uint8 or floating-point; got torch.int32",
+            error=TypeError,
+            image=torch.zeros(3, 40, 33, dtype=torch.int32),
+        )
+
+    def test_attention_values(self):
+        attn = smooth_case(15).tensors()[1].weights
+        self.refuse(r"sum to one within 0.01; got sums from 2 to 2. Take a softmax", attn=attn * 2)
+        self.refuse(r"sum to one within 0.01; got sums from 0.98", attn=attn * 0.98)
+        negative = attn.clone()
+        negative[0, 0] -= 1
+        negative[0, 1] += 1
+        self.refuse(r"`weights` must be >= 0; got -", attn=negative)
+        for bad in (torch.nan, torch.inf, -torch.inf):
+            broken = attn.clone()
+            broken[3, 4] = bad
+            self.refuse("`weights` must be finite; got NaN or infinite", attn=broken)
+
+    def test_rows_may_be_off_by_rounding(self):
+        logits, attention, image = smooth_case(15).tensors()
+        Refiner()(logits, attention.weights * 1.009, image)
+
+    def test_logits_values(self):
+        logits = smooth_case(15).tensors()[0]
+        for bad in (torch.nan, torch.inf):
+            broken = logits.clone()
+            broken[0, 0, 0] = bad
+            self.refuse("`logits` must be finite; got 1 NaN or infinite of 210", logits=broken)
+
+    def test_image_values(self):
+        image = smooth_case(15).tensors()[2]
+        self.refuse(r"in \[0, 1\] .* to 255. .* divide by 255 first", image=(image * 255).round())
+        self.refuse("undo the model's normalisation first", image=image - 0.5)
+        self.refuse("`image` must be finite", image=image / 0)
+        self.refuse("like a float image cast to uint8", image=image.round().to(torch.uint8))
+
+    def test_black_uint8_image_is_fine(self):
+        logits, attention, _ = smooth_case(15).tensors()
+        Refiner()(logits, attention, torch.zeros(3, 8, 8, dtype=torch.uint8))
+
+    def test_prompt_index(self):
+        self.refuse(r"`prompt_index` must have shape \[K=5\]; got \[2\]", prompt_index=[0, 1])
+        self.refuse("`prompt_index` must be >= 0; got -1", prompt_index=[0, 1, 2, 3, -1])
+        self.refuse(
+            "`prompt_index` must hold whole numbers; got torch.float32",
+            error=TypeError,
+            prompt_index=torch.zeros(5),
+        )
+
+    def test_background_class_must_exist(self):
+        match = "`background` must name one of the M=5 classes; got 5"
+        self.refuse(match, config=RefineConfig(background=(5, 0.5)))
+        match = "`background` must name one of the M=2 classes; got 2"
+        config = RefineConfig(background=(2, 0.5))
+        self.refuse(match, config=config, prompt_index=[0, 0, 0, 1, 1])
+
+    def test_unknown_option(self):
+        with pytest.raises(TypeError, match="taus"):
+            Refiner(taus=0.3)
+
+
+class TestCosineWarning:
+    """Cosines that nobody scaled make every class equally probable."""
+
+    cosines = torch.rand(6, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.3
+    attn = torch.full((16, 16), 1 / 16)
+    image = torch.rand(3, 8, 8)
+
+    def test_it_warns_at_the_callers_line(self):
+        for call in (
+            lambda: Refiner()(self.cosines, self.attn, self.image),
+            lambda: refine(self.cosines, self.attn, self.image, RefineConfig()),
+        ):
+            with pytest.warns(UserWarning, match="set `logit_scale`, for CLIP to") as caught:
+                call()
+            assert caught[0].filename == __file__
+
+    def test_scaled_or_confident_logits_do_not_warn(self):
+        Refiner(logit_scale=50.0)(self.cosines, self.attn, self.image)
+        Refiner()(self.cosines * 40, self.attn, self.image)
