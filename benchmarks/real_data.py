@@ -13,8 +13,6 @@ hold class indices, 255 = not labelled. Prints Markdown tables; `--json` keeps t
 
 import argparse
 import json
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from machine import machine
 from ovss_refine import Attention, Refiner, joint_bilateral_upsample
 from ovss_refine.attention import affinity
 from ovss_refine.files import read_arrays, read_image
@@ -185,24 +184,6 @@ def markdown(folder: Folder, results: dict[str, dict[str, dict[str, float]]]) ->
     for name in results["strong"]:
         cells.append([name, *(form.format(results[s][name][key]) for _, s, key, form in columns)])
     return "\n".join("| " + " | ".join(row) + " |" for row in cells)
-
-
-def machine() -> dict[str, object]:
-    """What the numbers were measured on, and with what."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip(),
-    }
 
 
 def main() -> None:

@@ -11,10 +11,8 @@ finite where kept, and no other class scores higher than the label.
 
 import argparse
 import json
-import platform
 import resource
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +20,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from machine import machine
 from ovss_refine import Attention, RefineConfig, Refiner, refine
 from ovss_refine.attention import affinity
 
@@ -80,25 +79,6 @@ def seconds(run: Callable[[], object], device: str, repeats: int) -> list[float]
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return sorted(times[1:])
-
-
-def machine(device: str) -> dict[str, object]:
-    """What the numbers were measured on, and with what."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
-    cpu = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else cpu[0].split(": ")[1],
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip(),
-    }
 
 
 def main() -> None:

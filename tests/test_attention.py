@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from strategies import random_attention
 from torch.testing import assert_close
 
 from ovss_refine import Attention
 from ovss_refine import attention as module
 from ovss_refine.attention import affinity
+from strategies import random_attention
 
 
 @pytest.fixture

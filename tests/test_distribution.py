@@ -33,6 +33,12 @@ def test_background_takes_the_unsure_patches():
     assert P[0, 0, 0] > 0.9
 
 
+def test_a_patch_at_the_threshold_is_sure_enough():
+    P, assigned = confidence(torch.zeros(1, 2, 1), None, 1.0, (1, 0.5))
+    assert not assigned.any()
+    assert P.flatten().tolist() == [0.5, 0.5]
+
+
 def test_classes_that_win_nowhere_are_rejected():
     seeds = seeds_of([[0.6, 0.7, 0.5], [0.2, 0.2, 0.1], [0.2, 0.1, 0.4]])
     assert seeds.kept.tolist() == [[True, False, False]]

@@ -1,10 +1,10 @@
 """The Kullback-Leibler discrepancy."""
 
 import torch
-from strategies import random_sources
 from torch.testing import assert_close
 
 from ovss_refine.divergence import kl
+from strategies import random_sources
 
 
 def test_sums_to_the_divergence(rng):

@@ -2,16 +2,16 @@
 
 import numpy as np
 import pytest
-import reference
 import torch
-from conftest import RANGE_TOLERANCE, SUM_TOLERANCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import block_attention, random_attention, random_sources
 from torch.testing import assert_close
 
+import reference
+from conftest import RANGE_TOLERANCE, SUM_TOLERANCE
 from ovss_refine import Attention
 from ovss_refine.markov import anchored, doubly_stochastic, first_passage, increment, propagate
+from strategies import block_attention, random_attention, random_sources
 
 
 def chain_of(weights, rounds=15):

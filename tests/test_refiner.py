@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-import reference
 import torch
-from conftest import HALF_TOLERANCE, RANGE_TOLERANCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import Case, cases, random_attention
 from torch.testing import assert_close
 
+import reference
+from conftest import HALF_TOLERANCE, RANGE_TOLERANCE
 from ovss_refine import Attention, RefineConfig, Refiner, RefineResult, refine
+from strategies import Case, cases, random_attention
 
 MODES = [
     {"mode": "kl"},

@@ -1,16 +1,16 @@
 """Optimal path: marginals, laws, closed forms."""
 
 import numpy as np
-import reference
 import torch
-from conftest import RANGE_TOLERANCE, SUM_TOLERANCE
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import block_attention, random_attention, random_sources
 from torch.testing import assert_close
 
+import reference
+from conftest import RANGE_TOLERANCE, SUM_TOLERANCE
 from ovss_refine import Attention
 from ovss_refine.transport import optimal_path
+from strategies import block_attention, random_attention, random_sources
 
 
 def solve(weights, q, epsilon=0.1, iterations=50):

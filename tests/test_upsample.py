@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-import reference
 import torch
-from conftest import RANGE_TOLERANCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+import reference
+from conftest import RANGE_TOLERANCE
 from ovss_refine import joint_bilateral_upsample
 from ovss_refine import upsample as module
 
