@@ -133,9 +133,14 @@ def test_anchored_equals_the_reference(problem):
         np.testing.assert_allclose(result[b].numpy(), expected, atol=RANGE_TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("walk", [first_passage, increment])
-def test_a_patch_that_nobody_attends_to(walk):
+@pytest.mark.parametrize(
+    ("walk", "criterion"), [(first_passage, "first_passage"), (increment, "increment")]
+)
+def test_a_patch_that_nobody_attends_to(walk, criterion):
     """Its column is all zeros and cannot be scaled; the others must not turn into NaN."""
-    weights = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.2, 0.8, 0.0]])
-    D = walk(torch.tensor([[[1.0, 0, 0]]]), chain_of(weights), 0.3, 10)
-    assert D.isfinite().all()
+    weights = torch.tensor([[0.5, 0.5, 0.0], [0.4, 0.6, 0.0], [0.2, 0.8, 0.0]])
+    q = torch.tensor([[[1.0, 0, 0]]])
+    D = walk(q, chain_of(weights), 0.3, 10)
+    T = reference.doubly_stochastic(weights.double().numpy(), 15)
+    expected = reference.maximum_velocity(q[0].double().numpy(), T, 0.3, criterion, 10)
+    np.testing.assert_allclose(D[0].numpy(), expected, atol=RANGE_TOLERANCE)
