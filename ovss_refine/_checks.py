@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def check_shape(name: str, tensor: Tensor, spec: str, **known: int) -> dict[str, int]:
+def check_shape(name: str, tensor: Tensor | None, spec: str, **known: int) -> dict[str, int]:
     """Match `tensor` against axis names such as "B K h w" and return their sizes.
 
     Raises:
@@ -25,19 +25,27 @@ def check_shape(name: str, tensor: Tensor, spec: str, **known: int) -> dict[str,
 
     if not isinstance(tensor, Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor; got {type(tensor).__name__}.")
+    return check_sizes(name, tensor.shape, spec, **known)
+
+
+def check_sizes(name: str, shape: Sequence[int], spec: str, **known: int) -> dict[str, int]:
+    """Do the work of `check_shape` for a `shape` alone.
+
+    Raises:
+        ValueError: as `check_shape` does.
+    """
     axes, sizes = spec.split(), dict(known)
     if (
-        tensor.ndim == len(axes)
-        and 0 not in tensor.shape
+        len(shape) == len(axes)
+        and 0 not in shape
         and all(
-            sizes.setdefault(axis, size) == size
-            for axis, size in zip(axes, tensor.shape, strict=True)
+            sizes.setdefault(axis, size) == size for axis, size in zip(axes, shape, strict=True)
         )
     ):
         return sizes
     wanted = ", ".join(f"{a}={known[a]}" if a in known else a for a in axes)
-    empty = ", none of them 0" if 0 in tensor.shape else ""
-    raise ValueError(f"`{name}` must have shape [{wanted}]{empty}; got {list(tensor.shape)}.")
+    empty = ", none of them 0" if 0 in shape else ""
+    raise ValueError(f"`{name}` must have shape [{wanted}]{empty}; got {list(shape)}.")
 
 
 def check_float(name: str, tensor: Tensor) -> None:

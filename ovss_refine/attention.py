@@ -4,7 +4,7 @@ Axes: B images, A heads, N tokens of the grid (gh, gw), row-major, N = gh * gw; 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,17 +15,19 @@ from ovss_refine._checks import check_finite, check_float, check_number, check_s
 
 ROW_SUM_TOLERANCE = 1e-2
 BLOCK_ELEMENTS = 1 << 24
+FACTOR_BLOCK_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attention:
-    """A self-attention map over a grid of patches.
+    """A self-attention map over a grid of patches, held as a matrix or as its factors.
 
     Attributes:
         weights: [N, N], [B, N, N] or [B, A, N, N]; row = query; entries >= 0; every row sums
             to one within 1e-2. Heads are averaged on construction, so the attribute has no
-            head axis afterwards.
+            head axis afterwards. None where the map is held as factors.
         grid: (gh, gw) with gh * gw = N; token n is the patch in row n // gw, column n % gw.
+        factors: None, or what `from_factors` made of its queries and keys.
 
     Raises:
         TypeError: if `weights` is not a floating-point tensor.
@@ -33,34 +35,81 @@ class Attention:
             negative or not finite, or rows that do not sum to one.
     """
 
-    weights: Tensor
+    weights: Tensor | None
     grid: tuple[int, int]
+    factors: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
         """Check the map and average its heads."""
-        weights = self.weights
-        check_weights_shape("weights", weights)
-        N = weights.shape[-1]
-        grid = tuple(self.grid)
-        if len(grid) != 2 or min(grid) < 1 or math.prod(grid) != N:
-            raise ValueError(
-                f"`grid` must be (gh, gw) with gh * gw = N={N}, the tokens of `weights`; "
-                f"got {grid}."
-            )
+        if self.factors is not None:
+            if self.weights is not None:
+                raise ValueError("`weights` must be None beside `factors`; got both.")
+            object.__setattr__(self, "grid", _checked_grid(self.grid, self.shape[-1]))
+            return
+        weights = check_weights_shape("weights", self.weights)
+        object.__setattr__(self, "grid", _checked_grid(self.grid, weights.shape[-1]))
         # Per head, so that a negative entry of one head cannot hide behind another's.
         lowest = weights.amin()
         if weights.ndim == 4:
             weights = weights.mean(dim=1, dtype=_work_dtype(weights))
         _check_rows(weights, float(lowest))
         object.__setattr__(self, "weights", weights)
-        object.__setattr__(self, "grid", grid)
+
+    @classmethod
+    def from_factors(cls, q: Tensor, k: Tensor, scale: float, grid: tuple[int, int]) -> "Attention":
+        """Hold attention as queries and keys: mean over heads of softmax(scale q k^T).
+
+        The N x N map is never held. Its rows are computed a block at a time, again for every
+        product: beside q and k, 2 * B * A * N * d numbers, a refinement of M classes needs about
+        10 * B * M * N + 4 * 2^22 floats.
+
+        Args:
+            q: [B, A, N, d] or [A, N, d] queries, finite, any float type.
+            k: keys, of the shape, type and device of `q`.
+            scale: factor on the products, > 0; usually d ** -0.5.
+            grid: (gh, gw) with gh * gw = N.
+
+        Raises:
+            TypeError: if `q` or `k` is not a floating-point tensor.
+            ValueError: on shapes that differ, values that are not finite, `scale` <= 0, or a
+                grid that does not have N patches.
+        """
+        axes = "A N d" if getattr(q, "ndim", 4) == 3 else "B A N d"
+        sizes = check_shape("q", q, axes)
+        check_shape("k", k, axes, **sizes)
+        for name, x in (("q", q), ("k", k)):
+            check_float(name, x)
+            check_finite(name, x)
+        check_number("scale", scale, 0, open_ends=True)
+        return cls(None, grid, factors=(q.float() * scale, k.float()))
+
+    @property
+    def shape(self) -> torch.Size:
+        """[N, N] or [B, N, N], held or not."""
+        if self.factors is None:
+            assert self.weights is not None  # noqa: S101 - checked on construction
+            return self.weights.shape
+        *lead, _, N, _ = self.factors[0].shape
+        return torch.Size((*lead, N, N))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the map, or its factors, lie."""
+        held = self.weights if self.factors is None else self.factors[0]
+        assert held is not None  # noqa: S101 - checked on construction
+        return held.device
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Walk over the rows in order: (rows, [B, n, N] float32 weights of those rows).
 
         Float32 weights come as one block and are not copied. Half precision is widened a block
-        at a time, 64 MiB each, so that the full float32 map is never held.
+        at a time, and factors are multiplied out a block at a time, so that the full float32 map
+        is never held.
         """
+        if self.factors is not None:
+            yield from _factor_blocks(*self.factors)
+            return
+        assert self.weights is not None  # noqa: S101 - checked on construction
         weights = self.weights if self.weights.ndim == 3 else self.weights[None]
         B, N, _ = weights.shape
         n = N if weights.dtype == torch.float32 else max(1, BLOCK_ELEMENTS // (B * N))
@@ -74,6 +123,27 @@ class Attention:
         for rows, block in self.blocks():
             out.baddbmm_(x[..., rows], block)
         return out
+
+
+def _factor_blocks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    if q.ndim == 3:
+        q, k = q[None], k[None]
+    B, A, N, _ = q.shape
+    n = max(1, FACTOR_BLOCK_ELEMENTS // (B * N))
+    for start in range(0, N, n):
+        rows = slice(start, min(start + n, N))
+        block = torch.zeros(())
+        for head in range(A):  # one head at a time: the heads' maps are not held side by side
+            block = block + (q[:, head, rows] @ k[:, head].mT).softmax(dim=-1)
+        yield rows, block.div_(A)
+
+
+def _checked_grid(grid: Sequence[int], N: int) -> tuple[int, int]:
+    if len(grid) != 2 or min(grid) < 1 or math.prod(grid) != N:
+        raise ValueError(
+            f"`grid` must be (gh, gw) with gh * gw = N={N}, one patch per token; got {tuple(grid)}."
+        )
+    return grid[0], grid[1]
 
 
 def affinity(features: Tensor, temperature: float) -> Attention:
@@ -123,11 +193,13 @@ def as_attention(attn: Tensor | Attention, logits_size: tuple[int, int]) -> Atte
     )
 
 
-def check_weights_shape(name: str, weights: Tensor) -> None:
-    """Raise unless `weights` is floating-point and [N, N], [B, N, N] or [B, A, N, N]."""
+def check_weights_shape(name: str, weights: Tensor | None) -> Tensor:
+    """Return `weights`, floating-point and [N, N], [B, N, N] or [B, A, N, N], or raise."""
     ndim = getattr(weights, "ndim", 2)
     check_shape(name, weights, {2: "N N", 4: "B A N N"}.get(ndim, "B N N"))
+    assert weights is not None  # noqa: S101 - or it had no shape
     check_float(name, weights)
+    return weights
 
 
 def _work_dtype(tensor: Tensor) -> torch.dtype:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ovss_refine._checks import check_finite, check_float, check_shape
+from ovss_refine._checks import check_finite, check_float, check_shape, check_sizes
 from ovss_refine.attention import Attention, as_attention
 from ovss_refine.config import Mode, RefineConfig
 from ovss_refine.distribution import confidence, find_seeds, kept_index, normalise
@@ -142,14 +142,14 @@ def _run(
     check_float("logits", logits)
     check_finite("logits", logits)
     attention = as_attention(attn, (sizes["h"], sizes["w"]))
-    check_shape("attn", attention.weights, f"{batch}N N", **known)
+    check_sizes("attn", attention.shape, f"{batch}N N", **known)
     check_shape("image", image, f"{batch}C H W", C=3, **known)
     prompts = _check_prompts(prompt_index, sizes["K"], config.background)
     if not batch:
         logits, image = logits[None], image[None]
     guide = as_guide(image)
 
-    device = attention.weights.device
+    device = attention.device
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         scores = logits.to(device, torch.float32)
         guide, prompts = guide.to(device), None if prompts is None else prompts.to(device)

@@ -6,6 +6,8 @@ M. Cuturi, "Sinkhorn Distances", NeurIPS 2013 (the iteration).
 Axes: B images, M classes, N patches.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -30,23 +32,30 @@ def optimal_path(q: Tensor, attention: Attention, epsilon: float, iterations: in
         iterations: upper bound on updates of u, then v.
 
     Returns:
-        [B, M, N] D[c, j] = sum_i plan[i, j] C[i, j]. Memory: B * N * N floats for K.
+        [B, M, N] D[c, j] = sum_i plan[i, j] C[i, j]. Memory: 2 * B * N * N floats, or a block of
+        rows where the attention is held as factors.
     """
     peak = torch.stack([block.amax(dim=(1, 2)) for _, block in attention.blocks()]).amax(dim=0)
     peak = peak[:, None, None]
-    kernel = [(rows, (block / (-epsilon * peak)).exp_()) for rows, block in attention.blocks()]
+    rate = -1 / (epsilon * peak)
+
+    def kernel() -> Iterator[tuple[slice, Tensor]]:
+        return ((rows, (block * rate).exp_()) for rows, block in attention.blocks())
+
+    # Formed once where the attention is held as well, else again for every update.
+    held = list(kernel()) if attention.factors is None else None
     u = torch.zeros_like(q)
     v = torch.ones_like(q)
     for _ in range(iterations):
         previous, u = u, torch.empty_like(q)
         mass = torch.zeros_like(q)  # u K, what reaches each patch before the scaling by v
-        for rows, K in kernel:
+        for rows, K in kernel() if held is None else held:
             u[..., rows] = q[..., rows] / (v @ K.mT)
             mass.baddbmm_(u[..., rows], K)
         v = 1 / (q.shape[-1] * mass)
         if bool(((u - previous).abs() <= TOLERANCE * u).all()):
             break
     D = torch.zeros_like(q)
-    for (rows, K), (_, block) in zip(kernel, attention.blocks(), strict=True):
-        D.baddbmm_(u[..., rows], K.mul_(block))
+    for rows, block in attention.blocks():
+        D.baddbmm_(u[..., rows], (block * rate).exp_().mul_(block))
     return D * v / peak

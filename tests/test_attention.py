@@ -73,3 +73,60 @@ def test_affinity_refuses():
         affinity(torch.rand(4), 0.1)
     with pytest.raises(ValueError, match="`features` must be finite"):
         affinity(torch.full((5, 3, 4), torch.nan), 0.1)
+
+
+class TestFactors:
+    """Attention as queries and keys, multiplied out a block of rows at a time."""
+
+    @pytest.fixture
+    def qk(self, rng):
+        return tuple(torch.from_numpy(rng.normal(size=(2, 3, 12, 5))).float() for _ in range(2))
+
+    def dense(self, q, k):
+        return (0.7 * q @ k.mT).softmax(-1).mean(-3)
+
+    @pytest.mark.parametrize("rows", [1, 5, 12])
+    def test_blocks_are_the_rows_of_the_map(self, qk, rows, monkeypatch):
+        monkeypatch.setattr(module, "FACTOR_BLOCK_ELEMENTS", rows * 2 * 12)
+        attention = Attention.from_factors(*qk, 0.7, (3, 4))
+        blocks = list(attention.blocks())
+        assert len(blocks) == -(-12 // rows)
+        assert_close(torch.cat([block for _, block in blocks], dim=1), self.dense(*qk))
+        x = torch.rand(2, 4, 12)
+        assert_close(attention.left(x), x @ self.dense(*qk))
+
+    def test_shape_and_grid(self, qk):
+        q, k = qk
+        assert Attention.from_factors(q, k, 0.7, (3, 4)).shape == (2, 12, 12)
+        single = Attention.from_factors(q[0], k[0], 0.7, [4, 3])
+        assert single.shape == (12, 12)
+        assert single.grid == (4, 3)
+        assert_close(next(single.blocks())[1], self.dense(q[:1], k[:1]))
+
+    def test_half_precision_factors_are_widened(self, qk):
+        q, k = (x.half() for x in qk)
+        block = next(Attention.from_factors(q, k, 0.7, (3, 4)).blocks())[1]
+        assert_close(block, self.dense(q.float(), k.float()))
+
+    @pytest.mark.parametrize(
+        ("changed", "match"),
+        [
+            ({"k": torch.zeros(2, 3, 11, 5)}, r"`k` must have shape \[B=2, A=3, N=12, d=5\]"),
+            ({"q": torch.zeros(12, 5)}, r"`q` must have shape \[B, A, N, d\]; got \[12, 5\]"),
+            ({"q": torch.full((2, 3, 12, 5), torch.nan)}, "`q` must be finite"),
+            ({"scale": 0.0}, "`scale` must be a finite number > 0; got 0.0"),
+            ({"grid": (3, 5)}, r"`grid` must be \(gh, gw\) with gh \* gw = N=12"),
+        ],
+    )
+    def test_bad_factors(self, qk, changed, match):
+        given = {"q": qk[0], "k": qk[1], "scale": 0.7, "grid": (3, 4)} | changed
+        with pytest.raises(ValueError, match=match):
+            Attention.from_factors(**given)
+
+    def test_both_forms_at_once(self, qk):
+        with pytest.raises(ValueError, match="`weights` must be None beside `factors`"):
+            Attention(self.dense(*qk), (3, 4), factors=qk)
+
+    def test_neither_form(self):
+        with pytest.raises(TypeError, match=r"`weights` must be a torch.Tensor; got NoneType"):
+            Attention(None, (3, 4))

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 import reference
 from conftest import HALF_TOLERANCE, RANGE_TOLERANCE
 from ovss_refine import Attention, RefineConfig, Refiner, RefineResult, refine
+from ovss_refine import attention as attention_module
 from strategies import Case, cases, random_attention
 
 MODES = [
@@ -228,6 +229,26 @@ def test_heads_are_averaged():
     by_heads = Refiner()(grid_logits, heads[None], image[None])
     by_mean = Refiner()(grid_logits, heads.mean(0)[None], image[None])
     assert_close(by_heads.discrepancy, by_mean.discrepancy)
+
+
+@each_mode
+def test_factors_equal_the_reference(mode, monkeypatch):
+    """Queries and keys, multiplied out ten rows at a time, against the map written out."""
+    monkeypatch.setattr(attention_module, "FACTOR_BLOCK_ELEMENTS", 10 * 42)
+    rng = np.random.default_rng(16)
+    case = smooth_case(16)
+    q, k = rng.normal(size=(2, 3, 42, 8))
+    scores = np.exp(np.einsum("aid,ajd->aij", q, k) * 0.5)
+    heads = scores / scores.sum(-1, keepdims=True)
+    expected = reference.refine(case.logits, heads, case.image, case.grid, **mode)
+    logits, _, image = case.tensors()
+    factors = [torch.from_numpy(x).float() for x in (q, k)]
+    attention = Attention.from_factors(*factors, 0.5, case.grid)
+    result = Refiner(**mode, keep_scores=True)(logits, attention, image)
+    np.testing.assert_array_equal(result.kept.numpy(), expected["kept"])
+    truth = torch.from_numpy(expected["discrepancy"])
+    assert_same_map(result.discrepancy, truth, RANGE_TOLERANCE)
+    assert_same_labels(result, expected["labels"], expected["scores"])
 
 
 def test_grid_of_a_bare_tensor():
