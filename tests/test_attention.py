@@ -87,7 +87,7 @@ class TestFactors:
 
     @pytest.mark.parametrize("rows", [1, 5, 12])
     def test_blocks_are_the_rows_of_the_map(self, qk, rows, monkeypatch):
-        monkeypatch.setattr(module, "FACTOR_BLOCK_ELEMENTS", rows * 2 * 12)
+        monkeypatch.setattr(module, "CPU_FACTOR_BLOCK", rows * 2 * 12)
         attention = Attention.from_factors(*qk, 0.7, (3, 4))
         blocks = list(attention.blocks())
         assert len(blocks) == -(-12 // rows)

@@ -234,7 +234,7 @@ def test_heads_are_averaged():
 @each_mode
 def test_factors_equal_the_reference(mode, monkeypatch):
     """Queries and keys, multiplied out ten rows at a time, against the map written out."""
-    monkeypatch.setattr(attention_module, "FACTOR_BLOCK_ELEMENTS", 10 * 42)
+    monkeypatch.setattr(attention_module, "CPU_FACTOR_BLOCK", 10 * 42)
     rng = np.random.default_rng(16)
     case = smooth_case(16)
     q, k = rng.normal(size=(2, 3, 42, 8))
