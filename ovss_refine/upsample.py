@@ -123,9 +123,8 @@ class Band:
         sums = self.sums[:, :, :, :-1]  # [B, n, gw, K, P]
         # argmax over any axis but the last is not vectorised on a CPU: these three passes give
         # the same first index of the largest in a quarter of its time.
-        K = sums.shape[3]
-        index = torch.arange(K, device=sums.device, dtype=sums.dtype)[:, None]
-        first = torch.where(sums == sums.amax(dim=3, keepdim=True), index, K)
+        index = torch.arange(sums.shape[3], device=sums.device, dtype=sums.dtype)[:, None]
+        first = torch.where(sums == sums.amax(dim=3, keepdim=True), index, torch.inf)
         return self._to_pixels(first.amin(dim=3, keepdim=True))[:, 0].long()
 
     def means(self) -> Tensor:
