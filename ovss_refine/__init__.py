@@ -11,20 +11,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ovss_refine.attention import Attention as Attention
+    from ovss_refine.attention import AttentionSource as AttentionSource
     from ovss_refine.config import RefineConfig as RefineConfig
+    from ovss_refine.logits import Logits as Logits
+    from ovss_refine.logits import LogitsSource as LogitsSource
     from ovss_refine.refiner import Refiner as Refiner
     from ovss_refine.refiner import RefineResult as RefineResult
     from ovss_refine.refiner import refine as refine
+    from ovss_refine.registry import list_attention as list_attention
+    from ovss_refine.registry import list_logits as list_logits
+    from ovss_refine.registry import load_attention as load_attention
+    from ovss_refine.registry import load_logits as load_logits
     from ovss_refine.upsample import joint_bilateral_upsample as joint_bilateral_upsample
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Attention": "attention",
+    "AttentionSource": "attention",
+    "Logits": "logits",
+    "LogitsSource": "logits",
     "RefineConfig": "config",
     "RefineResult": "refiner",
     "Refiner": "refiner",
     "joint_bilateral_upsample": "upsample",
+    "list_attention": "registry",
+    "list_logits": "registry",
+    "load_attention": "registry",
+    "load_logits": "registry",
     "refine": "refiner",
 }
 __all__ = sorted(_HOME)

@@ -6,6 +6,7 @@ Axes: B images, A heads, N tokens of the grid (gh, gw), row-major, N = gh * gw; 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -127,6 +128,23 @@ class Attention:
         for rows, block in self.blocks():
             out.baddbmm_(x[..., rows], block)
         return out
+
+
+@runtime_checkable
+class AttentionSource(Protocol):
+    """Anything that gives the self-attention of images, row = query."""
+
+    def attention(self, images: Tensor) -> Attention:
+        """Attend over `images`.
+
+        Args:
+            images: [B, 3, H, W] RGB in [0, 1]. Resizing, normalising and dropping tokens that are
+                no patches is the source's business.
+
+        Returns:
+            B maps over the grid of patches, which is the source's own.
+        """
+        ...
 
 
 def _factor_blocks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, Tensor]]:

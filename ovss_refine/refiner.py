@@ -9,7 +9,7 @@ N = gh * gw patches, (H, W) pixels, m classes that are kept.
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovss_refine._checks import check_finite, check_float, check_shape, check_sizes
-from ovss_refine.attention import Attention, as_attention
+from ovss_refine.attention import Attention, AttentionSource, as_attention
 from ovss_refine.config import Mode, RefineConfig
 from ovss_refine.distribution import confidence, find_seeds, kept_index, normalise
 from ovss_refine.divergence import kl
+from ovss_refine.logits import Logits, check_prompt_index
 from ovss_refine.markov import (
     Chain,
     anchored,
@@ -82,8 +83,8 @@ class Refiner:
 
     def __call__(
         self,
-        logits: Tensor,
-        attn: Tensor | Attention,
+        logits: Tensor | Logits,
+        attn: Tensor | Attention | AttentionSource,
         image: Tensor,
         *,
         prompt_index: Tensor | Sequence[int] | None = None,
@@ -97,8 +98,8 @@ class Refiner:
 
 
 def refine(
-    logits: Tensor,
-    attn: Tensor | Attention,
+    logits: Tensor | Logits,
+    attn: Tensor | Attention | AttentionSource,
     image: Tensor,
     config: RefineConfig,
     *,
@@ -111,10 +112,12 @@ def refine(
     attention: B * N * N floats, twice that in modes "optimal_path" and "fusion".
 
     Args:
-        logits: [B, K, h, w] or [K, h, w] scores of any segmenter, any float type.
+        logits: [B, K, h, w] or [K, h, w] scores of any segmenter, any float type; or `Logits`,
+            whose scale multiplies `config.logit_scale`.
         attn: an `Attention`, or [B, N, N], [B, A, N, N] (heads, averaged) or [N, N]
             self-attention; row = query, entries >= 0, rows sum to one within 1e-2. The grid
-            of a bare tensor is the logits' where it has N patches, else square.
+            of a bare tensor is the logits' where it has N patches, else square. Or an
+            `AttentionSource`, which is given the image.
         image: [B, 3, H, W] or [3, H, W], float in [0, 1] or uint8. H, W are the output's.
         config: the options.
         prompt_index: [K] class of each prompt (synonyms share one), in [0, M); default: every
@@ -128,42 +131,86 @@ def refine(
     return _run(logits, attn, image, config, prompt_index)
 
 
-def _run(
-    logits: Tensor,
-    attn: Tensor | Attention,
+@dataclass(frozen=True, slots=True, eq=False)
+class _Checked:
+    """The input of one refinement, checked and with a batch axis.
+
+    Attributes:
+        logits: [B, K, h, w] scores.
+        attention: B maps.
+        guide: [B, 3, H, W] float32 image in [0, 1].
+        prompts: [K] class of each prompt, or None.
+        config: the options, its logit scale the whole one.
+        batched: whether the user's input had the batch axis.
+    """
+
+    logits: Tensor
+    attention: Attention
+    guide: Tensor
+    prompts: Tensor | None
+    config: RefineConfig
+    batched: bool
+
+
+def _check(
+    logits: Tensor | Logits,
+    attn: Tensor | Attention | AttentionSource,
     image: Tensor,
     config: RefineConfig,
     prompt_index: Tensor | Sequence[int] | None,
-) -> RefineResult:
-    """Check the input, then refine it on the attention's device. Called by the user's callee."""
+) -> _Checked:
+    """Check the input, and make attention of whatever stands for it."""
+    if isinstance(logits, Logits):
+        if prompt_index is not None:
+            raise ValueError("`prompt_index` must be None beside `Logits`, which hold their own.")
+        prompt_index = logits.prompt_index
+        config = replace(config, logit_scale=config.logit_scale * logits.scale)
+        logits = logits.values
     batch = "" if getattr(logits, "ndim", 4) == 3 else "B "
     sizes = check_shape("logits", logits, f"{batch}K h w")
     known = {axis: sizes[axis] for axis in batch.split()}
     check_float("logits", logits)
     check_finite("logits", logits)
-    attention = as_attention(attn, (sizes["h"], sizes["w"]))
-    check_sizes("attn", attention.shape, f"{batch}N N", **known)
     check_shape("image", image, f"{batch}C H W", C=3, **known)
     prompts = _check_prompts(prompt_index, sizes["K"], config.background)
-    if not batch:
-        logits, image = logits[None], image[None]
-    guide = as_guide(image)
+    guide = as_guide(image if batch else image[None])
+    if isinstance(attn, AttentionSource):
+        attention = attn.attention(guide)
+        check_sizes("attn.attention(image)", attention.shape, "B N N", B=len(guide))
+    else:
+        attention = as_attention(attn, (sizes["h"], sizes["w"]))
+        check_sizes("attn", attention.shape, f"{batch}N N", **known)
+    return _Checked(
+        logits if batch else logits[None], attention, guide, prompts, config, bool(batch)
+    )
 
-    device = attention.device
+
+def _run(
+    logits: Tensor | Logits,
+    attn: Tensor | Attention | AttentionSource,
+    image: Tensor,
+    config: RefineConfig,
+    prompt_index: Tensor | Sequence[int] | None,
+) -> RefineResult:
+    """Check the input, then refine it on the attention's device. Called by the user's callee."""
+    given = _check(logits, attn, image, config, prompt_index)
+    config, device = given.config, given.attention.device
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        scores = logits.to(device, torch.float32)
-        guide, prompts = guide.to(device), None if prompts is None else prompts.to(device)
-        scores = F.interpolate(scores, attention.grid, mode="bilinear", align_corners=False)
-        P, assigned = confidence(scores.flatten(2), prompts, config.logit_scale, config.background)
-        if _looks_unscaled(logits, P, config):
+        scores = given.logits.to(device, torch.float32)
+        prompts = None if given.prompts is None else given.prompts.to(device)
+        scores = F.interpolate(
+            scores, given.attention.grid, mode="bilinear", align_corners=False
+        ).flatten(2)
+        P, assigned = confidence(scores, prompts, config.logit_scale, config.background)
+        if _looks_unscaled(given.logits, P, config):
             warnings.warn(
                 "`logits` are all in [-1, 1] like cosine similarities and no patch is confident "
                 f"of its class (at most {float(P.max()):.2f}); set `logit_scale`, for CLIP to "
                 "40 ... 100.",
                 stacklevel=3,
             )
-        result = _refine(P, assigned, attention, guide, config)
-    return _deliver(result, logits.device, batched=bool(batch))
+        result = _refine(P, assigned, given.attention, given.guide.to(device), config)
+    return _deliver(result, given.logits.device, batched=given.batched)
 
 
 def _check_prompts(
@@ -172,13 +219,7 @@ def _check_prompts(
     """Check the class of each prompt and that the background is one of the classes."""
     index = None
     if prompt_index is not None:
-        index = torch.as_tensor(prompt_index)
-        check_shape("prompt_index", index, "K", K=K)
-        if index.is_floating_point() or index.dtype == torch.bool:
-            raise TypeError(f"`prompt_index` must hold whole numbers; got {index.dtype}.")
-        index = index.long()
-        if int(index.min()) < 0:
-            raise ValueError(f"`prompt_index` must be >= 0; got {int(index.min())}.")
+        index = check_prompt_index(prompt_index, K)
     M = K if index is None else int(index.max()) + 1
     if background is not None and background[0] >= M:
         raise ValueError(f"`background` must name one of the M={M} classes; got {background[0]}.")

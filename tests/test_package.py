@@ -19,6 +19,8 @@ MAY_IMPORT = {
     "files": set(),
     "pictures": set(),
     "attention": {"_checks"},
+    "logits": {"_checks"},
+    "registry": {"attention", "logits"},
     "distribution": set(),
     "divergence": set(),
     "transport": {"attention"},
@@ -30,6 +32,7 @@ MAY_IMPORT = {
         "config",
         "distribution",
         "divergence",
+        "logits",
         "markov",
         "transport",
         "upsample",
@@ -97,10 +100,17 @@ def test_adapters_folder_is_not_a_package():
 def test_public_names():
     public = {
         "Attention",
+        "AttentionSource",
+        "Logits",
+        "LogitsSource",
         "RefineConfig",
         "RefineResult",
         "Refiner",
         "joint_bilateral_upsample",
+        "list_attention",
+        "list_logits",
+        "load_attention",
+        "load_logits",
         "refine",
     }
     assert set(ovss_refine.__all__) == public

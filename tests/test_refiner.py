@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import reference
 from conftest import HALF_TOLERANCE, RANGE_TOLERANCE
-from ovss_refine import Attention, RefineConfig, Refiner, RefineResult, refine
+from ovss_refine import Attention, Logits, RefineConfig, Refiner, RefineResult, refine
 from ovss_refine import attention as attention_module
 from strategies import Case, cases, random_attention
 
@@ -264,6 +264,51 @@ def test_grid_of_a_bare_tensor():
     assert grid_for((3, 5), 16) == (4, 4)  # else square
     with pytest.raises(ValueError, match=r"N = h \* w = 15 tokens .* got N=12. Pass `Attention"):
         grid_for((3, 5), 12)
+
+
+class FixedSource:
+    """An attention source that gives what it was made with and remembers what it was asked."""
+
+    def __init__(self, attention):
+        self.map, self.seen = attention, None
+
+    def attention(self, images):
+        self.seen = images
+        return self.map
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_source_stands_for_its_attention(batched):
+    logits, attn, image = smooth_case().tensors()
+    image = (image * 255).to(torch.uint8)
+    source = FixedSource(Attention(attn.weights[None], attn.grid))
+    expected = Refiner()(logits, attn, image)
+    if batched:
+        result = Refiner()(logits[None], source, image[None])
+    else:
+        result = Refiner()(logits, source, image)
+    assert_close(result.labels, expected.labels[None] if batched else expected.labels)
+    assert_close(result.discrepancy.reshape_as(expected.discrepancy), expected.discrepancy)
+    assert_close(source.seen, image[None].float() / 255)  # always batched, always in [0, 1]
+
+
+def test_a_source_of_another_batch_is_refused():
+    logits, attn, image = smooth_case().tensors()
+    source = FixedSource(Attention(attn.weights[None].repeat(2, 1, 1), attn.grid))
+    message = r"`attn.attention\(image\)` must have shape \[B=1, N, N\]; got \[2, 42, 42\]"
+    with pytest.raises(ValueError, match=message):
+        Refiner()(logits, source, image)
+
+
+def test_logits_bring_their_scale_and_prompts():
+    logits, attn, image = smooth_case().tensors()
+    index = torch.tensor([0, 0, 1, 2, 2])
+    value = Logits(logits, scale=0.5, prompt_index=index, names=("a", "b", "c"))
+    result = Refiner(logit_scale=2.0, mode="kl")(value, attn, image)
+    expected = Refiner(mode="kl")(logits, attn, image, prompt_index=index)
+    assert_close(result.discrepancy, expected.discrepancy, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="`prompt_index` must be None beside `Logits`"):
+        Refiner()(value, attn, image, prompt_index=index)
 
 
 def test_prompts_of_one_class_add_up():

@@ -1,0 +1,93 @@
+"""Logits: a checked value, one map of scores per prompt, and what makes it.
+
+Axes: B images, K prompts, M classes, (h, w) grid.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ovss_refine._checks import check_finite, check_float, check_number, check_shape
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Logits:
+    """Scores of every prompt at every patch, and what they mean.
+
+    Attributes:
+        values: [B, K, h, w] or [K, h, w] scores, finite, any float type: cosines or raw logits.
+        scale: factor that turns them into the argument of a softmax over prompts, > 0.
+        prompt_index: [K] int64 class of each prompt, in [0, M); synonyms share one. Given
+            as a tensor or a sequence; None: every prompt is its own class.
+        names: M class names, distinct; empty where nobody named them.
+
+    Raises:
+        TypeError: if `values` is not a floating-point tensor, `prompt_index` does not hold
+            whole numbers, or a name is not a string.
+        ValueError: on a wrong shape, values that are not finite, `scale` <= 0, a negative
+            class, or names that are not one for each class.
+    """
+
+    values: Tensor
+    scale: float = 1.0
+    prompt_index: Tensor | Sequence[int] | None = None
+    names: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        """Check everything, and make `prompt_index` a tensor and `names` a tuple."""
+        batch = "" if getattr(self.values, "ndim", 4) == 3 else "B "
+        sizes = check_shape("values", self.values, f"{batch}K h w")
+        check_float("values", self.values)
+        check_finite("values", self.values)
+        check_number("scale", self.scale, 0, open_ends=True)
+        index = None
+        if self.prompt_index is not None:
+            index = check_prompt_index(self.prompt_index, sizes["K"])
+        object.__setattr__(self, "prompt_index", index)
+        names = tuple(self.names)
+        object.__setattr__(self, "names", names)
+        if wrong := [name for name in names if not isinstance(name, str)]:
+            raise TypeError(f"`names` must be strings; got {wrong[0]!r}.")
+        M = sizes["K"] if index is None else int(index.max()) + 1
+        if names and len(names) != M:
+            raise ValueError(f"`names` must name the M={M} classes; got {len(names)} names.")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"`names` must be distinct; got {twice!r} twice.")
+
+
+def check_prompt_index(prompt_index: Tensor | Sequence[int], K: int) -> Tensor:
+    """Return the class of each of `K` prompts as int64, or raise.
+
+    Raises:
+        TypeError: if they are not whole numbers.
+        ValueError: if there are not K of them, or one is negative.
+    """
+    index = torch.as_tensor(prompt_index)
+    check_shape("prompt_index", index, "K", K=K)
+    if index.is_floating_point() or index.dtype == torch.bool:
+        raise TypeError(f"`prompt_index` must hold whole numbers; got {index.dtype}.")
+    index = index.long()
+    if int(index.min()) < 0:
+        raise ValueError(f"`prompt_index` must be >= 0; got {int(index.min())}.")
+    return index
+
+
+@runtime_checkable
+class LogitsSource(Protocol):
+    """Anything that scores prompts at patches; it knows its classes already."""
+
+    def logits(self, images: Tensor) -> Logits:
+        """Score `images`.
+
+        Args:
+            images: [B, 3, H, W] RGB in [0, 1]. Resizing and normalising is the source's
+                business.
+
+        Returns:
+            Values [B, K, h, w] on the grid that the source prefers.
+        """
+        ...
