@@ -12,14 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ovss_refine._blocks import add_left, dense_blocks, factor_blocks, turned
 from ovss_refine._checks import check_finite, check_float, check_number, check_shape
 
 ROW_SUM_TOLERANCE = 1e-2
-BLOCK_ELEMENTS = 1 << 24
-# Rows of a factored map at a time: on a CPU a block stays in the cache between its few passes
-# (twice as fast as eight times the size), a GPU wants few large launches.
-CPU_FACTOR_BLOCK = 1 << 21
-GPU_FACTOR_BLOCK = 1 << 26
+# Steps of a loop between two looks at its stopping test: on a GPU a look waits for all that
+# was launched before it.
+GPU_TEST_EVERY = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,6 +31,8 @@ class Attention:
             head axis afterwards. None where the map is held as factors.
         grid: (gh, gw) with gh * gw = N; token n is the patch in row n // gw, column n % gw.
         factors: None, or what `from_factors` made of its queries and keys.
+        shrink: divides the size of the blocks in which the map is walked over; above 1 nothing
+            of N * N entries is formed beside what is held. Same results, slower, less memory.
 
     Raises:
         TypeError: if `weights` is not a floating-point tensor.
@@ -42,6 +43,7 @@ class Attention:
     weights: Tensor | None
     grid: tuple[int, int]
     factors: tuple[Tensor, Tensor] | None = None
+    shrink: int = 1
 
     def __post_init__(self) -> None:
         """Check the map and average its heads."""
@@ -65,8 +67,8 @@ class Attention:
 
         The N x N map is never held. Its rows are computed a block at a time, again for every
         product: beside q and k, 2 * B * A * N * d floats, a refinement of M classes needs about
-        10 * B * M * N floats, and 4 blocks of 2^21 (CPU) or 2^26 (GPU), or of a row if that
-        is more.
+        10 * B * M * N floats, and 4 blocks of 2^21 (CPU) or 2^26 (GPU) entries, or of a row if
+        that is more.
 
         Args:
             q: [B, A, N, d] or [A, N, d] queries, finite, any float type.
@@ -104,30 +106,41 @@ class Attention:
         assert held is not None  # noqa: S101 - checked on construction
         return held.device
 
+    @property
+    def roomy(self) -> bool:
+        """Whether other N x N maps may be formed beside this one, to save time."""
+        return self.weights is not None and self.weights.dtype == torch.float32 and self.shrink == 1
+
+    @property
+    def test_every(self) -> int:
+        """How many steps a loop over this map takes between two looks at its stopping test."""
+        return 1 if self.device.type == "cpu" else GPU_TEST_EVERY
+
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Walk over the rows in order: (rows, [B, n, N] float32 weights of those rows).
 
-        Float32 weights come as one block and are not copied. Half precision is widened a block
-        at a time, and factors are multiplied out a block at a time, so that the full float32 map
-        is never held.
+        Float32 weights are not copied. Half precision is widened a block at a time, and factors
+        are multiplied out a block at a time, so that the full float32 map is never held.
         """
         if self.factors is not None:
-            yield from _factor_blocks(*self.factors)
-            return
-        assert self.weights is not None  # noqa: S101 - checked on construction
-        weights = self.weights if self.weights.ndim == 3 else self.weights[None]
-        B, N, _ = weights.shape
-        n = N if weights.dtype == torch.float32 else max(1, BLOCK_ELEMENTS // (B * N))
-        for start in range(0, N, n):
-            rows = slice(start, min(start + n, N))
-            yield rows, weights[:, rows].float()
+            q, k = (x if x.ndim == 4 else x[None] for x in self.factors)
+            return factor_blocks(q, k, self.shrink)
+        return dense_blocks(self._batched(), self.shrink)
 
     def left(self, x: Tensor) -> Tensor:
         """Return `x` times the attention, [B, M, N] float32 in and out."""
         out = torch.zeros_like(x)
         for rows, block in self.blocks():
-            out.baddbmm_(x[..., rows], block)
+            add_left(out, x[..., rows], block)
         return out
+
+    def turned(self) -> Tensor | None:
+        """Return the columns as rows, [B, N, N], or None: no room for it, or no use here."""
+        return turned(self._batched()) if self.roomy else None
+
+    def _batched(self) -> Tensor:
+        assert self.weights is not None  # noqa: S101 - the callers have looked
+        return self.weights if self.weights.ndim == 3 else self.weights[None]
 
 
 @runtime_checkable
@@ -145,20 +158,6 @@ class AttentionSource(Protocol):
             B maps over the grid of patches, which is the source's own.
         """
         ...
-
-
-def _factor_blocks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    if q.ndim == 3:
-        q, k = q[None], k[None]
-    B, A, N, _ = q.shape
-    size = CPU_FACTOR_BLOCK if q.device.type == "cpu" else GPU_FACTOR_BLOCK
-    n = max(1, size // (B * N))
-    for start in range(0, N, n):
-        rows = slice(start, min(start + n, N))
-        block = torch.zeros(())
-        for head in range(A):  # one head at a time: the heads' maps are not held side by side
-            block = block + (q[:, head, rows] @ k[:, head].mT).softmax(dim=-1)
-        yield rows, block.div_(A)
 
 
 def _checked_grid(grid: Sequence[int], N: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ovss_refine._blocks import add_left, right
 from ovss_refine.attention import Attention
 
 
@@ -23,32 +24,51 @@ class Chain:
         attention: B maps of N tokens.
         r: [B, 1, N] factor of each row.
         c: [B, 1, N] factor of each column.
+        turned: [B, N, N] the attention's columns as rows, or None.
     """
 
     attention: Attention
     r: Tensor
     c: Tensor
+    turned: Tensor | None = None
 
     def step(self, x: Tensor) -> Tensor:
         """Return x T, [B, M, N] in and out."""
-        return self.attention.left(x * self.r) * self.c
+        x = x * self.r
+        x = self.attention.left(x) if self.turned is None else right(x, self.turned)
+        return x.mul_(self.c)
+
+    def spread(self, f: Tensor) -> Tensor:
+        """Return f T with every class's largest entry scaled to one, [B, M, N] in and out."""
+        f = self.step(f)
+        return f.div_(f.amax(dim=2, keepdim=True))
 
 
-def doubly_stochastic(attention: Attention, rounds: int) -> Chain:
+def doubly_stochastic(attention: Attention, rounds: int, *, many_steps: bool = False) -> Chain:
     """Scale columns, then rows, to sum to one, `rounds` times.
 
     The rows sum to one exactly, the columns as nearly as the rounds allow. One walk over the
     attention does a round's rows together with the next round's columns.
+
+    Args:
+        attention: B maps of N tokens.
+        rounds: how many, >= 1.
+        many_steps: whether so many steps will be taken that a turned copy, B * N * N floats,
+            saves time. It changes results by rounding only.
     """
+    turned = attention.turned() if many_steps else None
     column_sums = _column_sums(attention)
     for _ in range(rounds):
         c = _reciprocal(column_sums)
         r = torch.empty_like(c)
         column_sums = torch.zeros_like(c)
         for rows, block in attention.blocks():
-            r[..., rows] = _reciprocal(c @ block.mT)
-            column_sums.baddbmm_(r[..., rows], block)
-    return Chain(attention, r, c)
+            r[..., rows] = _reciprocal(right(c, block))
+            if turned is None:
+                add_left(column_sums, r[..., rows], block)
+        if turned is not None:
+            column_sums = right(r, turned)
+    return Chain(attention, r, c, turned)
 
 
 def propagate(x: Tensor, chain: Chain, steps: int) -> Tensor:
@@ -92,9 +112,9 @@ def first_passage(q: Tensor, chain: Chain, tau: float, max_steps: int) -> Tensor
     pending = f <= tau
     time = pending * float(max_steps)
     for t in range(1, max_steps + 1):
-        if not bool(pending.any()):
+        if (t - 1) % chain.attention.test_every == 0 and not bool(pending.any()):
             break
-        before, f = f, _spread(f, chain)
+        before, f = f, chain.spread(f)
         crossed = pending & (f > tau)
         time = torch.where(crossed, t - 1 + (tau - before) / (f - before), time)
         pending &= ~crossed
@@ -119,21 +139,16 @@ def increment(q: Tensor, chain: Chain, tau: float, max_steps: int) -> Tensor:
     time = torch.full_like(f, max_steps)
     bar = None
     for t in range(1, max_steps + 1):
-        before, f = f, _spread(f, chain)
+        before, f = f, chain.spread(f)
         change = (f - before).abs()
         if bar is None:
             bar = tau * change.amax(dim=2, keepdim=True)
         rested = pending & (change <= bar)
         time = torch.where(rested, float(t), time)
         pending &= ~rested
-        if not bool(pending.any()):
+        if t % chain.attention.test_every == 0 and not bool(pending.any()):
             break
     return time
-
-
-def _spread(f: Tensor, chain: Chain) -> Tensor:
-    f = chain.step(f)
-    return f / f.amax(dim=2, keepdim=True)
 
 
 def _column_sums(attention: Attention) -> Tensor:

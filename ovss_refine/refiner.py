@@ -33,6 +33,9 @@ from ovss_refine.markov import (
 from ovss_refine.transport import optimal_path
 from ovss_refine.upsample import as_guide, upsample_bands
 
+# What the size of a block is divided by, one try after the other, where memory does not suffice.
+SHRINK = (1, 8, 64)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RefineResult:
@@ -109,7 +112,9 @@ def refine(
 
     Either all inputs have the leading batch axis or none has. The work is done in float32
     on the attention's device; the result is on the logits' device. Memory is dominated by the
-    attention: B * N * N floats, twice that in modes "optimal_path" and "fusion".
+    attention: B * N * N floats, as much again in modes "optimal_path" and (on a CPU)
+    "maximum_velocity", twice as much again in "fusion". Half precision and factors need none of
+    that, and where it does not fit it is done without: the same result, later.
 
     Args:
         logits: [B, K, h, w] or [K, h, w] scores of any segmenter, any float type; or `Logits`,
@@ -127,6 +132,7 @@ def refine(
         TypeError: if an argument is not a tensor of the types above.
         ValueError: on shapes that do not fit together, values that are not finite or out of
             range, or a background class that does not exist.
+        torch.OutOfMemoryError: where small blocks do not fit either; names what would help.
     """
     return _run(logits, attn, image, config, prompt_index)
 
@@ -209,7 +215,7 @@ def _run(
                 "40 ... 100.",
                 stacklevel=3,
             )
-        result = _refine(P, assigned, given.attention, given.guide.to(device), config)
+        result = _refine_in_memory(P, assigned, given.attention, given.guide.to(device), config)
     return _deliver(result, given.logits.device, batched=given.batched)
 
 
@@ -240,6 +246,32 @@ def _looks_unscaled(logits: Tensor, P: Tensor, config: RefineConfig) -> bool:
     )
 
 
+def _refine_in_memory(
+    P: Tensor, assigned: Tensor, attention: Attention, guide: Tensor, config: RefineConfig
+) -> RefineResult:
+    """Do `_refine`, in smaller blocks where memory does not suffice.
+
+    Raises:
+        torch.OutOfMemoryError: where the smallest blocks do not help.
+    """
+    reason = ""
+    for shrink in SHRINK:
+        try:
+            room = attention if shrink == 1 else replace(attention, shrink=shrink)
+            return _refine(P, assigned, room, guide, config)
+        except RuntimeError as error:  # on a CPU it is no more special than that
+            reason = str(error)
+            if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate" in reason):
+                raise
+    B, M, N = P.shape
+    raise torch.OutOfMemoryError(
+        f"out of memory for B={B} images of N={N} patches and M={M} classes, also in blocks "
+        f"{SHRINK[-1]} times smaller than usual; refine fewer images at a time, hold the attention "
+        "in half precision or as `Attention.from_factors(q, k, scale, grid)`, or leave "
+        f"`keep_scores` off. It said: {reason}"
+    )
+
+
 def _refine(
     P: Tensor, assigned: Tensor, attention: Attention, guide: Tensor, config: RefineConfig
 ) -> RefineResult:
@@ -256,7 +288,8 @@ def _refine(
     pre_propagation = 0 if config.mode == "propagation" else config.pre_propagation
     chain = None
     if pre_propagation or config.mode not in ("kl", "optimal_path"):
-        chain = doubly_stochastic(attention, config.ipf_rounds)
+        walks = config.mode in ("maximum_velocity", "fusion")
+        chain = doubly_stochastic(attention, config.ipf_rounds, many_steps=walks)
         P = propagate(P, chain, pre_propagation)
     seeds = find_seeds(
         P,
@@ -272,7 +305,9 @@ def _refine(
     else:
         q = normalise(_take(P, classes), _take(seeds.mask, classes))
         D = _discrepancy(q, attention, chain, config)
-    labels, scores = _upsample(D, classes, P.shape[1], attention.grid, guide, config)
+    labels, scores = _upsample(
+        D, classes, P.shape[1], attention.grid, guide, config, attention.shrink
+    )
     full = torch.full_like(P, -torch.inf).scatter_(1, classes[:, :, None].expand_as(D), D)
     return RefineResult(
         labels=labels,
@@ -332,13 +367,15 @@ def _upsample(
     grid: tuple[int, int],
     guide: Tensor,
     config: RefineConfig,
+    shrink: int,
 ) -> tuple[Tensor, Tensor | None]:
     """Upsample `D` [B, m, N] and label every pixel: [B, H, W], and [B, M, H, W] or None."""
     B, (H, W) = len(D), guide.shape[2:]
     labels = classes.new_empty(B, H, W)
     scores = D.new_full((B, M, H, W), -torch.inf) if config.keep_scores else None
     low = D.reshape(B, -1, *grid)
-    for band in upsample_bands(low, guide, config.sigma_spatial, config.sigma_range, config.radius):
+    spread = (config.sigma_spatial, config.sigma_range, config.radius)
+    for band in upsample_bands(low, guide, *spread, shrink=shrink):
         winner = band.labels()  # [B, rows, W], indices into the kept classes
         labels[:, band.rows] = classes.gather(1, winner.flatten(1)).view_as(winner)
         if scores is not None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ovss_refine._blocks import add_left, right
 from ovss_refine.attention import Attention
 
 # The scaling u is settled to this relative change. On affinities of real features two updates are
@@ -33,7 +34,7 @@ def optimal_path(q: Tensor, attention: Attention, epsilon: float, iterations: in
 
     Returns:
         [B, M, N] D[c, j] = sum_i plan[i, j] C[i, j]. Memory: B * N * N floats for K, or
-        a block of rows where the attention is held as factors.
+        a block of rows where the attention is held as factors or short of room.
     """
     peak = torch.stack([block.amax(dim=(1, 2)) for _, block in attention.blocks()]).amax(dim=0)
     peak = peak[:, None, None]
@@ -42,21 +43,21 @@ def optimal_path(q: Tensor, attention: Attention, epsilon: float, iterations: in
     def kernel() -> Iterator[tuple[slice, Tensor]]:
         return ((rows, (block * rate).exp_()) for rows, block in attention.blocks())
 
-    # Formed once where the attention is held as well, else again for every update.
-    held = list(kernel()) if attention.factors is None else None
+    # Formed once where there is room for it, else again for every update.
+    held = list(kernel()) if attention.roomy else None
     u = torch.zeros_like(q)
-    v = torch.ones_like(q)
-    for _ in range(iterations):
+    v = torch.ones_like(q[:, :1])  # of all classes at first
+    for t in range(1, iterations + 1):
         previous, u = u, torch.empty_like(q)
         mass = torch.zeros_like(q)  # u K, what reaches each patch before the scaling by v
         for rows, K in kernel() if held is None else held:
-            u[..., rows] = q[..., rows] / (v @ K.mT)
-            mass.baddbmm_(u[..., rows], K)
+            u[..., rows] = q[..., rows] / right(v, K)
+            add_left(mass, u[..., rows], K)
         v = 1 / (q.shape[-1] * mass)
-        if bool(((u - previous).abs() <= TOLERANCE * u).all()):
+        if t % attention.test_every == 0 and bool(((u - previous).abs() <= TOLERANCE * u).all()):
             break
-    del held, K  # the last walk makes its own, and two at once would double the memory
     D = torch.zeros_like(q)
-    for rows, block in attention.blocks():
-        D.baddbmm_(u[..., rows], (block * rate).exp_().mul_(block))
+    pairs = zip(kernel() if held is None else held, attention.blocks(), strict=True)
+    for (rows, K), (_, block) in pairs:
+        add_left(D, u[..., rows], K.mul_(block))  # K is not needed any more
     return D * v / peak

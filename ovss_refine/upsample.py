@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ovss_refine._cells import Axis, axis, by_cell, neighbours, spatial_weights
 from ovss_refine._checks import check_count, check_finite, check_float, check_number, check_shape
 
 # Weights held at a time. On a CPU a band has to stay in the cache between the few passes over
@@ -100,48 +101,60 @@ def as_guide(image: Tensor, **known: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Band:
-    """Some rows of cells, upsampled, still ordered by cell.
+    """Some rows of cells, upsampled, still ordered by cell. Valid until the next is drawn.
 
     Attributes:
         rows: the pixel rows [start, stop) that the band covers.
         sums: [B, n, gw, K + 1, P] weighted sums of the K maps, last the sum of the weights, at
             the P places of each cell.
-        place_y: [rows] where each pixel row stands among the n * Py places of the band.
-        place_x: [W] where each pixel column stands among the gw * Px places.
-        places: (Py, Px), P = Py * Px.
+        y: the axis of the rows.
+        x: the axis of the columns.
+        top: first row of cells.
     """
 
     rows: slice
     sums: Tensor
-    place_y: Tensor
-    place_x: Tensor
-    places: tuple[int, int]
+    y: Axis
+    x: Axis
+    top: int
 
     def labels(self) -> Tensor:
         """Return the index of the largest map at every pixel, [B, rows, W] int64."""
         # The sums share a positive divisor at each pixel, which changes no order.
         sums = self.sums[:, :, :, :-1]  # [B, n, gw, K, P]
+        K, P = sums.shape[3:]
         # argmax over any axis but the last is not vectorised on a CPU: these three passes give
-        # the same first index of the largest in a quarter of its time.
-        index = torch.arange(sums.shape[3], device=sums.device, dtype=sums.dtype)[:, None]
-        first = torch.where(sums == sums.amax(dim=3, keepdim=True), index, torch.inf)
-        return self._to_pixels(first.amin(dim=3, keepdim=True))[:, 0].long()
+        # the same first index of the largest in a twentieth of its time.
+        countdown = torch.arange(K, 0, -1, dtype=sums.dtype, device=sums.device)
+        largest = torch.ge(sums, sums.amax(dim=3, keepdim=True), out=torch.empty_like(sums))
+        first = largest.mul_(countdown[:, None].expand(K, P).contiguous()).amax(dim=3, keepdim=True)
+        return K - self._to_pixels(first)[:, 0].long()
 
     def means(self) -> Tensor:
         """Return the upsampled maps, [B, K, rows, W] float32."""
         return self._to_pixels(self.sums[:, :, :, :-1] / self.sums[:, :, :, -1:])
 
-    def _to_pixels(self, x: Tensor) -> Tensor:
-        B, n, gw, K, _ = x.shape
-        x = x.reshape(B, n, gw, K, *self.places).permute(0, 3, 1, 4, 2, 5)  # [B, K, n, Py, gw, Px]
-        x = x.flatten(4).flatten(2, 3)  # [B, K, n * Py, gw * Px]
-        return x[:, :, self.place_y][..., self.place_x]
+    def _to_pixels(self, maps: Tensor) -> Tensor:
+        B, n, gw, K, _ = maps.shape
+        Py, Px = self.y.pixels.shape[1], self.x.pixels.shape[1]
+        maps = maps.reshape(B, n, gw, K, Py, Px).permute(0, 3, 1, 4, 2, 5)
+        maps = maps.reshape(B, K, n * Py, gw * Px)
+        if not self.y.even:
+            maps = maps.index_select(2, self.y.place[self.rows] - self.top * Py)
+        return maps if self.x.even else maps.index_select(3, self.x.place)
 
 
 def upsample_bands(
-    low: Tensor, guide: Tensor, sigma_spatial: float, sigma_range: float, radius: int
+    low: Tensor,
+    guide: Tensor,
+    sigma_spatial: float,
+    sigma_range: float,
+    radius: int,
+    shrink: int = 1,
 ) -> Iterator[Band]:
     """Upsample one band of pixel rows after the other, so that [B, K, H, W] need not be held.
+
+    Needs 3 * B * S bytes-of-a-float for every pixel of a band, and K + 1 floats.
 
     Args:
         low: [B, K, gh, gw] float32.
@@ -149,102 +162,58 @@ def upsample_bands(
         sigma_spatial: spatial spread in cells, > 0.
         sigma_range: colour spread, > 0.
         radius: reach in cells, >= 0.
+        shrink: divides the size of a band.
     """
-    B, _, gh, gw = low.shape
-    y = _axis(guide.shape[2], gh, sigma_spatial, radius, low.device)
-    x = _axis(guide.shape[3], gw, sigma_spatial, radius, low.device)
-    colours = F.adaptive_avg_pool2d(guide, (gh, gw))  # [B, 3, gh, gw]
+    B, K, gh, gw = low.shape
+    y = axis(guide.shape[2], gh, sigma_spatial, radius, low.device)
+    x = axis(guide.shape[3], gw, sigma_spatial, radius, low.device)
+    colours = F.adaptive_avg_pool2d(guide, (gh, gw)).flatten(2).mT.contiguous()  # [B, gh * gw, 3]
     values = torch.cat([low, torch.ones_like(low[:, :1])], dim=1)  # the ones sum the weights
-    columns = guide[..., x.pixels]  # [B, 3, H, gw, Px]
-    places = (y.pixels.shape[1], x.pixels.shape[1])
+    values = values.flatten(2).mT.contiguous()  # [B, gh * gw, K + 1]
+    image = guide if x.even else guide.index_select(3, x.pixels.flatten())  # [B, 3, H, gw * Px]
+    S, P = x.cells.shape[1] ** 2, y.pixels.shape[1] * x.pixels.shape[1]
 
-    per_row = B * gw * x.cells.shape[1] ** 2 * places[0] * places[1]
-    step = max(1, (CPU_BAND if low.device.type == "cpu" else GPU_BAND) // per_row)
+    size = (CPU_BAND if low.device.type == "cpu" else GPU_BAND) // shrink
+    step = min(gh, max(1, size // (B * gw * S * P)))
+    # Made once: on a CPU new memory costs more than what is written to it here.
+    weights, work = low.new_empty(2, step * B * gw * S * P)
+    sums = low.new_empty(step * B * gw * (K + 1) * P)
     for top in range(0, gh, step):
         cells = slice(top, min(top + step, gh))
         rows = slice(y.edges[cells.start], y.edges[cells.stop])
         if rows.start == rows.stop:  # fewer pixels than cells: nobody is nearest to these
             continue
-        pixels = columns[:, :, y.pixels[cells]].transpose(3, 4).flatten(4)  # [B, 3, n, gw, P]
-        weights = _range_weights(pixels, _neighbours(colours, y, x, cells), sigma_range)
-        weights *= _spatial_weights(y, x, cells)
-        sums = _neighbours(values, y, x, cells).movedim(1, 3) @ weights  # [B, n, gw, K + 1, P]
-        yield Band(rows, sums, y.place[rows] - top * places[0], x.place, places)
+        n = cells.stop - top
+        w, s = (
+            t[: B * n * gw * rows_ * P].view(B, n, gw, rows_, P)
+            for t, rows_ in ((weights, S), (sums, K + 1))
+        )
+        pixels = by_cell(image, y, x, cells)  # [B, 3, n, gw, P]
+        _range_weights(
+            pixels, neighbours(colours, y, x, cells), sigma_range, w, work[: w.numel()].view_as(w)
+        )
+        spatial = spatial_weights(y, x, cells)
+        torch.addcmul(SPATIAL_FLOOR * spatial, w, spatial, out=w)
+        torch.matmul(neighbours(values, y, x, cells).mT, w, out=s)
+        yield Band(rows, s, y, x, top)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Axis:
-    """How the pixels of one axis fall into cells, padded to the P pixels of the fullest cell.
-
-    Attributes:
-        pixels: [g, P] pixel at each place; places past a cell's own pixels repeat others.
-        place: [size] where each pixel stands in a flattened [g * P].
-        edges: g + 1 numbers; cell c owns the pixels [edges[c], edges[c + 1]).
-        weights: [g, S1, P] spatial weight of each of the S1 = 2 * radius + 1 neighbours, or
-            [1, S1, P] where they are the same in every cell.
-        cells: [g, S1] neighbour cells, clamped at the border.
-    """
-
-    pixels: Tensor
-    place: Tensor
-    edges: list[int]
-    weights: Tensor
-    cells: Tensor
-
-
-def _axis(size: int, g: int, sigma: float, radius: int, device: torch.device) -> _Axis:
-    pixel = torch.arange(size)
-    # Nearest cell floor((p + 0.5) g / size), in whole numbers so that no rounding moves it.
-    nearest = (2 * pixel + 1) * g // (2 * size)
-    counts = torch.bincount(nearest, minlength=g)
-    edges = F.pad(counts.cumsum(0), (1, 0))  # [g + 1]
-    place_in_cell = torch.arange(int(counts.max()))
-    pixels = (edges[:-1, None] + place_in_cell).clamp_max(size - 1)  # [g, P]
-    cell = torch.arange(g)
-    offset = torch.arange(-radius, radius + 1)
-    position = (pixels.double() + 0.5) * g / size - 0.5 - cell[:, None]  # [g, P], in cells
-    square = (position[:, None, :] - offset[:, None]) ** 2  # [g, S1, P]
-    # A factor per pixel cancels in the mean; this one keeps a small sigma from underflowing.
-    square -= square.amin(dim=1, keepdim=True)
-    if size % g == 0:
-        square = square[:1]
-    return _Axis(
-        pixels=pixels.to(device),
-        place=(nearest * len(place_in_cell) + pixel - edges[nearest]).to(device),
-        edges=edges.tolist(),
-        weights=(square / (-2 * sigma**2)).exp().float().to(device),
-        cells=(cell[:, None] + offset).clamp(0, g - 1).to(device),
-    )
-
-
-def _neighbours(maps: Tensor, y: _Axis, x: _Axis, cells: slice) -> Tensor:
-    """Gather [B, K, gh, gw] `maps` around the band's cells: [B, K, n, gw, S]."""
-    around = maps[:, :, y.cells[cells]][..., x.cells]  # [B, K, n, S1, gw, S1]
-    return around.transpose(3, 4).flatten(4)
-
-
-def _spatial_weights(y: _Axis, x: _Axis, cells: slice) -> Tensor:
-    """Multiply the two axes' weights: [n, gw, S, P], or [1, 1, S, P] where all cells agree."""
-    own = y.weights if len(y.weights) == 1 else y.weights[cells]  # [n, S1, Py]
-    both = own[:, None, :, None, :, None] * x.weights[:, None, :, None, :]
-    return both.flatten(4).flatten(2, 3)
-
-
-def _range_weights(pixels: Tensor, colours: Tensor, sigma: float) -> Tensor:
-    """Weigh neighbours by colour, with the floor.
+def _range_weights(
+    pixels: Tensor, colours: Tensor, sigma: float, out: Tensor, work: Tensor
+) -> None:
+    """Weigh neighbours by colour.
 
     Args:
         pixels: [B, 3, n, gw, P] colours of the pixels of each cell.
-        colours: [B, 3, n, gw, S] colours of the neighbours of each cell.
+        colours: [B, n, gw, S, 3] colours of the neighbours of each cell.
         sigma: colour spread.
-
-    Returns:
-        [B, n, gw, S, P].
+        out: [B, n, gw, S, P], takes the weights.
+        work: as `out`, overwritten.
     """
     scale = (2 * sigma**2) ** -0.5
     pixels, colours = pixels * scale, colours * scale
-    square: Tensor | float = 0.0
+    out.zero_()
     for channel in range(3):
-        step = pixels[:, channel, :, :, None, :] - colours[:, channel, :, :, :, None]
-        square = square + step.square_()
-    return torch.as_tensor(square).neg_().exp_().add_(SPATIAL_FLOOR)
+        torch.sub(pixels[:, channel, :, :, None, :], colours[..., channel, None], out=work)
+        out.addcmul_(work, work, value=-1)
+    out.exp_()

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from ovss_refine import Attention
-from ovss_refine import attention as module
+from ovss_refine import _blocks as blocks_module
 from ovss_refine.attention import affinity
 from strategies import random_attention
 
@@ -46,14 +46,24 @@ def test_bad_grid(weights, grid):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
-def test_left_product_in_blocks(weights, dtype, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK_ELEMENTS", 3 * 12 * 5)  # blocks of five rows
-    attention = Attention(weights.to(dtype), (3, 4))
+@pytest.mark.parametrize("shrink", [1, 5, 100])
+def test_left_product_in_blocks(weights, dtype, shrink, monkeypatch):
+    monkeypatch.setattr(blocks_module, "CPU_BLOCK", 3 * 12 * 5)  # five rows of three images
+    monkeypatch.setattr(blocks_module, "LEAST_ROWS", 1)
+    attention = Attention(weights.to(dtype), (3, 4), shrink=shrink)
     x = torch.rand(3, 2, 12)
     assert_close(attention.left(x), x @ weights.to(dtype).float())
     blocks = list(attention.blocks())
-    assert len(blocks) == (1 if dtype == torch.float32 else 3)
+    assert len(blocks) == (3 if shrink == 1 else 12)
     assert_close(torch.cat([block for _, block in blocks], dim=1), weights.to(dtype).float())
+
+
+def test_only_a_float32_map_with_room_is_copied(weights):
+    assert_close(Attention(weights, (3, 4)).turned(), weights.mT)
+    assert_close(Attention(weights[0], (3, 4)).turned(), weights[:1].mT)
+    assert Attention(weights.half(), (3, 4)).turned() is None
+    assert Attention(weights, (3, 4), shrink=8).turned() is None
+    assert Attention.from_factors(*torch.rand(2, 2, 12, 5), 1.0, (3, 4)).turned() is None
 
 
 def test_affinity_is_the_softmax_of_cosines():
@@ -87,7 +97,7 @@ class TestFactors:
 
     @pytest.mark.parametrize("rows", [1, 5, 12])
     def test_blocks_are_the_rows_of_the_map(self, qk, rows, monkeypatch):
-        monkeypatch.setattr(module, "CPU_FACTOR_BLOCK", rows * 2 * 12)
+        monkeypatch.setattr(blocks_module, "CPU_BLOCK", rows * 2 * 12)
         attention = Attention.from_factors(*qk, 0.7, (3, 4))
         blocks = list(attention.blocks())
         assert len(blocks) == -(-12 // rows)

@@ -1,5 +1,8 @@
 """The whole refinement against the literal reference, and its promises as a function."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +13,8 @@ from torch.testing import assert_close
 import reference
 from conftest import HALF_TOLERANCE, RANGE_TOLERANCE
 from ovss_refine import Attention, Logits, RefineConfig, Refiner, RefineResult, refine
-from ovss_refine import attention as attention_module
+from ovss_refine import _blocks as blocks_module
+from ovss_refine import refiner as refiner_module
 from strategies import Case, cases, random_attention
 
 MODES = [
@@ -234,7 +238,7 @@ def test_heads_are_averaged():
 @each_mode
 def test_factors_equal_the_reference(mode, monkeypatch):
     """Queries and keys, multiplied out ten rows at a time, against the map written out."""
-    monkeypatch.setattr(attention_module, "CPU_FACTOR_BLOCK", 10 * 42)
+    monkeypatch.setattr(blocks_module, "CPU_BLOCK", 10 * 42)
     rng = np.random.default_rng(16)
     case = smooth_case(16)
     q, k = rng.normal(size=(2, 3, 42, 8))
@@ -249,6 +253,101 @@ def test_factors_equal_the_reference(mode, monkeypatch):
     truth = torch.from_numpy(expected["discrepancy"])
     assert_same_map(result.discrepancy, truth, RANGE_TOLERANCE)
     assert_same_labels(result, expected["labels"], expected["scores"])
+
+
+WAYS = ["blocks of ten rows", "without a second map", "without oneDNN", "tested seldom"]
+
+
+@each_mode
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_multiply_equals_the_reference(mode, way, monkeypatch):
+    case = smooth_case(18)
+    logits, attention, image = case.tensors()
+    monkeypatch.setattr(blocks_module, "CPU_BLOCK", 10 * 42)
+    monkeypatch.setattr(blocks_module, "LEAST_ROWS", 1)
+    if way == "without a second map":
+        attention = Attention(attention.weights, case.grid, shrink=5)
+    elif way == "without oneDNN":
+        monkeypatch.setattr(blocks_module, "_has_onednn", lambda device: False)
+    elif way == "tested seldom":
+        monkeypatch.setattr(Attention, "test_every", 7)
+    expected = reference.refine(case.logits, case.attention, case.image, case.grid, **mode)
+    result = Refiner(**mode, keep_scores=True)(logits, attention, image)
+    truth = torch.from_numpy(expected["discrepancy"])
+    assert_same_map(result.discrepancy, truth, RANGE_TOLERANCE)
+    assert_same_labels(result, expected["labels"], expected["scores"])
+
+
+def out_of_memory_unless(shrink, tried):
+    """A `_refine` that fails as torch does on a CPU, until blocks are as small as `shrink`."""
+    whole = refiner_module._refine
+
+    def refine(P, assigned, attention, guide, config):
+        tried.append(attention.shrink)
+        if attention.shrink < shrink:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 64 bytes")
+        return whole(P, assigned, attention, guide, config)
+
+    return refine
+
+
+def test_out_of_memory_tries_smaller_blocks(monkeypatch):
+    inputs = smooth_case(19).tensors()
+    expected = Refiner()(*inputs)
+    tried = []
+    monkeypatch.setattr(refiner_module, "_refine", out_of_memory_unless(8, tried))
+    result = Refiner()(*inputs)
+    assert tried == [1, 8]
+    assert_close(result.labels, expected.labels)
+    assert_close(result.discrepancy, expected.discrepancy)
+
+
+def test_out_of_memory_says_what_to_do(monkeypatch):
+    tried = []
+    monkeypatch.setattr(refiner_module, "_refine", out_of_memory_unless(10**6, tried))
+    message = (
+        r"out of memory for B=1 images of N=42 .*refine fewer .*`Attention.from_factors.*64 by"
+    )
+    with pytest.raises(torch.OutOfMemoryError, match=message):
+        Refiner()(*smooth_case(19).tensors())
+    assert tried == [1, 8, 64]
+
+
+def test_other_errors_are_not_taken_for_it(monkeypatch):
+    def broken(*args):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(refiner_module, "_refine", broken)
+    with pytest.raises(RuntimeError, match=r"^something else$"):
+        Refiner()(*smooth_case(19).tensors())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
+def test_a_second_map_that_does_not_fit_is_done_without():
+    """With memory for the map but not for another, for real."""
+    code = """
+import resource, torch
+from ovss_refine import Attention, Refiner
+from ovss_refine import refiner as module
+
+N = 3600
+attention = Attention(torch.full((N, N), 1 / N) * (1 + torch.eye(N)) / (1 + 1 / N), (60, 60))
+logits, image = torch.randn(2, 60, 60), torch.rand(3, 60, 60)
+whole, tried = module._refine, []
+def note(P, assigned, attention, *rest):
+    tried.append(attention.shrink)
+    return whole(P, assigned, attention, *rest)
+module._refine = note
+refiner = Refiner(mode="optimal_path")
+expected = refiner(logits, attention, image).labels
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (30 << 20),) * 2)  # a map is 52 MB
+assert refiner(logits, attention, image).labels.equal(expected)
+print(tried)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[1, 1, 8]\n"
 
 
 def test_grid_of_a_bare_tensor():

@@ -1,0 +1,108 @@
+"""How pixels fall into the cells of a coarse grid, and how near they are to the cells around.
+
+Axes: B images, K maps, (gh, gw) coarse grid, (H, W) pixels, S1 = 2 * radius + 1 neighbours along
+an axis, S = S1^2 of them; P places of a cell: as many as the fullest cell has pixels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Axis:
+    """How the pixels of one axis fall into cells, padded to the P pixels of the fullest cell.
+
+    Attributes:
+        pixels: [g, P] pixel at each place; places past a cell's own pixels repeat others.
+        place: [size] where each pixel stands in a flattened [g * P].
+        even: whether every cell has P pixels: `pixels` and `place` then just count up.
+        edges: g + 1 numbers; cell c owns the pixels [edges[c], edges[c + 1]).
+        weights: [g, S1, P] spatial weight of each neighbour, or [1, S1, P] where they are the
+            same in every cell.
+        cells: [g, S1] neighbour cells, clamped at the border.
+    """
+
+    pixels: Tensor
+    place: Tensor
+    even: bool
+    edges: list[int]
+    weights: Tensor
+    cells: Tensor
+
+
+def axis(size: int, g: int, sigma: float, radius: int, device: torch.device) -> Axis:
+    """Lay `size` pixels out over `g` cells.
+
+    Args:
+        size: pixels, any number >= 1.
+        g: cells, any number >= 1.
+        sigma: spatial spread in cells, > 0.
+        radius: reach in cells, >= 0.
+        device: where the result lies.
+    """
+    pixel = torch.arange(size)
+    # Nearest cell floor((p + 0.5) g / size), in whole numbers so that no rounding moves it.
+    nearest = (2 * pixel + 1) * g // (2 * size)
+    counts = torch.bincount(nearest, minlength=g)
+    edges = [0, *counts.cumsum(0).tolist()]
+    place_in_cell = torch.arange(int(counts.max()))
+    starts = torch.tensor(edges)
+    pixels = (starts[:-1, None] + place_in_cell).clamp_max(size - 1)  # [g, P]
+    cell = torch.arange(g)
+    offset = torch.arange(-radius, radius + 1)
+    position = (pixels.double() + 0.5) * g / size - 0.5 - cell[:, None]  # [g, P], in cells
+    square = (position[:, None, :] - offset[:, None]) ** 2  # [g, S1, P]
+    # A factor per pixel cancels in the mean; this one keeps a small sigma from underflowing.
+    square -= square.amin(dim=1, keepdim=True)
+    even = size % g == 0
+    if even:
+        square = square[:1]
+    return Axis(
+        pixels=pixels.to(device),
+        place=(nearest * len(place_in_cell) + pixel - starts[nearest]).to(device),
+        even=even,
+        edges=edges,
+        weights=(square / (-2 * sigma**2)).exp().float().to(device),
+        cells=(cell[:, None] + offset).clamp(0, g - 1).to(device),
+    )
+
+
+def by_cell(image: Tensor, y: Axis, x: Axis, cells: slice) -> Tensor:
+    """Order the pixels of some rows of cells by cell.
+
+    Args:
+        image: [B, K, H, gw * Px], its columns already at their places.
+        y: the axis of the rows.
+        x: the axis of the columns.
+        cells: n rows of cells.
+
+    Returns:
+        [B, K, n, gw, P].
+    """
+    if y.even:
+        rows = image[:, :, y.edges[cells.start] : y.edges[cells.stop]]
+    else:
+        rows = image.index_select(2, y.pixels[cells].flatten())
+    B, K = image.shape[:2]
+    Py, (gw, Px) = y.pixels.shape[1], x.pixels.shape
+    return rows.reshape(B, K, -1, Py, gw, Px).transpose(3, 4).flatten(4)
+
+
+def neighbours(maps: Tensor, y: Axis, x: Axis, cells: slice) -> Tensor:
+    """Gather maps [B, gh * gw, K] around n rows of cells: [B, n, gw, S, K].
+
+    The maps come last because whole rows of memory are then copied, several times faster.
+    """
+    gw, S1 = x.cells.shape
+    rows, columns = y.cells[cells, None, :, None], x.cells[:, None, :]
+    index = (rows * gw + columns).flatten()  # [n * gw * S]
+    return maps.index_select(1, index).view(len(maps), -1, gw, S1 * S1, maps.shape[2])
+
+
+def spatial_weights(y: Axis, x: Axis, cells: slice) -> Tensor:
+    """Multiply the two axes' weights: [n, gw, S, P], or [1, 1, S, P] where all cells agree."""
+    own = y.weights if len(y.weights) == 1 else y.weights[cells]  # [n, S1, Py]
+    both = own[:, None, :, None, :, None] * x.weights[:, None, :, None, :]
+    return both.flatten(4).flatten(2, 3)
