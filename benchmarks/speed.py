@@ -1,33 +1,27 @@
-"""How long a refinement takes, mode by mode, and how much memory it needs.
+"""How long a refinement takes and how much memory it needs: modes, tokens, classes, pixels, batch.
 
-    python benchmarks/speed.py [--device cpu|cuda] [--repeats N] [--json OUT]
+    python benchmarks/speed.py [--device cpu|cuda] [--only SECTION ...] [--repeats N] [--json OUT]
 
-Synthetic input of the two sizes that matter: a segmenter's own 33 x 33 grid, and the 64 x 64 grid
-of Stable Diffusion 2 at 512 pixels. Logits and attention come from smooth random fields, so that
-classes form regions and attention has a neighbourhood, as real ones do: the number of steps of
-maximum velocity depends on that. Before it is timed, every result is checked:
-finite where kept, and no other class scores higher than the label.
+Every row runs in a process of its own, so that its peak memory is its own. Before it is timed its
+result is checked: finite where kept, and no class scores higher than the label. Rows marked "once"
+are timed in a single run, without a warm-up: they take minutes.
 """
 
 import argparse
 import json
-import resource
-import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from machine import machine
-from ovss_refine import Attention, RefineConfig, Refiner, refine
-from ovss_refine.attention import affinity
+from ovss_refine import Refiner, RefineResult
+from problems import problem
+from timing import peak, reset_peak, seconds, wait
 
-SIZES = {
-    "N = 1089, M = 21, 375 x 500": ((33, 33), 21, (375, 500)),
-    "N = 4096, M = 21, 512 x 512": ((64, 64), 21, (512, 512)),
-}
 MODES = {
     "kl": {"mode": "kl"},
     "optimal path": {"mode": "optimal_path"},
@@ -37,83 +31,154 @@ MODES = {
     "propagation": {"mode": "propagation"},
     "anchored": {"mode": "anchored"},
 }
+PAPER = ("optimal path", "maximum velocity")
 
 
-def smooth_field(
-    channels: int, size: tuple[int, int], generator: torch.Generator, detail: int
-) -> torch.Tensor:
-    """Random [channels, *size] values that vary over about 1 / `detail` of the picture."""
-    coarse = torch.randn(1, channels, detail, detail, generator=generator)
-    return F.interpolate(coarse, size, mode="bicubic", align_corners=False)[0]
+@dataclass(frozen=True)
+class Row:
+    """One measurement.
+
+    Attributes:
+        name: of the row.
+        mode: a key of `MODES`.
+        side: of the square grid, N = side * side.
+        classes: M.
+        size: pixels.
+        present: how many classes are in the picture; None: all.
+        batch: images; None: no batch axis.
+        heads: 0, or attention as queries and keys of so many heads.
+        once: a single run.
+    """
+
+    name: str
+    mode: str
+    side: int = 64
+    classes: int = 21
+    size: tuple[int, int] = (512, 512)
+    present: int | None = None
+    batch: int | None = None
+    heads: int = 0
+    once: bool = field(default=False)
 
 
-def problem(
-    grid: tuple[int, int], K: int, size: tuple[int, int], device: str
-) -> tuple[torch.Tensor, Attention, torch.Tensor]:
-    """Make logits, attention and image of one size."""
-    generator = torch.Generator().manual_seed(0)
-    logits = 4 * smooth_field(K, grid, generator, 8)
-    attention = affinity(smooth_field(64, grid, generator, 12).to(device), 0.1)
-    image = smooth_field(3, size, generator, 24).sigmoid()
-    return logits.to(device), attention, image.to(device)
+SECTIONS: dict[str, list[Row]] = {
+    "own grid: N = 1089, M = 21, 375 x 500": [
+        Row(mode, mode, side=33, size=(375, 500)) for mode in MODES
+    ],
+    "SD2's grid: N = 4096, M = 21, 512 x 512": [Row(mode, mode) for mode in MODES],
+    "tokens": [
+        *(Row(f"N = {s * s}, {m}", m, side=s) for s in (32, 64) for m in PAPER),
+        *(Row(f"N = 16384, {m}", m, side=128, once=True) for m in PAPER),
+        Row("N = 4096, 8 heads as factors, optimal path", PAPER[0], heads=8, once=True),
+        *(
+            Row(f"N = 16384, 8 heads as factors, {m}", m, side=128, heads=8, once=True)
+            for m in PAPER
+        ),
+        Row("N = 65536, 8 heads as factors, optimal path", PAPER[0], side=256, heads=8, once=True),
+    ],
+    "classes": [
+        *(Row(f"M = {K}, {m}", m, classes=K) for K in (5, 21, 171) for m in PAPER),
+        *(Row(f"M = 171, 8 of them there, {m}", m, classes=171, present=8) for m in PAPER),
+        *(Row(f"M = 21, 8 of them there, {m}", m, present=8) for m in PAPER),
+    ],
+    "pixels": [
+        *(Row(f"{h} x {w}, kl", "kl", size=(h, w)) for h, w in ((512, 512), (1024, 2048))),
+        Row("M = 171, 8 of them there, 1024 x 1024, kl", "kl", 64, 171, (1024, 1024), 8),
+    ],
+    "batch": [
+        Row(f"B = {B}, N = {s * s}, {m}", m, side=s, batch=B)
+        for s in (32, 64)
+        for B in (1, 8)
+        for m in PAPER
+    ],
+}
 
 
-def check(inputs: tuple[torch.Tensor, Attention, torch.Tensor], options: dict[str, str]) -> int:
-    """Raise unless the result is sound; return how many classes it keeps."""
-    result = refine(*inputs, RefineConfig(**options, keep_scores=True))  # type: ignore[arg-type]
+def check(result: RefineResult) -> None:
+    """Raise unless the result is sound."""
     if result.scores is None or not bool(result.discrepancy[result.kept].isfinite().all()):
-        raise RuntimeError(f"{options}: the result is not finite")
-    of_labels = result.scores.gather(0, result.labels[None])[0]
-    if not torch.equal(of_labels, result.scores.amax(0)):
-        raise RuntimeError(f"{options}: a label is not of the largest score")
-    return int(result.kept.sum())
+        raise SystemExit("the result is not finite")
+    dim = result.labels.ndim - 2
+    of_labels = result.scores.gather(dim, result.labels.unsqueeze(dim)).squeeze(dim)
+    if not torch.equal(of_labels, result.scores.amax(dim)):
+        raise SystemExit("a label is not of the largest score")
 
 
-def seconds(run: Callable[[], object], device: str, repeats: int) -> list[float]:
-    """Time `run` after a warm-up, waiting for the device inside the timed region."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        run()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return sorted(times[1:])
+def measure(row: Row, device: str, repeats: int) -> dict[str, object]:
+    """Check and time one row in this process."""
+    size = (row.size[0], row.size[1])
+    inputs = problem(
+        (row.side, row.side),
+        row.classes,
+        size,
+        device,
+        present=row.present,
+        batch=row.batch,
+        heads=row.heads,
+    )
+    options = MODES[row.mode]
+    refiner = Refiner(**options)  # type: ignore[arg-type]
+    before = reset_peak(device)
+    start = time.perf_counter()
+    result = refiner(*inputs)
+    wait(device)
+    first = time.perf_counter() - start
+    memory = peak(device) - before
+    times: dict[str, float] = {"median": first, "repeats": 1}
+    if not row.once:
+        check(Refiner(**options, keep_scores=True)(*inputs))  # type: ignore[arg-type]
+        times = seconds(lambda: refiner(*inputs), device, repeats)
+    elif not bool(result.discrepancy[result.kept].isfinite().all()):
+        raise SystemExit("the result is not finite")
+    kept = int(result.kept.sum()) / (row.batch or 1)
+    return {**times, "classes_kept": kept, "peak_gib_above_start": memory / 2**30}
+
+
+def in_own_process(row: Row, device: str, repeats: int) -> dict[str, object]:
+    """Measure a row in a fresh process."""
+    command = [sys.executable, __file__, "--device", device, "--repeats", str(repeats)]
+    done = subprocess.run(
+        [*command, "--row", json.dumps(asdict(row))], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{row.name}: {done.stderr.strip()}")
+    numbers: dict[str, object] = json.loads(done.stdout)
+    return numbers
 
 
 def main() -> None:
-    """Check and time every mode at every size."""
+    """Measure all sections, or one row for the process that asked."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", nargs="+", help="sections whose names begin so")
     parser.add_argument("--json", type=Path, help="where to keep the numbers")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("speed.py: this machine has no CUDA GPU that torch can use.")
+    if args.row:
+        print(json.dumps(measure(Row(**json.loads(args.row)), args.device, args.repeats)))
+        return
     report: dict[str, object] = {"machine": machine(args.device)}
-    for name, (grid, K, size) in SIZES.items():
-        inputs = problem(grid, K, size, args.device)
-        print(f"\n| {name} | median s | quartiles | classes kept |\n|---|---|---|---|")
-        rows: dict[str, dict[str, float]] = {}
-        for mode, options in MODES.items():
-            kept = check(inputs, options)
-            refiner = Refiner(**options)  # type: ignore[arg-type]
-            times = seconds(lambda r=refiner, i=inputs: r(*i), args.device, args.repeats)
-            quartiles = statistics.quantiles(times, n=4)
-            rows[mode] = {
-                "median": statistics.median(times),
-                "first_quartile": quartiles[0],
-                "third_quartile": quartiles[2],
-                "classes_kept": kept,
-            }
-            middle, low, high = rows[mode]["median"], quartiles[0], quartiles[2]
-            print(f"| {mode} | {middle:.3f} | {low:.3f} to {high:.3f} | {kept} |")
-        report[name] = rows
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    report["peak_gib"] = round(peak, 2)
-    print(f"\npeak memory of the process: {peak:.2f} GiB")
+    for name, rows in SECTIONS.items():
+        if args.only and not name.startswith(tuple(args.only)):
+            continue
+        print(f"\n| {name} | median s | quartiles | classes kept | GiB above start |")
+        print("|---|---|---|---|---|", flush=True)
+        section = report[name] = {}
+        for row in rows:
+            section[row.name] = r = in_own_process(row, args.device, args.repeats)
+            spread = "once"
+            if "first_quartile" in r:
+                spread = f"{r['first_quartile']:.3f} to {r['third_quartile']:.3f}"
+            print(
+                f"| {row.name} | {r['median']:.3f} | {spread} | {r['classes_kept']:g} "
+                f"| {r['peak_gib_above_start']:.2f} |",
+                flush=True,
+            )
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 

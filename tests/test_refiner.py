@@ -493,6 +493,16 @@ def test_cuda_equals_cpu(mode):
     assert_same_map(on_gpu.scores.cpu(), refiner(logits, attention, image).scores, RANGE_TOLERANCE)
 
 
+@pytest.mark.parametrize("mode", ["optimal_path", "maximum_velocity"])
+def test_compiled_equals_eager(mode):
+    """Traced by torch.compile and run: what a compiler makes of it later is the compiler's."""
+    inputs = smooth_case(20).tensors()
+    refiner = Refiner(mode=mode)
+    result, expected = torch.compile(refiner, backend="eager")(*inputs), refiner(*inputs)
+    assert_close(result.labels, expected.labels)
+    assert_same_map(result.discrepancy, expected.discrepancy, RANGE_TOLERANCE)
+
+
 def test_repr_shows_the_options():
     assert repr(Refiner("kl", tau=0.5)).startswith("Refiner(mode='kl', logit_scale=1.0")
 

@@ -1,0 +1,78 @@
+"""Seconds, rates of the machine, and memory."""
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def seconds(run: Callable[[], object], device: str, repeats: int) -> dict[str, float]:
+    """Time `run` after a warm-up, waiting for the device inside the timed region."""
+    times = []
+    for _ in range(repeats + 1):
+        wait(device)
+        start = time.perf_counter()
+        run()
+        wait(device)
+        times.append(time.perf_counter() - start)
+    times = times[1:]
+    low, _, high = statistics.quantiles(times, n=4) if repeats > 1 else times * 3
+    return {
+        "median": statistics.median(times),
+        "first_quartile": low,
+        "third_quartile": high,
+        "repeats": repeats,
+    }
+
+
+def wait(device: str) -> None:
+    """Return once the device has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def rates(device: str) -> dict[str, float]:
+    """Measure what bounds every program here: per second, bytes, multiply-adds, exponentials.
+
+    Bytes: a copy of 256 MB, read and written. Multiply-adds: the product of two 4096 x 4096
+    matrices. Exponentials: of numbers that stay in a cache on a CPU, of many on a GPU.
+    """
+    source = torch.rand(1 << 26, device=device)
+    target = torch.empty_like(source)
+    copy = seconds(lambda: target.copy_(source), device, 9)["median"]
+    a = torch.rand(4096, 4096, device=device)
+    product = seconds(lambda: a @ a, device, 5)["median"]
+    few = source[: (1 << 18) if device == "cpu" else (1 << 26)]
+    out = torch.empty_like(few)
+    times = 100 if device == "cpu" else 1
+    exp = seconds(lambda: [torch.exp(few, out=out) for _ in range(times)], device, 9)["median"]
+    return {
+        "bytes": 2 * 4 * source.numel() / copy,
+        "multiply_adds": 4096**3 / product,
+        "exponentials": times * few.numel() / exp,
+    }
+
+
+def floor(rate: dict[str, float], **work: float) -> float:
+    """Seconds that `work` (of `rates`' names) takes at least, one after the other."""
+    return sum(amount / rate[name] for name, amount in work.items())
+
+
+def reset_peak(device: str) -> float:
+    """Start to watch the memory; return the bytes in use now."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return float(torch.cuda.memory_allocated())
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from here
+    return peak(device)
+
+
+def peak(device: str) -> float:
+    """Most bytes in use since `reset_peak`."""
+    if device == "cuda":
+        return float(torch.cuda.max_memory_allocated())
+    status = Path("/proc/self/status").read_text().splitlines()
+    high = next(line for line in status if line.startswith("VmHWM"))
+    return float(high.split()[1]) * 1024
