@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ovss_refine import __version__
 from ovss_refine.config import RefineConfig
+from ovss_refine.evaluation.cli import add_commands as add_evaluation
 
 DEMO_OUT = Path("ovss-refine-demo")
 
@@ -78,6 +79,16 @@ def parser() -> argparse.ArgumentParser:
     refine.add_argument("--maps", action="store_true", help="draw the discrepancy maps too")
     _add_output(refine)
     add_config_flags(refine)
+
+    sources = commands.add_parser(
+        "sources",
+        help="list the sources of attention and logits",
+        allow_abbrev=False,
+        description="List the sources of attention and logits, with licence, size and needs.",
+    )
+    sources.set_defaults(run=_sources)
+
+    add_evaluation(commands, add_config_flags, config_of)
     return top
 
 
@@ -140,6 +151,12 @@ def _demo(args: argparse.Namespace) -> None:
     from ovss_refine.commands import run_demo
 
     run_demo(args.out, overwrite=args.overwrite)
+
+
+def _sources(_: argparse.Namespace) -> None:
+    from ovss_refine.sources import list_sources
+
+    print(list_sources())
 
 
 def _refine(args: argparse.Namespace) -> None:

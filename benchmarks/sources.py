@@ -1,0 +1,213 @@
+"""What the attention sources cost at full size: time, parameters, FLOPs, peak memory.
+
+    python benchmarks/sources.py [--device cpu|cuda] [--dtype float32|float16] [--repeats N]
+                                 [--cases NAME ...] [--json OUT]
+
+The models have the real architectures and random weights, so nothing is downloaded and nothing is
+said about quality. Every case runs in a process of its own, so that peak memory is its own: that of
+the process on a CPU (libraries and weights included), what torch allocated on a GPU. The processor
+seconds, summed over cores, depend less on what else the machine does. Each map is checked: rows
+sum to one, are not uniform, and the first rows equal those of a second way to them. FLOPs are
+counted by torch, two for a multiply-add.
+
+Next to it the paper's own table: RTX 3090, 512 x 512 pixels, attention 0.25 s of 0.57 s for an
+image; CLIP B/16 and Stable Diffusion 2 together 1006.8 M parameters and 339 GFLOPs.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import open_clip
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from machine import machine
+from ovss_refine import Attention
+from ovss_refine_adapters._diffusion import Parts
+from ovss_refine_adapters.clip_attention import CLIPAttention
+from ovss_refine_adapters.stable_diffusion import StableDiffusionAttention
+from ovss_refine_adapters.vit import ViTAttention
+from timing import peak, reset_peak, seconds
+
+# Name: (what is made, pixels, options of the source).
+CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "dinov2-b14, 518, map": ("dinov2", 518, {}),
+    "dino-b8, 448, map": ("dino", 448, {"positions": "reference"}),
+    "clip-b16, 448, map": ("clip", 448, {}),
+    "clip-b16, 448, k-k mean of all layers": ("clip", 448, {"similarity": "kk", "layers": "all"}),
+    "sd2, 512, map": ("sd2", 512, {"resolution": 512}),
+    "sd2, 512, factors": ("sd2", 512, {"resolution": 512, "factors": True}),
+    "sd2, 1024, factors": ("sd2", 1024, {"resolution": 1024, "factors": True}),
+}
+TIMM = {"dinov2": "vit_base_patch14_dinov2.lvd142m", "dino": "vit_base_patch8_224.dino"}
+
+
+def native_attention_flops(q: Any, _k: Any, _v: Any, C: int, *_: Any, **__: Any) -> int:
+    """Count what `nn.MultiheadAttention` does in one call: four projections, two products."""
+    B, T, _ = q
+    return int(2 * B * T * C * (4 * C + 2 * T))
+
+
+# Torch counts fused attention on a GPU, but not the CPU's, nor that in one call.
+UNCOUNTED = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
+    ),
+    torch.ops.aten._native_multi_head_attention: native_attention_flops,
+}
+
+
+def stable_diffusion_2() -> Parts:
+    """Make Stable Diffusion 2's vae and UNet, by their published configuration."""
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+    )
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=64,
+        cross_attention_dim=1024,
+        attention_head_dim=(5, 10, 20, 20),
+        use_linear_projection=True,
+    )
+    prompt = torch.randn(1, 77, 1024)
+    return Parts(vae.eval(), unet.eval(), diffusers.DDPMScheduler(), prompt)
+
+
+def model_of(what: str, device: str, dtype: torch.dtype) -> Any:
+    """Make a model with random weights."""
+    torch.manual_seed(0)
+    if what == "sd2":
+        parts = stable_diffusion_2()
+        parts.vae.to(device, dtype)
+        parts.unet.to(device, dtype)
+        return parts
+    if what == "clip":
+        made: nn.Module = open_clip.create_model("ViT-B-16-quickgelu", load_weights=False)
+    else:
+        made = timm.create_model(TIMM[what], pretrained=False, num_classes=0, dynamic_img_size=True)
+    return made.to(device, dtype).eval()
+
+
+def source_of(what: str, model: Any, options: dict[str, Any]) -> Any:
+    """Make the source around a ready model."""
+    kinds = {"sd2": StableDiffusionAttention, "clip": CLIPAttention}
+    return kinds.get(what, ViTAttention)(model, **options)
+
+
+def first_rows(attention: Attention) -> Tensor:
+    """Return the first block of rows, at most 64 of them."""
+    return next(iter(attention.blocks()))[1][:, :64]
+
+
+def check(what: str, model: Any, options: dict[str, Any], x: Tensor) -> None:
+    """Raise unless rows sum to one, are not uniform, and agree with another way to them.
+
+    The other way is for Stable Diffusion the factors, or for factors the map; for the rest the
+    same source in a batch of two, beside another image.
+    """
+    rows = first_rows(source_of(what, model, options).attention(x))
+    if not bool(((rows.sum(-1) - 1).abs() < 1e-2).all()) or float(rows.std()) == 0:
+        raise RuntimeError(f"{what} {options}: no rows of an attention map")
+    if what == "sd2":
+        if x.shape[-1] > 512 and x.device.type == "cpu":
+            return  # the map would not fit
+        other = {"resolution": options["resolution"], "factors": not options.get("factors", False)}
+        again = first_rows(source_of(what, model, other).attention(x))
+    else:
+        again = first_rows(source_of(what, model, options).attention(torch.cat([x, 1 - x])))[:1]
+    if float((rows - again).abs().max() / rows.max()) > 1e-2:
+        raise RuntimeError(f"{what} {options}: two ways to the map disagree")
+
+
+def parameters(model: Any) -> int:
+    """Count the parameters that are used: of an image tower alone, of vae and UNet."""
+    used = (
+        [model.vae, model.unet] if isinstance(model, Parts) else [getattr(model, "visual", model)]
+    )
+    return sum(p.numel() for part in used for p in part.parameters())
+
+
+def measure(name: str, device: str, dtype: str, repeats: int) -> dict[str, float]:
+    """Check, count and time one case."""
+    what, side, options = CASES[name]
+    if what == "sd2" and not options.get("factors"):
+        options = options | {"map_dtype": getattr(torch, dtype)}
+    model = model_of(what, device, getattr(torch, dtype))
+    x = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+    source = source_of(what, model, options)
+    counter = FlopCounterMode(display=False, custom_mapping=UNCOUNTED)
+    with counter:
+        attention = source.attention(x)
+    N = attention.shape[-1]
+    del attention
+    reset_peak(device)
+    before = time.process_time()
+    times = seconds(lambda: source.attention(x), device, repeats)
+    spent = (time.process_time() - before) / (repeats + 1)
+    most = peak(device)
+    check(what, model, options, x)  # after the memory was read: it holds two maps
+    return {
+        "tokens": N,
+        "parameters_m": round(parameters(model) / 1e6, 1),
+        "gflops": round(counter.get_total_flops() / 1e9, 1),
+        **times,
+        "processor_seconds": spent,
+        "peak_gib": round(most / 2**30, 2),
+    }
+
+
+def main() -> None:
+    """Measure every case in a process of its own."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--json", type=Path, help="where to keep the numbers")
+    parser.add_argument("--alone", choices=list(CASES), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.alone:
+        print(json.dumps(measure(args.alone, args.device, args.dtype, args.repeats)))
+        return
+    report: dict[str, object] = {
+        "machine": machine(args.device),
+        "versions": {lib.__name__: lib.__version__ for lib in (timm, open_clip, diffusers)},
+        "dtype": args.dtype,
+        "load_at_start": os.getloadavg(),
+    }
+    print("| source | N | params (M) | GFLOPs | median s | processor s | peak GiB |")
+    print("|---|---|---|---|---|---|---|")
+    for name in args.cases:
+        words = ["--device", args.device, "--dtype", args.dtype, "--repeats", str(args.repeats)]
+        done = subprocess.run(
+            [sys.executable, __file__, "--alone", name, *words],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        row = json.loads(done.stdout.splitlines()[-1])
+        report[name] = row
+        print(
+            f"| {name} | {row['tokens']} | {row['parameters_m']} | {row['gflops']} | "
+            f"{row['median']:.3f} | {row['processor_seconds']:.3f} | {row['peak_gib']} |",
+            flush=True,
+        )
+        if args.json:
+            args.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

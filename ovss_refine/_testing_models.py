@@ -1,0 +1,166 @@
+"""For the conformance suites: the models inside a source, and whether they were left as found."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Attributes that are compared by value. All others are compared by identity where they are
+# callable (`forward`, processors) and left out where not: libraries keep caches on their modules.
+PLAIN = (bool, int, float, str, bytes, tuple, type(None))
+
+
+def demand(condition: bool, message: str) -> None:
+    """Raise AssertionError with `message` unless `condition` holds."""
+    if not condition:
+        raise AssertionError(message)
+
+
+def modules_of(thing: object) -> list[nn.Module]:
+    """List the outermost modules that `thing` holds, in attributes, containers and closures."""
+    found: dict[int, nn.Module] = {}
+    seen: dict[int, object] = {}  # keeps what it has seen alive, so that no id comes twice
+    queue = [thing]
+    while queue:
+        one = queue.pop()
+        if id(one) in seen or isinstance(one, (Tensor, type, *PLAIN[:5])):
+            continue
+        seen[id(one)] = one
+        if isinstance(one, nn.Module):
+            found[id(one)] = one
+        else:
+            queue += _held(one)
+    inner = {id(part) for m in found.values() for part in m.modules() if part is not m}
+    return [module for key, module in found.items() if key not in inner]
+
+
+def _held(thing: Any) -> list[object]:
+    if isinstance(thing, dict):
+        return list(thing.values())
+    if isinstance(thing, (list, tuple, set, frozenset)):
+        return list(thing)
+    held: list[object] = list(getattr(thing, "__dict__", {}).values())
+    for kind in type(thing).__mro__:
+        slots = getattr(kind, "__slots__", ())
+        for name in [slots] if isinstance(slots, str) else slots:
+            held.append(getattr(thing, name, None))
+    if isinstance(thing, partial):
+        held += [thing.func, *thing.args, *thing.keywords.values()]
+    held += [cell.cell_contents for cell in getattr(thing, "__closure__", None) or ()]
+    held.append(getattr(thing, "__self__", None))
+    return held
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """What a module was like: by the name of its part, then of what is compared."""
+
+    parts: dict[str, dict[str, Any]]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Snapshot":
+        """Take one."""
+        return cls({name: _state(part) for name, part in module.named_modules()})
+
+    def difference(self, module: nn.Module) -> str:
+        """Say how `module` differs now, or return an empty string."""
+        now = Snapshot.of(module).parts
+        if now.keys() != self.parts.keys():
+            return f"parts {sorted(now.keys() ^ self.parts.keys())}"
+        for part, before in self.parts.items():
+            after = now[part]
+            for name in before.keys() | after.keys():
+                one, two = before.get(name, _ABSENT), after.get(name, _ABSENT)
+                if not _same(one, two):
+                    return f"`{name}` of {part or 'the model'}"
+        return ""
+
+
+_ABSENT = object()
+
+
+def _state(module: nn.Module) -> dict[str, Any]:
+    state: dict[str, Any] = {}
+    for name, value in vars(module).items():
+        if "hook" in name and isinstance(value, dict):
+            # Hooks are registered under a number of their own: the order is part of it.
+            state[name] = list(value.items())
+        elif isinstance(value, PLAIN) or callable(value):
+            state[name] = value
+    for name, parameter in module.named_parameters(recurse=False):
+        state[f"parameter {name}"] = (parameter, parameter.detach().clone())
+        state[f"gradient of {name}"] = parameter.grad
+        state[f"requires_grad of {name}"] = parameter.requires_grad
+    for name, buffer in module.named_buffers(recurse=False):
+        if name not in module._non_persistent_buffers_set:  # caches, else
+            state[f"buffer {name}"] = (buffer, buffer.detach().clone())
+    return state
+
+
+def _same(one: Any, two: Any) -> bool:
+    if isinstance(one, tuple) and len(one) == 2 and isinstance(one[1], Tensor):
+        return isinstance(two, tuple) and one[0] is two[0] and _equal(one[1], two[1])
+    if isinstance(one, list):
+        return isinstance(two, list) and one == two
+    return one is two or (isinstance(one, PLAIN) and type(one) is type(two) and bool(one == two))
+
+
+def _equal(one: Tensor, two: Tensor) -> bool:
+    same_kind = one.shape == two.shape and one.dtype == two.dtype and one.device == two.device
+    return same_kind and torch.equal(one, two)
+
+
+@contextmanager
+def left_as_found(modules: list[nn.Module], when: str) -> Iterator[None]:
+    """Raise AssertionError if the body changes one of `modules`; what it raises goes first."""
+    before = [Snapshot.of(module) for module in modules]
+    yield
+    for module, snapshot in zip(modules, before, strict=True):
+        changed = snapshot.difference(module)
+        demand(
+            not changed,
+            f"a source must leave its model as it was found; {when} {changed} of "
+            f"{type(module).__name__} is not what it was.",
+        )
+
+
+class Planted(Exception):
+    """The exception that the suites let happen inside a model."""
+
+
+def calls_of(modules: list[nn.Module], run: Callable[[], object]) -> list[nn.Module]:
+    """List the leaf modules that `run` calls, in order, each once."""
+    called: dict[int, nn.Module] = {}
+
+    def note(module: nn.Module, _args: object) -> None:
+        called.setdefault(id(module), module)
+
+    leaves = [part for m in modules for part in m.modules() if not list(part.children())]
+    handles = [leaf.register_forward_pre_hook(note) for leaf in leaves]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(called.values())
+
+
+def interrupt(module: nn.Module, run: Callable[[], object]) -> None:
+    """Run with an exception raised when `module` is called; demand that it comes through."""
+
+    def stop(_module: nn.Module, _args: object) -> None:
+        raise Planted
+
+    handle = module.register_forward_pre_hook(stop)
+    came_through = False
+    try:
+        run()
+    except Planted:
+        came_through = True
+    finally:
+        handle.remove()
+    demand(came_through, "a source must not swallow an exception of its model; it did.")

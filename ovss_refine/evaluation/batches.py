@@ -1,0 +1,90 @@
+"""Images put together into batches: those of one size, in the order in which they come.
+
+Axes: B images, K prompts, N patches, (H, W) pixels.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ovss_refine.attention import Attention
+from ovss_refine.logits import Logits
+
+# How many batches' worth of images may wait for others of their size.
+WAITING = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """All of an image that lies in files.
+
+    Attributes:
+        id: of the image.
+        image: [H, W, 3] uint8 RGB.
+        truth: [H, W] uint8 classes.
+        logits: [K, h, w] scores, where they lie in files.
+        attention: one map without a batch axis, where it lies in a file.
+    """
+
+    id: str
+    image: NDArray[np.uint8]
+    truth: NDArray[np.uint8]
+    logits: Logits | None
+    attention: Attention | None
+
+    def like(self) -> tuple[object, ...]:
+        """Return what samples of one batch have to agree on."""
+        logits, attention = self.logits, self.attention
+        index = None if logits is None else logits.prompt_index
+        return (
+            self.image.shape,
+            None if logits is None else (logits.values.shape, logits.scale),
+            None if index is None else tuple(torch.as_tensor(index).tolist()),
+            None if attention is None else attention.grid,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Samples that are alike.
+
+    Attributes:
+        samples: B of them.
+    """
+
+    samples: tuple[Sample, ...]
+
+    def images(self, device: torch.device) -> Tensor:
+        """Return [B, 3, H, W] float32 in [0, 1]."""
+        stacked = torch.from_numpy(np.stack([sample.image for sample in self.samples]))
+        return stacked.to(device).permute(0, 3, 1, 2).contiguous().float() / 255
+
+    def logits(self, device: torch.device) -> Logits:
+        """Stack the logits that lay in files."""
+        read = [sample.logits for sample in self.samples if sample.logits is not None]
+        values = torch.stack([one.values for one in read]).to(device)
+        return Logits(values, read[0].scale, read[0].prompt_index, read[0].names)
+
+    def attention(self, device: torch.device) -> Attention:
+        """Stack the attention that lay in files."""
+        read = [sample.attention for sample in self.samples if sample.attention is not None]
+        weights = torch.stack([one.weights for one in read if one.weights is not None])
+        return Attention(weights.to(device), read[0].grid)
+
+
+def batches(samples: Iterable[Sample], size: int) -> Iterator[Batch]:
+    """Collect up to `size` samples that are alike; none waits for long, none is lost."""
+    waiting: dict[tuple[object, ...], list[Sample]] = {}
+    for sample in samples:
+        group = waiting.setdefault(sample.like(), [])
+        group.append(sample)
+        if len(group) == size:
+            yield Batch(tuple(waiting.pop(sample.like())))
+        elif sum(map(len, waiting.values())) >= WAITING * size:
+            yield Batch(tuple(waiting.pop(next(iter(waiting)))))  # the one that waits longest
+    for rest in waiting.values():
+        yield Batch(tuple(rest))

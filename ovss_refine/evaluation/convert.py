@@ -1,0 +1,208 @@
+"""Label maps as the publishers ship them, into those that the benchmarks are scored with.
+
+* coco-stuff: `stuffthingmaps` (values 0 to 181, 255) to train ids: 80 things, then 91 of stuff.
+* coco-object: the same maps to 0 for whatever is no thing, unlabelled pixels included, 1 to 80.
+* cityscapes: `labelIds` to the 19 train ids.
+* context: maps of PASCAL Context's 459 or 59 labels, with their list of names, to 0 for whatever is
+  none of the 59 frequent classes, and 1 to 59 in order of the alphabet.
+
+Every output value is looked up by the input value, so that no replacement can hit another's result.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from ovss_refine.evaluation import CONVERSIONS
+from ovss_refine.evaluation.dataset import IGNORE, load_dataset
+from ovss_refine.evaluation.reading import read_mask
+from ovss_refine.files import write_whole
+from ovss_refine.registry import require
+
+# Values of the maps for which COCO has no class: eleven things that were never annotated.
+COCO_GAPS = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
+COCO_VALUES = 182
+COCO_LAST_THING = 90
+# Cityscapes' evaluated classes by their id, in the order of the train ids.
+CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+CITYSCAPES_VALUES = 34
+Table = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """How to convert one kind of map.
+
+    Attributes:
+        table: output value of each input value, -1 where no input may have it.
+        ends: ends of the names of inputs, tried in this order; outputs lose it.
+        suffix: end of the names of outputs.
+    """
+
+    table: Table
+    ends: tuple[str, ...]
+    suffix: str
+
+
+def conversion(name: str, names: Path | None = None) -> Conversion:
+    """Return a conversion.
+
+    Args:
+        name: one of `CONVERSIONS`.
+        names: for "context": the release's list of labels, "number: name" a line.
+
+    Raises:
+        ValueError: on an unknown name, or a list of labels that is missing, superfluous or lacks
+            one of the 59 classes.
+    """
+    if name not in CONVERSIONS:
+        raise ValueError(f"`conversion` must be one of {list(CONVERSIONS)}; got {name!r}.")
+    if (names is None) == (name == "context"):
+        raise ValueError(
+            f"`names` must be the list of labels for 'context', and nothing else; got {names!r} "
+            f"for {name!r}."
+        )
+    if names is not None:
+        return Conversion(context_table(names), (".mat", ".png"), ".png")
+    if name == "cityscapes":
+        return Conversion(
+            cityscapes_table(), ("_gtFine_labelIds.png",), "_gtFine_labelTrainIds.png"
+        )
+    if name == "coco-stuff":
+        return Conversion(coco_stuff_table(), (".png",), "_labelTrainIds.png")
+    return Conversion(coco_object_table(), (".png",), "_instanceTrainIds.png")
+
+
+def coco_stuff_table() -> Table:
+    """Number the 171 values that are classes, in their order; 255 stays."""
+    table = np.full(IGNORE + 1, -1)
+    classes = [value for value in range(COCO_VALUES) if value not in COCO_GAPS]
+    table[classes] = np.arange(len(classes))
+    table[IGNORE] = IGNORE
+    return table
+
+
+def coco_object_table() -> Table:
+    """Number the 80 things from 1 on; stuff, and 255 as well, become 0."""
+    table = coco_stuff_table()
+    things = (table >= 0) & (np.arange(len(table)) < COCO_LAST_THING)
+    return np.where(things, table + 1, np.where(table >= 0, 0, -1))
+
+
+def cityscapes_table() -> Table:
+    """Number the 19 evaluated classes; all others, and 255, become 255."""
+    table = np.full(IGNORE + 1, -1)
+    table[:CITYSCAPES_VALUES] = table[IGNORE] = IGNORE
+    table[list(CITYSCAPES_IDS)] = np.arange(len(CITYSCAPES_IDS))
+    return table
+
+
+def context_table(names: Path) -> Table:
+    """Number the 59 frequent classes by their names in a list "number: name"; others become 0.
+
+    Raises:
+        ValueError: if a line is no such pair, or a class is not in the list.
+    """
+    numbers: dict[str, int] = {}
+    for at, line in enumerate(names.read_text(encoding="utf-8").splitlines(), start=1):
+        number, colon, label = line.partition(":")
+        if not line.strip():
+            continue
+        if not colon or not number.strip().isdigit():
+            raise ValueError(
+                f"`{names}` must have lines 'number: name'; got {line!r} in line {at}."
+            )
+        numbers[label.strip()] = int(number)
+    classes = load_dataset("context59").names
+    if lacking := [name for name in classes if name not in numbers]:
+        raise ValueError(
+            f"`{names}` must name all 59 classes; {len(lacking)} are missing, {lacking[0]!r} the "
+            "first."
+        )
+    table = np.zeros(max(numbers.values()) + 1, dtype=np.int64)
+    for index, name in enumerate(classes, start=1):
+        table[numbers[name]] = index
+    return table
+
+
+def apply(table: Table, raw: NDArray[np.int64], origin: str) -> NDArray[np.uint8]:
+    """Look every value up.
+
+    Raises:
+        ValueError: on a value that such maps do not have.
+    """
+    inside = raw.min() >= 0 and raw.max() < len(table)
+    out = table[raw] if inside else np.full(raw.shape, -1)
+    if out.min() < 0:
+        known = np.flatnonzero(table >= 0)
+        wrong = sorted(set(np.unique(raw).tolist()) - set(known.tolist()))
+        raise ValueError(
+            f"`{origin}` must be a map as it was published; got the values {wrong[:5]}. Was it "
+            "converted before?"
+        )
+    return out.astype(np.uint8)
+
+
+def convert(how: Conversion, source: Path, target: Path, *, overwrite: bool) -> int:
+    """Convert all maps of a folder and its folders; return how many.
+
+    Args:
+        how: the conversion.
+        source: folder of the published maps.
+        target: folder for the results, which have the same places in it.
+        overwrite: replace results that exist.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or nothing to convert in it.
+        FileExistsError: if a result exists and `overwrite` is not set.
+        ValueError: on a map that cannot be read or has other values.
+    """
+    if not source.is_dir():
+        raise FileNotFoundError(f"`source` must be a folder of label maps; `{source}` is none.")
+    pairs = [(path, target / f"{stem}{how.suffix}") for path, stem in _inputs(how, source)]
+    if not pairs:
+        raise FileNotFoundError(
+            f"`source` must have files that end in {' or '.join(how.ends)}; got none in `{source}`."
+        )
+    there = [path for _, path in pairs if path.exists()]
+    if there and not overwrite:
+        raise FileExistsError(
+            f"`{there[0]}` exists ({len(there)} of {len(pairs)} results do); pass --overwrite to "
+            "replace them."
+        )
+    for path, result in tqdm(pairs, unit="map"):
+        labels = apply(how.table, _read(path), str(path))
+        result.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(result, partial(_write, labels=labels))
+    return len(pairs)
+
+
+def _inputs(how: Conversion, source: Path) -> Iterator[tuple[Path, str]]:
+    """List the maps, without those that are results of a conversion: (path, relative stem)."""
+    results = ("_labelTrainIds.png", "_instanceTrainIds.png")
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source).as_posix()
+        end = next((end for end in how.ends if name.endswith(end)), None)
+        if end and not name.endswith(results) and not path.name.startswith("."):
+            yield path, name[: -len(end)]
+
+
+def _read(path: Path) -> NDArray[np.int64]:
+    """Read a label map: a PNG, or MATLAB's with the variable `LabelMap`."""
+    if path.suffix != ".mat":
+        return read_mask(path)
+    content: Mapping[str, Any] = require("scipy.io", "models").loadmat(path)
+    if "LabelMap" not in content:
+        raise ValueError(f"`{path}` must have the variable LabelMap; it has not.")
+    return np.asarray(content["LabelMap"]).astype(np.int64)
+
+
+def _write(file: BinaryIO, labels: NDArray[np.uint8]) -> None:
+    Image.fromarray(labels).save(file, "PNG")

@@ -1,0 +1,277 @@
+"""Data sets: where the files lie, what their labels mean, which settings were published for them.
+
+Each is a TOML file in `data_sets/`. The folders are those that the open-vocabulary repositories use
+(and with them whoever has run one), so that nothing has to be moved.
+
+This file imports neither torch nor numpy: the command line needs the names of the data sets
+without them.
+"""
+
+import difflib
+import hashlib
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+DESCRIPTIONS = Path(__file__).parent / "data_sets"
+FOLDER = "folder"
+IGNORE = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image and its mask; the files need not exist.
+
+    Attributes:
+        id: name without suffix, relative to the folder of images, "/" between folders.
+        image: path of the picture.
+        mask: path of the label map.
+    """
+
+    id: str
+    image: Path
+    mask: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSet:
+    """What a data set is, apart from where.
+
+    Attributes:
+        name: as on the command line.
+        title: for people.
+        names: M class names, in the order of the labels.
+        images: folder of the pictures, relative to the root.
+        masks: folder of the label maps.
+        split: file with one image id a line; None: all pictures, sorted by path.
+        image_suffix: end of a picture's name after its id; several where any will do.
+        mask_suffix: the same of its label map.
+        other_mask_suffixes: ends of label maps that mean something else, to warn of.
+        inside: folders under the root in which the data set may begin.
+        recursive: pictures lie in folders of their own.
+        first_is_ignored: raw value 0 is ignored and 1 is class 0.
+        official_images: how many images the official set has; None: there is no official one.
+        palette: "voc", "distinct", or M colours.
+        prompts: for a family of prompts: class name to prompts; True under "joined" where
+            blanks of the other names are dropped.
+        methods: published settings of a method on this data set.
+    """
+
+    name: str
+    title: str
+    names: tuple[str, ...]
+    images: str
+    masks: str
+    split: str | None = None
+    image_suffix: tuple[str, ...]
+    mask_suffix: str
+    other_mask_suffixes: tuple[str, ...] = ()
+    inside: tuple[str, ...] = ("",)
+    recursive: bool = False
+    first_is_ignored: bool = False
+    official_images: int | None = None
+    palette: str | tuple[tuple[int, int, int], ...] = "distinct"
+    prompts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def M(self) -> int:
+        """Number of classes."""
+        return len(self.names)
+
+    @property
+    def highest(self) -> int:
+        """Highest raw value of a mask that is a class."""
+        return self.M if self.first_is_ignored else self.M - 1
+
+    def locate(self, root: Path) -> Path:
+        """Find the folder in which the data set begins.
+
+        Raises:
+            FileNotFoundError: if it is neither `root` nor a folder in it.
+        """
+        tried = [root / part for part in self.inside]
+        for base in tried:
+            if (base / self.images).is_dir():
+                return base
+        raise FileNotFoundError(
+            f"`root` must hold {self.name} ({self.images}/ and {self.masks}/); looked in "
+            f"{', '.join(f'`{path}`' for path in tried)}."
+        )
+
+    def items(self, root: Path) -> list[Item]:
+        """List the images of the split in its order, or all of them sorted by path.
+
+        Without a split file, a mask that has no image is listed as well: reading it will fail.
+
+        Raises:
+            FileNotFoundError: if a folder or the split file is missing.
+            ValueError: if there is nothing to list, or an id is there twice.
+        """
+        base = self.locate(root)
+        images, masks = base / self.images, base / self.masks
+        if not masks.is_dir():
+            raise FileNotFoundError(f"`root` must hold masks of {self.name}; `{masks}` is missing.")
+        found = {} if self.split else self._ids(images, self.image_suffix)
+        ids = self.split_ids(base) if self.split else sorted({*found, *self.mask_ids(masks)})
+        if not ids:
+            raise ValueError(
+                f"`root` must hold images of {self.name}; got none in `{images}` that end in "
+                f"{' or '.join(self.image_suffix)}."
+            )
+        suffix = dict.fromkeys(ids, self.image_suffix[0]) | found
+        return [
+            Item(id, images / f"{id}{suffix[id]}", masks / f"{id}{self.mask_suffix}") for id in ids
+        ]
+
+    def split_ids(self, base: Path) -> list[str]:
+        """Read the split file.
+
+        Raises:
+            FileNotFoundError: if it is missing.
+            ValueError: if it has an id twice.
+        """
+        path = base / str(self.split)
+        if not path.is_file():
+            raise FileNotFoundError(f"`root` must hold the list of images `{path}`; it does not.")
+        ids = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        ids = [line for line in ids if line]
+        seen: set[str] = set()
+        for line in ids:
+            if line in seen:
+                raise ValueError(f"`{path}` must list every image once; got {line!r} twice.")
+            seen.add(line)
+        return ids
+
+    def mask_ids(self, masks: Path) -> list[str]:
+        """List the ids that have a mask."""
+        return sorted(self._ids(masks, (self.mask_suffix,)))
+
+    def image_ids(self, images: Path) -> list[str]:
+        """List the ids that have a picture."""
+        return sorted(self._ids(images, self.image_suffix))
+
+    def _ids(self, folder: Path, suffixes: Sequence[str]) -> dict[str, str]:
+        """Map the ids in a folder to the suffix that they were found with."""
+        found: dict[str, str] = {}
+        for path in folder.rglob("*") if self.recursive else folder.iterdir():
+            name = path.relative_to(folder).as_posix()
+            for suffix in suffixes:
+                if name.lower().endswith(suffix.lower()) and not path.name.startswith("."):
+                    stem, own = name[: -len(suffix)], name[-len(suffix) :]
+                    if stem in found:
+                        raise ValueError(
+                            f"`{folder}` must have one file for each image; got "
+                            f"`{stem}{found[stem]}` and `{name}`."
+                        )
+                    found[stem] = own
+        return found
+
+    def method(self, name: str) -> dict[str, Any]:
+        """Return the published settings of a method, or those of any other."""
+        return dict(self.methods.get(name, self.methods.get("default", {})))
+
+    def prompts_of(self, family: str) -> list[str]:
+        """Return the prompts of each class, "/" between synonyms.
+
+        Raises:
+            ValueError: if there is no such family.
+        """
+        known: dict[str, Mapping[str, Any]] = {"names": {}} | dict(self.prompts)
+        if family not in known:
+            raise ValueError(f"`prompts` must be one of {sorted(known)}; got {family!r}.")
+        rows = known[family]
+        joined = bool(rows.get("joined"))
+        return [
+            "/".join(rows.get(name, [name.replace(" ", "") if joined else name]))
+            for name in self.names
+        ]
+
+
+def list_datasets() -> list[str]:
+    """Name the data sets, `folder` last."""
+    return [*sorted(path.stem for path in DESCRIPTIONS.glob("*.toml")), FOLDER]
+
+
+def load_dataset(name: str, *, names: Path | None = None) -> DataSet:
+    """Read the description of a data set.
+
+    Args:
+        name: one of `list_datasets()`. "folder" is images/ and masks/ of one's own.
+        names: for "folder": the file of class names, one a line.
+
+    Raises:
+        ValueError: on an unknown name, a missing or superfluous `names`, or names that will not do.
+        FileNotFoundError: if there is no such file.
+    """
+    if name == FOLDER:
+        return _own_folder(names)
+    if names is not None:
+        raise ValueError(f"`names` must be left out with {name}, which has its own; got `{names}`.")
+    path = DESCRIPTIONS / f"{name}.toml"
+    if name not in list_datasets():
+        near = difflib.get_close_matches(name, list_datasets(), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"`dataset` must be one of {list_datasets()}; got {name!r}.{hint}")
+    values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    values["image_suffix"] = (values["image_suffix"],)
+    for key in ("names", "inside", "other_mask_suffixes"):
+        values[key] = tuple(values.get(key, DataSet.__dataclass_fields__[key].default))
+    if not isinstance(values["palette"], str):
+        values["palette"] = tuple(tuple(colour) for colour in values["palette"])
+    return DataSet(name=name, **values)
+
+
+def _own_folder(names: Path | None) -> DataSet:
+    if names is None:
+        raise ValueError(
+            "`names` must be a file with one class name a line for the data set 'folder'; got None."
+        )
+    from ovss_refine.files import IMAGE_SUFFIXES  # brings numpy, which `--help` does without
+
+    lines = names.read_text(encoding="utf-8-sig").rstrip().split("\n")
+    classes = tuple(line.strip() for line in lines)
+    if "" in classes:
+        raise ValueError(
+            f"`{names}` must have a name on every line; line {classes.index('') + 1} is blank."
+        )
+    if len(classes) > IGNORE:
+        raise ValueError(
+            f"`{names}` must name at most {IGNORE} classes, as {IGNORE} is not labelled; got "
+            f"{len(classes)}."
+        )
+    if len(set(classes)) < len(classes):
+        twice = next(line for line in classes if classes.count(line) > 1)
+        raise ValueError(f"`{names}` must have no name twice; got {twice!r} twice.")
+    return DataSet(
+        name=FOLDER,
+        title=f"images and masks of one's own, {len(classes)} classes",
+        names=classes,
+        images="images",
+        masks="masks",
+        image_suffix=IMAGE_SUFFIXES,
+        mask_suffix=".png",
+    )
+
+
+def describe(dataset: DataSet) -> dict[str, Any]:
+    """Return what decides on the labels, for the comparison of two runs."""
+    chosen = ("name", "names", "first_is_ignored", "mask_suffix", "split")
+    return {f.name: getattr(dataset, f.name) for f in fields(dataset) if f.name in chosen}
+
+
+def fingerprint(items: Sequence[Item]) -> str:
+    """Hash the ids and the sizes of all files; a missing file has size -1."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(f"{item.id}\t{_size(item.image)}\t{_size(item.mask)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1

@@ -1,0 +1,136 @@
+"""Results of single images on disk, one line each, so that a run goes on where it was stopped.
+
+A line is a checksum and a JSON object. It is written by one call and is on the disk before the
+next begins; whatever a kill leaves behind its last line is not a line (no newline, or another
+checksum) and is cut off by the next run.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ovss_refine.evaluation.metric import Counts
+
+Record = dict[str, Any]
+PATTERN = "records.{rank}.jsonl"
+
+
+class Records:
+    """The records of one process, open for more; nobody else may write them meanwhile.
+
+    Args:
+        folder: where the file is, or will be.
+        rank: number of this process; every process has a file of its own.
+
+    Raises:
+        BlockingIOError: if another process has the file open.
+        ValueError: if a line before the last is damaged.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        """Open the file, lock it, and cut off a line that was never finished."""
+        self.path = folder / PATTERN.format(rank=rank)
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._end = max((end for _, end in iterate(self.path)), default=0)
+            os.ftruncate(self._fd, self._end)
+            _sync_folder(folder)
+        except BlockingIOError:
+            os.close(self._fd)
+            raise BlockingIOError(
+                f"`{folder}` must be written by one run at a time; another has `{self.path.name}` "
+                "open."
+            ) from None
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def append(self, record: Record) -> None:
+        """Write a record; it is on the disk on return.
+
+        Raises:
+            OSError: if that is impossible, for example as the disk is full; the file then
+                ends with the record before.
+        """
+        line = encode(record)
+        try:
+            written = 0
+            while written < len(line):
+                written += os.write(self._fd, line[written:])
+            os.fsync(self._fd)
+        except OSError as err:
+            with contextlib.suppress(OSError):  # else the next run cuts the rest off
+                os.ftruncate(self._fd, self._end)
+            raise OSError(
+                err.errno,
+                f"a result could not be written ({err.strerror}); those before it are safe. Make "
+                "room and give the same command again to go on",
+                str(self.path),
+            ) from err
+        self._end += len(line)
+
+    def close(self) -> None:
+        """Close the file, which frees it for others."""
+        os.close(self._fd)
+
+
+def encode(record: Record) -> bytes:
+    """Make the line of a record."""
+    body = json.dumps(record, separators=(",", ":"), ensure_ascii=True).encode()
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def iterate(path: Path) -> Iterator[tuple[Record, int]]:
+    """Walk over the whole records of a file: (record, where its line ends).
+
+    Raises:
+        ValueError: if a line before the last is damaged.
+    """
+    end = 0
+    with path.open("rb") as file:
+        for line in file:
+            body = line[9:-1]
+            if line[-1:] != b"\n" or line[:9] != b"%08x " % zlib.crc32(body):
+                if file.read(1):
+                    raise ValueError(
+                        f"`{path}` must have whole lines; the one at byte {end} is damaged."
+                    )
+                return
+            end += len(line)
+            yield json.loads(body), end
+
+
+def read_all(folder: Path) -> Iterator[Record]:
+    """Walk over the records of all processes that ever wrote into a folder."""
+    for path in sorted(folder.glob(PATTERN.format(rank="*"))):
+        for record, _ in iterate(path):
+            yield record
+
+
+def pack(counts: Counts) -> list[list[int]]:
+    """Keep the entries of [M, M] counts that are not 0: their places and values."""
+    places = np.flatnonzero(counts)
+    return [places.tolist(), counts.ravel()[places].tolist()]
+
+
+def add_packed(total: Counts, packed: list[list[int]]) -> None:
+    """Add packed counts to [M, M] `total`, in place."""
+    places, values = packed
+    total.reshape(-1)[places] += np.array(values, dtype=np.int64)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the name of a new file on the disk, not only its content."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,155 @@
+"""The rows of a comparison: every way from one forward pass to a label map.
+
+Axes: B images, K prompts, M classes, (h, w) grid, (H, W) pixels.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ovss_refine.attention import Attention
+from ovss_refine.config import RefineConfig
+from ovss_refine.distribution import confidence
+from ovss_refine.logits import Logits
+from ovss_refine.refiner import refine
+from ovss_refine.registry import find
+from ovss_refine.upsample import joint_bilateral_upsample
+
+Size = tuple[int, int]
+Row = Callable[[Logits, Attention, Tensor], Tensor]
+# The longest side that the published resizing allows.
+LONG_SIDE = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """The decision of a published method without refinement.
+
+    Attributes:
+        probability_threshold: pixels whose best class has less become class 0, in [0, 1].
+        area_threshold: share of the foreground at which a class is dropped; None: none is.
+        short_side: what the method resizes images to; None: nothing.
+        enlarged_twice: the scores are enlarged to the resized image, and from there to the image.
+        pamr_iterations: rounds of pixel-adaptive refinement of the enlarged scores, >= 0.
+        logit_scale: factor on the scores beside their own, as in `RefineConfig`.
+    """
+
+    probability_threshold: float = 0.0
+    area_threshold: float | None = None
+    short_side: int | None = None
+    enlarged_twice: bool = False
+    pamr_iterations: int = 0
+    logit_scale: float = 1.0
+
+    def label(self, logits: Logits, attention: Attention, images: Tensor) -> Tensor:
+        """Decide on [B, H, W] labels by the scores alone."""
+        decide = find("decision", "published").load()
+        H, W = images.shape[2:]
+        resized = (H, W) if self.short_side is None else resized_size(H, W, self.short_side)
+        through = resized if self.enlarged_twice else None
+        scaled = replace(logits, scale=logits.scale * self.logit_scale)
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            if self.pamr_iterations:
+                scaled, through = self._refined(scaled, images, through, resized), None
+            labels: Tensor = decide(
+                scaled,
+                (H, W),
+                through=through,
+                probability_threshold=self.probability_threshold,
+                area_threshold=self.area_threshold,
+            ).labels
+        return labels
+
+    def _refined(
+        self, logits: Logits, images: Tensor, through: Size | None, resized: Size
+    ) -> Logits:
+        """Move the scores, enlarged, along the colours of the resized image."""
+        values = logits.values.float()
+        for size in (through, images.shape[2:]):
+            if size is not None:
+                values = _resize(values, size)
+        pamr = find("decision", "pamr").load()
+        guide = _resize(images, resized).to(values.device)
+        return replace(logits, values=pamr(values, guide, iterations=self.pamr_iterations))
+
+
+def resized_size(H: int, W: int, short_side: int) -> Size:
+    """Return the published size of a resized image: sides rounded half up, the long one <= 2048."""
+    factor = min(LONG_SIDE / max(H, W), short_side / min(H, W))
+    return int(H * factor + 0.5), int(W * factor + 0.5)
+
+
+def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize bilinearly, without antialiasing, as the published pipelines do."""
+    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
+
+
+def make_rows(config: RefineConfig, baseline: Baseline) -> dict[str, Row]:
+    """Make the rows of one mode.
+
+    * baseline: the published decision, without refinement;
+    * upsampling: the classes' confidence, enlarged along the image's edges and nothing else;
+    * refined: `config`;
+    * propagation, anchored: the controls with the other options of `config`.
+    """
+    table: dict[str, Row] = {
+        "baseline": replace(baseline, logit_scale=config.logit_scale).label,
+        "upsampling": _upsampled(config),
+        "refined": _refined(config),
+    }
+    for control in ("propagation", "anchored"):
+        table[control] = _refined(replace(config, mode=control))
+    return table
+
+
+def _refined(config: RefineConfig) -> Row:
+    return lambda logits, attention, images: refine(logits, attention, images, config).labels
+
+
+def _upsampled(config: RefineConfig) -> Row:
+    def label(logits: Logits, attention: Attention, images: Tensor) -> Tensor:
+        prompts = None if logits.prompt_index is None else torch.as_tensor(logits.prompt_index)
+        values = logits.values.float()
+        index = None if prompts is None else prompts.to(values.device)
+        scale = config.logit_scale * logits.scale
+        with torch.no_grad(), torch.autocast(values.device.type, enabled=False):
+            P, _ = confidence(values.flatten(2), index, scale, config.background)
+            low = P.view(*P.shape[:2], *values.shape[2:])
+            spread = (config.sigma_spatial, config.sigma_range, config.radius)
+            return joint_bilateral_upsample(low, images, *spread).argmax(dim=1)
+
+    return label
+
+
+def choose(table: Mapping[str, Row], names: tuple[str, ...]) -> dict[str, Row]:
+    """Pick rows by name, in the order of the table.
+
+    Raises:
+        ValueError: on an unknown name, or none at all.
+    """
+    unknown = [name for name in names if name not in table]
+    if unknown or not names:
+        raise ValueError(f"`rows` must be some of {list(table)}; got {[*names]}.")
+    return {name: row for name, row in table.items() if name in names}
+
+
+def without_background(logits: Logits) -> Logits:
+    """Drop class 0, and its prompts, of logits for a data set that has no background.
+
+    Raises:
+        ValueError: if there is no other class.
+    """
+    K = logits.values.shape[-3]
+    index = torch.arange(K) if logits.prompt_index is None else torch.as_tensor(logits.prompt_index)
+    rest = index > 0
+    if not bool(rest.any()):
+        raise ValueError("`logits` must have a class beside class 0 to drop it; got M=1.")
+    kept: dict[str, Any] = {"names": tuple(logits.names)[1:]}
+    if logits.prompt_index is not None:
+        kept["prompt_index"] = index[rest] - 1
+    values = logits.values[..., rest.to(logits.values.device), :, :]
+    return Logits(values, logits.scale, **kept)

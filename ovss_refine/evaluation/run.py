@@ -1,0 +1,241 @@
+"""One evaluation from its words to its tables: what the command `ovss-refine evaluate` does."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from ovss_refine import __version__
+from ovss_refine._checks import check_choice, check_count
+from ovss_refine.config import RefineConfig
+from ovss_refine.evaluation import ROWS, manifest, report
+from ovss_refine.evaluation.batches import Sample
+from ovss_refine.evaluation.dataset import DataSet, Item, describe, fingerprint
+from ovss_refine.evaluation.engine import Job, Labels, evaluate
+from ovss_refine.evaluation.rows import Baseline, choose, make_rows
+from ovss_refine.evaluation.sources import (
+    AttentionFrom,
+    Chosen,
+    LogitsFrom,
+    files_digest,
+    weights_digest,
+)
+from ovss_refine.evaluation.team import Team, join
+
+HOME = Path("ovss-refine-results")
+# Published settings that are options of the source of logits, not of the decision.
+SOURCE_SETTINGS = ("short_side", "window", "stride", "logit_scale")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the user asks for.
+
+    Attributes:
+        dataset: the data set.
+        root: where it is.
+        logits: source of logits.
+        attention: source of attention.
+        config: options of the refinement.
+        rows: which rows, in any order.
+        limit: only the first so many images, >= 1; None: all.
+        out: folder for the results; None: one named after the settings.
+        prompts: family of prompts; None: the method's.
+        probability_threshold: of the baseline; None: the published one, or 0.
+        area_threshold: of the baseline; None: the published one, or none.
+        drop_background: drop class 0 of the logits.
+        on_error: what to do about an image or mask that cannot be read.
+        batch_size: most images at a time, >= 1.
+        workers: threads that read ahead, >= 1.
+        pictures: of how many images to draw the rows, >= 0.
+        device: "auto", or where to compute.
+        extra: what else to keep in the manifest.
+    """
+
+    dataset: DataSet
+    root: Path
+    logits: Chosen
+    attention: Chosen
+    config: RefineConfig = field(default_factory=RefineConfig)
+    rows: tuple[str, ...] = ROWS
+    limit: int | None = None
+    out: Path | None = None
+    prompts: str | None = None
+    probability_threshold: float | None = None
+    area_threshold: float | None = None
+    drop_background: bool = False
+    on_error: Literal["skip", "stop"] = "stop"
+    batch_size: int = 1
+    workers: int = 2
+    pictures: int = 0
+    device: str = "auto"
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_choice("on_error", self.on_error, ["skip", "stop"])
+        for name in ("batch_size", "workers"):
+            check_count(name, getattr(self, name), 1)
+        check_count("pictures", self.pictures, 0)
+        if self.limit is not None:
+            check_count("limit", self.limit, 1)
+
+
+def run_evaluate(request: Request) -> dict[str, Any] | None:
+    """Evaluate, alone or as one process of several.
+
+    Returns:
+        The results; None in a process that does not lead.
+
+    Raises:
+        FileNotFoundError: if the data set, or a source's files or weights, are not there.
+        ValueError: on input that does not fit together, or a folder of other settings.
+        OSError: if results cannot be written.
+    """
+    team = join(request.device)
+    try:
+        return _run(request, team)
+    finally:
+        team.leave()
+
+
+def _run(request: Request, team: Team) -> dict[str, Any] | None:
+    dataset = request.dataset
+    items = dataset.items(request.root)[: request.limit]
+    if request.on_error == "stop":
+        check_all_there(dataset, items)
+    # What the user gives the source holds for the decision as well.
+    published = dataset.method(request.logits.name) | dict(request.logits.options)
+    baseline = baseline_of(request, published)
+    table = choose(make_rows(request.config, baseline), request.rows)
+    logits, attention, settings = _make_sources(request, team, items, published)
+    settings |= _settings(request, items, baseline, tuple(table)) | {"device": team.device.type}
+    out = request.out or HOME / f"{dataset.name}-{manifest.digest(settings)}"
+    if team.leads:
+        manifest.prepare(out, settings, manifest.environment() | _started(request))
+    team.wait()  # nobody writes before the folder has been looked at
+    drawn = {item.id for item in items[: request.pictures]}
+    job = Job(
+        dataset=dataset,
+        items=items,
+        logits=logits,
+        attention=attention,
+        rows=table,
+        out=out,
+        drop_background=request.drop_background,
+        on_error=request.on_error,
+        batch_size=request.batch_size,
+        workers=request.workers,
+        draw=partial(_draw, out, dataset, drawn) if drawn else None,
+    )
+    totals = evaluate(job, team)
+    if not team.leads:
+        return None
+    check_complete(items, totals.done | set(totals.failures), out)
+    if not totals.done:
+        raise ValueError(f"`root` must have an image that can be read; all {len(items)} failed.")
+    return report.write_results(out, dataset, totals) | {"out": str(out)}
+
+
+def _make_sources(
+    request: Request, team: Team, items: Sequence[Item], published: dict[str, Any]
+) -> tuple[LogitsFrom, AttentionFrom, dict[str, Any]]:
+    """Make both sources, and the settings that they stand for."""
+    chosen = request.logits
+    classes: list[str] = []
+    settings: dict[str, Any] = {}
+    if chosen.folder is None:
+        family = request.prompts or published.get("prompts", "names")
+        classes = request.dataset.prompts_of(family)
+        own = {key: published[key] for key in SOURCE_SETTINGS if key in published}
+        if own.get("window") == "whole":
+            own["window"] = None
+        chosen = Chosen(chosen.name, own | dict(chosen.options))
+        settings = {"prompts": family, "classes": classes}
+    elif request.prompts is not None:
+        raise ValueError("`prompts` must be left out where logits come from files, made already.")
+    logits, attention = (
+        chosen.logits(classes, team.device),
+        request.attention.attention(team.device),
+    )
+    for kind, source, name in (
+        ("logits", logits, chosen),
+        ("attention", attention, request.attention),
+    ):
+        settings |= {f"{kind} {key}": value for key, value in name.settings().items()}
+        if name.folder is None:
+            settings[f"{kind} weights"] = weights_digest(source)
+        else:
+            files = [Path(name.folder, f"{item.id}.npz") for item in items]
+            settings[f"{kind} files"] = files_digest(files)
+    return logits, attention, settings
+
+
+def baseline_of(request: Request, published: dict[str, Any]) -> Baseline:
+    """Choose the baseline's decision: what the user says, else what was published."""
+    asked = request.probability_threshold
+    area = request.area_threshold
+    return Baseline(
+        probability_threshold=published.get("probability_threshold", 0.0)
+        if asked is None
+        else asked,
+        area_threshold=published.get("area_threshold") if area is None else area,
+        short_side=published.get("short_side"),
+        enlarged_twice=published.get("enlarged_twice", False),
+        pamr_iterations=published.get("pamr_iterations", 0),
+    )
+
+
+def _settings(
+    request: Request, items: Sequence[Item], baseline: Baseline, rows: tuple[str, ...]
+) -> dict[str, Any]:
+    """All that the numbers depend on, apart from the sources."""
+    return {
+        "ovss_refine": __version__,
+        **{f"dataset {key}": value for key, value in describe(request.dataset).items()},
+        "dataset images": len(items),
+        "dataset files": fingerprint(items),
+        "limit": request.limit,
+        "rows": rows,
+        "drop_background": request.drop_background,
+        **{f"baseline {key}": value for key, value in asdict(baseline).items()},
+        **{f"refinement {key}": value for key, value in asdict(request.config).items()},
+    }
+
+
+def _started(request: Request) -> dict[str, Any]:
+    return {
+        "root": str(request.root.resolve()),
+        "batch_size": request.batch_size,
+        "workers": request.workers,
+        "pictures": request.pictures,
+        "on_error": request.on_error,
+        **request.extra,
+    }
+
+
+def check_all_there(dataset: DataSet, items: Sequence[Item]) -> None:
+    """Raise ValueError if any image has no mask, or the reverse; before any work is done."""
+    lacking = [path for item in items for path in (item.image, item.mask) if not path.is_file()]
+    if lacking:
+        raise ValueError(
+            f"`root` must have an image and a mask for each of {len(items)} images; "
+            f"{len(lacking)} are missing, `{lacking[0]}` the first. `ovss-refine dataset check "
+            f"{dataset.name}` lists them; --on-error skip leaves them out."
+        )
+
+
+def check_complete(items: Sequence[Item], seen: set[str], out: Path) -> None:
+    """Raise ValueError unless every image has a record."""
+    lacking = [item.id for item in items if item.id not in seen]
+    if lacking:
+        raise ValueError(
+            f"`out` must be a folder that all processes share; in `{out}` {len(lacking)} of "
+            f"{len(items)} images have no record, {lacking[0]!r} the first."
+        )
+
+
+def _draw(out: Path, dataset: DataSet, drawn: set[str], sample: Sample, labels: Labels) -> None:
+    if sample.id in drawn:
+        report.draw(out, dataset, sample, labels)

@@ -1,0 +1,80 @@
+"""Golden vectors: what the authors' released code gives on random weights.
+
+The folder is `OVSS_REFINE_PEER_VECTORS`, else ../shared/data/peer_vectors beside the checkout;
+without it the tests that need it skip. Its README says what every array is.
+"""
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+# The folder's own statement: float32 against the stored float32, for values of order one.
+TOLERANCE = 1e-5
+
+
+def folder():
+    """The folder of the vectors, or skip."""
+    named = os.environ.get("OVSS_REFINE_PEER_VECTORS")
+    path = Path(named or Path(__file__).parents[3] / "shared" / "data" / "peer_vectors")
+    if not path.is_dir():
+        pytest.skip(f"no golden vectors: `{path}` is no folder (set OVSS_REFINE_PEER_VECTORS)")
+    return path
+
+
+@cache
+def load(name):
+    """The arrays of one file as tensors, float16 widened; fails on an array that is missing."""
+    with np.load(folder() / f"{name}.npz") as arrays:
+        return {
+            key: torch.from_numpy(a.astype(np.float32) if a.dtype == np.float16 else a)
+            for key, a in arrays.items()
+        }
+
+
+@cache
+def metadata():
+    """Settings and cases."""
+    return json.loads((folder() / "metadata.json").read_text())
+
+
+@cache
+def model():
+    """A CLIP of open_clip whose image tower has the golden weights; its text tower is random."""
+    torch.manual_seed(0)
+    clip = open_clip.CLIP(
+        64,
+        open_clip.CLIPVisionCfg(layers=12, width=128, head_width=64, patch_size=16, image_size=224),
+        open_clip.CLIPTextCfg(width=16, heads=2, layers=1),
+        quick_gelu=True,
+    ).eval()
+    weights = load("visual_tower_fp16")
+    clip.visual.load_state_dict({k.removeprefix("visual."): v for k, v in weights.items()})
+    return clip
+
+
+def image(H, W, top=0, left=0):
+    """[1, 3, H, W] normalised pixels: a crop of the large image, or the small image itself."""
+    inputs = load("inputs")
+    if (H, W) == (224, 224):
+        return inputs["img_224x224"][None]
+    return inputs["img_336x448"][None, :, top : top + H, left : left + W]
+
+
+def text(Q):
+    """The Q query vectors as [Q, 64] unit rows, and the class of each."""
+    inputs = load("inputs")
+    return SimpleNamespace(
+        features=inputs[f"text{Q}"], prompt_index=inputs[f"prompt_index{Q}"].tolist()
+    )
+
+
+def assert_golden(actual, expected, tolerance=TOLERANCE):
+    """Compare by the largest absolute difference."""
+    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0, check_dtype=False)

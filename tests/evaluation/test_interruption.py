@@ -1,0 +1,39 @@
+"""Twenty kills of one evaluation: nothing lost, nothing twice, the same numbers in the end."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from evaluation.test_run import make, numbers, words
+from ovss_refine.cli import main
+from ovss_refine.evaluation.records import read_all
+
+SCRIPT = Path(__file__).with_name("interrupted.py")
+KILLS, IMAGES = 20, 90
+
+
+def test_twenty_kills_at_random_moments(tmp_path):
+    ids = make(tmp_path, "folder", count=IMAGES)
+    line = words(tmp_path, "folder", "--rows", "baseline", "refined")
+    done = subprocess.run(
+        [sys.executable, SCRIPT, str(KILLS), "0", tmp_path / "out", *line],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert Counter(done.stdout.split()) == {"killed": 15, "torn": 5}
+    kept = [record["id"] for record in read_all(tmp_path / "out")]
+    assert 20 <= len(kept) < IMAGES  # it got on, and was not finished
+    assert len(kept) == len(set(kept))
+    assert not (tmp_path / "out/results.json").exists()
+
+    assert main(line) == 0
+    after = [record["id"] for record in read_all(tmp_path / "out")]
+    assert after[: len(kept)] == kept  # none of them was done again
+    assert sorted(after) == sorted(ids)
+    assert main(words(tmp_path, "folder", "--rows", "baseline", "refined", out="whole")) == 0
+    assert numbers(tmp_path / "out") == numbers(tmp_path / "whole")

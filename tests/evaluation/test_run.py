@@ -1,0 +1,408 @@
+"""Whole evaluations on miniature data: numbers, refusals, going on, bad input."""
+
+import importlib
+import json
+import re
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from evaluation.trees import CLASSES, LAYOUTS, read_labels, write_arrays, write_tree
+from ovss_refine import Refiner, joint_bilateral_upsample
+from ovss_refine.attention import affinity
+from ovss_refine.cli import main
+from ovss_refine.evaluation import ROWS, engine
+from ovss_refine.evaluation.records import read_all
+from ovss_refine.evaluation.totals import add_up
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+
+
+def words(root, name, *more, out="out"):
+    """Words of an evaluation on a miniature tree with arrays beside it."""
+    source = f"npz:{root / 'arrays'}"
+    fixed = ["--dataset", name, "--root", str(root), "--logits", source, "--attention", source]
+    return ["evaluate", *fixed, "--out", str(root / out), *more]
+
+
+def make(root, name, count=3):
+    ids = write_tree(root, name, count)
+    write_arrays(root / "arrays", ids, CLASSES[name])
+    return ids
+
+
+def numbers(out):
+    """Everything in the results but the times."""
+    found = json.loads((out / "results.json").read_text())
+    for row in found["rows"].values():
+        del row["seconds_per_image"]
+    del found["sources_seconds_per_image"]
+    with np.load(out / "confusion.npz") as counts:
+        return found, {name: counts[name].tolist() for name in counts}
+
+
+def expected_counts(root, name, ids, row):
+    """Count with nothing of the evaluation: arrays, refiner, histogram of pairs."""
+    M = CLASSES[name]
+    total = np.zeros((M, M), dtype=int)
+    for id in ids:
+        arrays = np.load(root / "arrays" / f"{id}.npz")
+        logits = torch.from_numpy(arrays["logits"])
+        attention = affinity(torch.from_numpy(arrays["features"]), 0.05)
+        with Image.open(root / LAYOUTS[name][0].format(id)) as picture:
+            image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        if row == "baseline":
+            large = F.interpolate(logits[None], image.shape[1:], mode="bilinear")[0]
+            labels = (large.double().softmax(0)).argmax(0)
+        elif row == "upsampling":
+            low = logits.softmax(0)[None]
+            labels = joint_bilateral_upsample(low, image[None])[0].argmax(0)
+        else:
+            mode = "maximum_velocity" if row == "refined" else row
+            labels = Refiner(mode)(logits, attention, image).labels
+        truth = read_labels(root, name, id)
+        for t, p in zip(truth.ravel(), labels.numpy().ravel(), strict=True):
+            if t != 255:
+                total[t, p] += 1
+        arrays.close()
+    return total
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_data_set_and_row(tmp_path, name, capsys):
+    ids = make(tmp_path, name, count=2)
+    assert main(words(tmp_path, name)) == 0
+    assert f"| {name}, 2 images |" in capsys.readouterr().out
+    found, counts = numbers(tmp_path / "out")
+    assert tuple(found["rows"]) == ROWS
+    for row in ROWS:
+        wanted = expected_counts(tmp_path, name, ids, row)
+        assert wanted.sum() == np.sum(counts[row])
+        # Ties, and rounding of 8 bits to [0, 1], may move a pixel; a wrong rule moves many.
+        assert np.abs(wanted - counts[row]).sum() <= 0.005 * wanted.sum()
+
+
+def test_rows_and_limit(tmp_path, capsys):
+    make(tmp_path, "folder", count=4)
+    assert main(words(tmp_path, "folder", "--rows", "refined", "--limit", "3")) == 0
+    found, counts = numbers(tmp_path / "out")
+    assert (found["images"], list(found["rows"]), list(counts)) == (3, ["refined"], ["refined"])
+    assert "baseline" not in capsys.readouterr().out
+
+
+def test_batches_and_workers_do_not_change_the_numbers(tmp_path):
+    make(tmp_path, "folder", count=7)
+    assert main(words(tmp_path, "folder")) == 0
+    more = ("--batch-size", "3", "--workers", "4")
+    assert main(words(tmp_path, "folder", *more, out="batched")) == 0
+    assert numbers(tmp_path / "out") == numbers(tmp_path / "batched")
+
+
+def test_a_background_that_the_data_set_has_not(tmp_path, capsys):
+    ids = write_tree(tmp_path, "voc20", 2)
+    write_arrays(tmp_path / "arrays", ids, 21)
+    assert main(words(tmp_path, "voc20")) == 2
+    said = capsys.readouterr().err
+    assert "must have the M=20 classes of voc20; got 21" in said
+    assert "--drop-background" in said
+    assert main(words(tmp_path, "voc20", "--drop-background", out="dropped")) == 0
+    for id in ids:
+        path = tmp_path / "arrays" / f"{id}.npz"
+        arrays = dict(np.load(path))
+        np.savez(path, logits=arrays["logits"][1:], features=arrays["features"])
+    assert main(words(tmp_path, "voc20", out="by-hand")) == 0
+    assert numbers(tmp_path / "dropped") == numbers(tmp_path / "by-hand")
+
+
+def test_thresholds_of_the_baseline(tmp_path):
+    make(tmp_path, "folder", count=2)
+    assert main(words(tmp_path, "folder")) == 0
+    more = ("--probability-threshold", "0.999", "--rows", "baseline", "refined")
+    assert main(words(tmp_path, "folder", *more, out="bar")) == 0
+    _, without = numbers(tmp_path / "out")
+    _, with_bar = numbers(tmp_path / "bar")
+    columns = np.sum(with_bar["baseline"], axis=0)
+    assert columns[0] > 0.9 * columns.sum()  # hardly a pixel is that sure
+    assert with_bar["refined"] == without["refined"]
+
+
+def test_a_second_run_does_nothing_and_a_stopped_one_goes_on(tmp_path, monkeypatch):
+    ids = make(tmp_path, "folder", count=5)
+    assert main(words(tmp_path, "folder", out="whole")) == 0
+    measured, real = [], engine._measure
+
+    def measure(job, batch, device):
+        measured.append(batch.samples[0].id)
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return real(job, batch, device)
+
+    monkeypatch.setattr(engine, "_measure", measure)
+    assert main(words(tmp_path, "folder")) == 130
+    assert not (tmp_path / "out/results.json").exists()
+    assert main(words(tmp_path, "folder")) == 0
+    assert measured == [*sorted(ids)[:3], *sorted(ids)[2:]]
+    assert numbers(tmp_path / "out") == numbers(tmp_path / "whole")
+    assert main(words(tmp_path, "folder")) == 0
+    assert len(measured) == 6
+    starts = json.loads((tmp_path / "out/manifest.json").read_text())["starts"]
+    assert len(starts) == 3
+
+
+def test_other_settings_are_refused(tmp_path, capsys):
+    make(tmp_path, "folder")
+    assert main(words(tmp_path, "folder")) == 0
+    before = numbers(tmp_path / "out")
+    for more, said in (
+        (("--tau", "0.5"), "refinement tau was 0.3, is 0.5"),
+        (("--mode", "kl"), "refinement mode was 'maximum_velocity', is 'kl'"),
+        (("--limit", "2"), "limit was absent, is 2"),
+        (("--attention-option", "temperature=0.2"), "attention option temperature was absent"),
+    ):
+        assert main(words(tmp_path, "folder", *more)) == 2
+        assert said in capsys.readouterr().err
+    write_arrays(tmp_path / "arrays", [min(p.stem for p in (tmp_path / "arrays").iterdir())], 5)
+    assert main(words(tmp_path, "folder")) == 2
+    assert "logits files was" in capsys.readouterr().err
+    assert numbers(tmp_path / "out") == before
+
+
+def test_what_does_not_change_the_numbers_is_not_refused(tmp_path):
+    make(tmp_path, "folder")
+    assert main(words(tmp_path, "folder")) == 0
+    more = ("--workers", "1", "--batch-size", "2", "--on-error", "skip", "--pictures", "1")
+    assert main(words(tmp_path, "folder", *more)) == 0
+
+
+def test_the_default_folder_is_that_of_the_settings(tmp_path, monkeypatch, capsys):
+    make(tmp_path, "folder")
+    monkeypatch.chdir(tmp_path)
+    base = words(tmp_path, "folder")[:-2]
+    for more in ([], ["--tau", "0.4"], []):
+        assert main([*base, *more]) == 0
+    folders = re.findall(r"class by class: (\S+)/results\.md", capsys.readouterr().out)
+    assert folders[0] == folders[2] != folders[1]
+    assert folders[0].startswith("ovss-refine-results/folder-")
+
+
+def test_manifest_says_what_the_numbers_are_of(tmp_path):
+    make(tmp_path, "ade20k")
+    assert main(words(tmp_path, "ade20k", "--tau", "0.25")) == 0
+    content = json.loads((tmp_path / "out/manifest.json").read_text())
+    settings, (start,) = content["settings"], content["starts"]
+    assert settings["refinement tau"] == 0.25
+    assert settings["dataset name"] == "ade20k"
+    assert len(settings["dataset names"]) == 150
+    assert settings["dataset images"] == 3
+    assert len(settings["dataset files"]) == 16
+    assert settings["rows"] == list(ROWS)
+    assert start["root"] == str(tmp_path)
+    assert start["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert start["command"]
+
+
+def test_pictures_of_the_first_images(tmp_path):
+    make(tmp_path, "cityscapes", count=4)
+    assert main(words(tmp_path, "cityscapes", "--pictures", "2")) == 0
+    names = sorted(path.name for path in (tmp_path / "out/pictures").iterdir())
+    assert names == ["a_a_000000.png", "a_a_000002.png"]
+
+
+def spoil(root, ids, name="folder"):
+    """Damage three of the files in ways that a disk or a download does."""
+    image, mask = LAYOUTS[name][:2]
+    cut = root / image.format(ids[0])
+    cut.write_bytes(cut.read_bytes()[:300])
+    Image.new("L", (5, 4)).save(root / mask.format(ids[1]))
+    Image.fromarray(np.full((24, 32), 77, np.uint8)).save(root / mask.format(ids[2]))
+
+
+def test_damaged_files_stop_the_run_by_name(tmp_path, capsys):
+    ids = make(tmp_path, "folder", count=5)
+    spoil(tmp_path, ids)
+    faults = {
+        ids[0]: "must be a readable picture",
+        ids[1]: "must have the size of its image, 32 x 24; got 5 x 4",
+        ids[2]: "must have values from 0 to 4, or 255; got [77]",
+    }
+    for at, id in enumerate(sorted(faults)):  # in the order of the images; then repair it
+        assert main(words(tmp_path, "folder", out=f"out{at}")) == 2
+        error = capsys.readouterr().err
+        assert f"{id}: `" in error
+        assert faults[id] in error
+        assert "Pass --on-error skip" in error
+        Image.new("RGB", (32, 24)).save(tmp_path / "images" / f"{id}.jpg")
+        Image.new("L", (32, 24)).save(tmp_path / "masks" / f"{id}.png")
+    assert main(words(tmp_path, "folder")) == 0
+
+
+def test_damaged_files_are_left_out_on_request(tmp_path, capsys):
+    ids = make(tmp_path, "folder", count=6)
+    spoil(tmp_path, ids)
+    (tmp_path / "masks" / f"{ids[3]}.png").unlink()
+    assert main(words(tmp_path, "folder", "--on-error", "skip")) == 0
+    assert "folder, 2 images, 4 skipped" in capsys.readouterr().out
+    found, counts = numbers(tmp_path / "out")
+    assert sorted(found["skipped"]) == sorted(ids[:4])
+    assert "must be the mask of an image" in found["skipped"][ids[3]]
+    wanted = expected_counts(tmp_path, "folder", ids[4:], "refined")
+    assert np.abs(wanted - counts["refined"]).sum() <= 0.005 * wanted.sum()
+    before = len(list(read_all(tmp_path / "out")))
+    assert main(words(tmp_path, "folder", "--on-error", "skip")) == 0  # they are tried again
+    assert len(list(read_all(tmp_path / "out"))) == before + 4
+    assert numbers(tmp_path / "out") == (found, counts)
+
+
+def test_after_a_stop_the_same_folder_goes_on_with_skip(tmp_path):
+    ids = make(tmp_path, "folder", count=4)
+    cut = tmp_path / "images" / f"{sorted(ids)[2]}.jpg"
+    cut.write_bytes(cut.read_bytes()[:300])
+    assert main(words(tmp_path, "folder", "--workers", "1")) == 2
+    assert len(add_up(tmp_path / "out", ROWS, 5).done) == 2
+    assert main(words(tmp_path, "folder", "--on-error", "skip")) == 0
+    assert numbers(tmp_path / "out")[0]["images"] == 3
+
+
+def test_missing_partners_are_found_before_any_work(tmp_path, capsys):
+    ids = make(tmp_path, "folder", count=4)
+    (tmp_path / "masks" / f"{ids[3]}.png").unlink()
+    (tmp_path / "images" / f"{ids[1]}.jpg").unlink()
+    assert main(words(tmp_path, "folder")) == 2
+    error = capsys.readouterr().err
+    assert "an image and a mask for each of 4 images; 2 are missing" in error
+    assert "dataset check folder" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_and_damaged_arrays(tmp_path, capsys):
+    ids = make(tmp_path, "folder")
+    line = words(tmp_path, "folder")
+    line[line.index("--attention") + 1] = f"npz:{write_arrays(tmp_path / 'maps', ids, 5)}"
+    path = tmp_path / "maps" / f"{ids[1]}.npz"
+    path.write_bytes(path.read_bytes()[:200])
+    assert main(line) == 2
+    assert f"{ids[1]}: `{path}` must be a readable .npz file" in capsys.readouterr().err
+    (tmp_path / "arrays" / f"{ids[1]}.npz").unlink()
+    assert main(words(tmp_path, "folder", "--on-error", "skip", out="skip")) == 0
+    assert list(numbers(tmp_path / "skip")[0]["skipped"]) == [ids[1]]
+
+
+def test_nothing_left_is_an_error(tmp_path, capsys):
+    for id in make(tmp_path, "folder"):
+        (tmp_path / "masks" / f"{id}.png").write_bytes(b"")
+    assert main(words(tmp_path, "folder", "--on-error", "skip")) == 2
+    assert "must have an image that can be read; all 3 failed" in capsys.readouterr().err
+
+
+def test_classes_that_do_not_fit_stop_even_with_skip(tmp_path, capsys):
+    ids = write_tree(tmp_path, "folder")
+    write_arrays(tmp_path / "arrays", ids, 4)
+    assert main(words(tmp_path, "folder", "--on-error", "skip")) == 2
+    error = capsys.readouterr().err
+    assert "must have the M=5 classes of folder; got 4" in error
+    assert "--drop-background" not in error
+
+
+def test_a_full_disk_stops_cleanly_and_the_run_goes_on(tmp_path, capsys):
+    """The kernel lets no file grow past a limit: records fail after a few images."""
+    make(tmp_path, "folder", count=8)
+    assert main(words(tmp_path, "folder", out="whole")) == 0
+    size = (tmp_path / "whole/records.0.jsonl").stat().st_size
+    assert size > 5000  # beyond the manifest's
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))
+    try:
+        assert main(words(tmp_path, "folder")) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "could not be written" in capsys.readouterr().err
+    done = add_up(tmp_path / "out", ROWS, 5).done
+    assert 1 <= len(done) < 8
+    assert main(words(tmp_path, "folder")) == 0
+    assert numbers(tmp_path / "out") == numbers(tmp_path / "whole")
+
+
+def test_wrong_words_are_refused(tmp_path, capsys):
+    make(tmp_path, "folder")
+    for more, said in (
+        (("--limit", "0"), "`limit` must be at least 1"),
+        (("--batch-size", "0"), "`batch_size` must be at least 1"),
+        (("--workers", "0"), "`workers` must be at least 1"),
+        (("--pictures", "-1"), "`pictures` must be at least 0"),
+        (("--device", "abacus"), "`device` must be 'auto' or a device of torch"),
+        (("--prompts", "sclip"), "`prompts` must be left out where logits come from files"),
+        (("--logits-option", "scal=2"), "scal"),
+        (("--probability-threshold", "2"), "`probability_threshold` must be"),
+    ):
+        assert main(words(tmp_path, "folder", *more)) == 2, more
+        assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(words(tmp_path, "folder", "--logits-option", "scale"))
+    assert "must be KEY=VALUE such as temperature=0.1; got 'scale'" in capsys.readouterr().err
+
+
+def test_another_source_by_name_needs_its_library_or_says_so(tmp_path, capsys):
+    make(tmp_path, "folder")
+    line = words(tmp_path, "folder")
+    line[line.index("--logits") + 1] = "sclap"
+    assert main(line) == 2
+    assert "Did you mean 'sclip'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "dataset"), [("voc_real", "voc21"), ("camvid_real", "folder")])
+def test_real_photographs_give_the_numbers_of_the_benchmark(tmp_path, monkeypatch, name, dataset):
+    """`benchmarks/real_data.py` reads, counts and divides with code of its own."""
+    root = DATA / name
+    if not root.is_dir():
+        pytest.skip(f"the photographs in {root} are not here")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    benchmark = importlib.import_module("real_data")
+    folder = benchmark.open_folder(root, 6)
+    pairs = {
+        "baseline": "bilinear",
+        "upsampling": "upsampling alone",
+        "refined": "maximum velocity",
+        "propagation": "propagation, k = 3",
+        "anchored": "anchored, k = 3",
+    }
+    table = benchmark.rows()
+    theirs = benchmark.measure(folder, {name: table[name] for name in pairs.values()})
+    for strength, key in (("strong", "logits"), ("weak", "logits_weak")):
+        source = f"npz:{root / 'arrays'}"
+        line = ["evaluate", "--dataset", dataset, "--root", str(root), "--limit", "6"]
+        line += ["--logits", source, "--logits-option", f"key={key}"]
+        line += ["--attention", source, "--attention-option", f"temperature={folder.temperature}"]
+        assert main([*line, "--out", str(tmp_path / key)]) == 0
+        found = json.loads((tmp_path / key / "results.json").read_text())["rows"]
+        for ours, same in pairs.items():
+            for number in ("miou", "accuracy"):
+                wanted = theirs[strength][same][number]
+                assert found[ours][number] == pytest.approx(wanted, abs=0.02), (ours, number)
+
+
+def test_real_photographs_without_background(tmp_path):
+    root = DATA / "voc_real"
+    if not root.is_dir():
+        pytest.skip(f"the photographs in {root} are not here")
+    source = f"npz:{root / 'arrays'}"
+    line = ["evaluate", "--dataset", "voc20", "--root", str(root), "--limit", "4"]
+    line += ["--logits", source, "--attention", source, "--drop-background"]
+    assert main([*line, "--rows", "baseline", "--out", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out/results.json").read_text())["rows"]["baseline"]
+    total = np.zeros((20, 20))
+    for id in (root / "VOC2012/ImageSets/Segmentation/val.txt").read_text().split()[:4]:
+        with Image.open(root / f"VOC2012/SegmentationClass/{id}.png") as picture:
+            raw = np.asarray(picture).astype(int)
+        with np.load(root / "arrays" / f"{id}.npz") as arrays:
+            logits = torch.from_numpy(arrays["logits"][1:]).float()
+        labels = F.interpolate(logits[None], raw.shape, mode="bilinear")[0].argmax(0).numpy()
+        known = (raw > 0) & (raw < 255)
+        np.add.at(total, ((raw - 1)[known], labels[known]), 1)
+    hits, union = total.diagonal(), total.sum(0) + total.sum(1) - total.diagonal()
+    wanted = 100 * np.mean(hits[union > 0] / union[union > 0])
+    assert found["miou"] == pytest.approx(wanted, abs=0.02)
