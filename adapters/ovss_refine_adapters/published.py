@@ -4,10 +4,11 @@ They belong together: a threshold means something only with its prompts, scale a
 CASS and RF-CLIP were chosen on the test sets.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ovss_refine._checks import check_choice
+from ovss_refine_adapters._global_text import PUBLISHED as TEXT
 
 DATA_SETS = (
     "voc21",
@@ -34,6 +35,7 @@ class Published:
         area_threshold: share of the foreground at which a class is dropped; None: no such rule.
         pamr_iterations: rounds of PAMR on the scores at full size; 0: none.
         twice: whole images' scores are resized to the resized image first, then to full size.
+        own: options that this method alone has.
     """
 
     short_side: int = 336
@@ -44,12 +46,13 @@ class Published:
     area_threshold: float | None = None
     pamr_iterations: int = 0
     twice: bool = False
+    own: dict[str, Any] = field(default_factory=dict)
 
     @property
     def source(self) -> dict[str, Any]:
         """The options for `load_logits`."""
         names = ("short_side", "window", "stride", "logit_scale")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | self.own
 
     @property
     def decision(self) -> dict[str, Any]:
@@ -68,6 +71,20 @@ _CASS: Exceptions = {
     "coco-object": {"probability_threshold": 0.1},
     **_CITYSCAPES,
 }
+
+
+def _with_text(stretched: bool) -> Exceptions:
+    """Add the text settings of CASS and RF-CLIP, and whether CASS stretches its spectrum."""
+    added: Exceptions = {}
+    for name in DATA_SETS:
+        own: dict[str, Any] = dict(TEXT[name])
+        own["global_from"] = "window" if name == "cityscapes" else "image"
+        if stretched:
+            own["spectrum_stretch"] = name not in ("voc20", "cityscapes")
+        added[name] = _CASS.get(name, {}) | {"own": own}
+    return added
+
+
 _SETTINGS: dict[str, tuple[Published, Exceptions]] = {
     "sclip": (
         _FAMILY,
@@ -117,8 +134,8 @@ _SETTINGS: dict[str, tuple[Published, Exceptions]] = {
             **_CITYSCAPES,
         },
     ),
-    "cass": (replace(_FAMILY, twice=True), _CASS),
-    "rf-clip": (replace(_FAMILY, twice=True), _CASS),
+    "cass": (replace(_FAMILY, twice=True), _with_text(stretched=True)),
+    "rf-clip": (replace(_FAMILY, twice=True), _with_text(stretched=False)),
 }
 
 

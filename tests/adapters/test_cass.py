@@ -119,6 +119,23 @@ def test_formula(size, spectrum_stretch):
     assert_close(maps[0].flatten(1).mT, wanted, atol=2e-5, rtol=0)
 
 
+def test_keys_lie_where_they_were():
+    """Keys that say their place, (row, column) in shares of the image, on a grid of 4 x 10."""
+    proxy = Keys(2, (4, 10), d=2)
+    rows, columns = torch.meshgrid(
+        (torch.arange(4) + 0.5) / 4, (torch.arange(10) + 0.5) / 10, indexing="ij"
+    )
+    proxy.held = torch.stack([rows, columns], dim=-1).view(1, 40, 2) * torch.tensor(
+        [[[1.0]], [[2.0]]]
+    )
+    source = make_cass(proxy=proxy)
+    got = source.proxy_keys(source.prepare(images(1, 24, 48)), (3, 6))[0].view(2, 3, 6, 2)
+    # The middle is a mean of equals on either side; bilinear weights keep straight lines.
+    assert_close(got[0, :, 3, 0], torch.tensor([1 / 6, 3 / 6, 5 / 6]))
+    assert_close(got[0, 1, :, 1], (torch.arange(6) + 0.5) / 6)
+    assert_close(got[1], 2 * got[0])
+
+
 def test_class_embedding_is_that_of_clip():
     shot = images(2, 32, 32)
     source = make_cass()
