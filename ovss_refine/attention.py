@@ -55,7 +55,7 @@ class Attention:
         weights = check_weights_shape("weights", self.weights)
         object.__setattr__(self, "grid", _checked_grid(self.grid, weights.shape[-1]))
         # Per head, so that a negative entry of one head cannot hide behind another's.
-        lowest = weights.amin()
+        lowest = weights.detach().amin()
         if weights.ndim == 4:
             weights = weights.mean(dim=1, dtype=_work_dtype(weights))
         _check_rows(weights, float(lowest))
@@ -98,6 +98,11 @@ class Attention:
             return self.weights.shape
         *lead, _, N, _ = self.factors[0].shape
         return torch.Size((*lead, N, N))
+
+    @property
+    def batch(self) -> int:
+        """Number of maps, B; 1 without a batch axis."""
+        return self.shape[0] if len(self.shape) == 3 else 1
 
     @property
     def device(self) -> torch.device:
@@ -231,7 +236,7 @@ def _work_dtype(tensor: Tensor) -> torch.dtype:
 def _check_rows(weights: Tensor, lowest: float) -> None:
     """Check the values of [..., N, N] `weights`, whose smallest entry is `lowest`."""
     sums = weights.sum(dim=-1, dtype=_work_dtype(weights))
-    low, high = (float(x) for x in sums.aminmax())
+    low, high = (float(x) for x in sums.detach().aminmax())
     # A NaN or an infinity anywhere is one in its row's sum as well.
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("the attention `weights` must be finite; got NaN or infinite entries.")

@@ -57,7 +57,10 @@ def doubly_stochastic(attention: Attention, rounds: int, *, many_steps: bool = F
             saves time. It changes results by rounding only.
     """
     turned = attention.turned() if many_steps else None
-    column_sums = _column_sums(attention)
+    N = attention.shape[-1]
+    column_sums = torch.zeros(attention.batch, 1, N, device=attention.device)
+    for _, block in attention.blocks():
+        column_sums += block.sum(dim=1, keepdim=True)
     for _ in range(rounds):
         c = _reciprocal(column_sums)
         r = torch.empty_like(c)
@@ -149,11 +152,6 @@ def increment(q: Tensor, chain: Chain, tau: float, max_steps: int) -> Tensor:
         if t % chain.attention.test_every == 0 and not bool(pending.any()):
             break
     return time
-
-
-def _column_sums(attention: Attention) -> Tensor:
-    sums = [block.sum(dim=1, keepdim=True) for _, block in attention.blocks()]  # [B, 1, N] each
-    return torch.stack(sums).sum(dim=0)
 
 
 def _reciprocal(sums: Tensor) -> Tensor:

@@ -36,8 +36,11 @@ def optimal_path(q: Tensor, attention: Attention, epsilon: float, iterations: in
         [B, M, N] D[c, j] = sum_i plan[i, j] C[i, j]. Memory: B * N * N floats for K, or
         a block of rows where the attention is held as factors or short of room.
     """
-    peak = torch.stack([block.amax(dim=(1, 2)) for _, block in attention.blocks()]).amax(dim=0)
-    peak = peak[:, None, None]
+    # Into one tensor: small ones kept from every block would scatter over the heap, which then
+    # grows by a block each, to N * N floats.
+    peak = q.new_zeros(len(q), 1, 1)
+    for _, block in attention.blocks():
+        torch.maximum(peak, block.amax(dim=(1, 2), keepdim=True), out=peak)
     rate = -1 / (epsilon * peak)
 
     def kernel() -> Iterator[tuple[slice, Tensor]]:
