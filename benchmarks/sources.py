@@ -186,11 +186,11 @@ def main() -> None:
         "machine": machine(args.device),
         "versions": {lib.__name__: lib.__version__ for lib in (timm, open_clip, diffusers)},
         "dtype": args.dtype,
-        "load_at_start": os.getloadavg(),
     }
     print("| source | N | params (M) | GFLOPs | median s | processor s | peak GiB |")
     print("|---|---|---|---|---|---|---|")
     for name in args.cases:
+        load = os.getloadavg()[0]
         words = ["--device", args.device, "--dtype", args.dtype, "--repeats", str(args.repeats)]
         done = subprocess.run(
             [sys.executable, __file__, "--alone", name, *words],
@@ -198,7 +198,7 @@ def main() -> None:
             stdout=subprocess.PIPE,
             text=True,
         )
-        row = json.loads(done.stdout.splitlines()[-1])
+        row = json.loads(done.stdout.splitlines()[-1]) | {"load_before": load}
         report[name] = row
         print(
             f"| {name} | {row['tokens']} | {row['parameters_m']} | {row['gflops']} | "

@@ -102,7 +102,7 @@ class NpzLogits:
         path = self.folder / f"{image_id}.npz"
         if not path.is_file():
             raise FileNotFoundError(f"`image_id` must have a file; `{path}` does not exist.")
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if self.key not in arrays:
                 raise ValueError(f"`{path}` must have an array {self.key!r}; got {arrays.files}.")
             values = torch.from_numpy(arrays[self.key])

@@ -24,8 +24,14 @@ from ovss_refine.evaluation.sources import (
 from ovss_refine.evaluation.team import Team, join
 
 HOME = Path("ovss-refine-results")
-# Published settings that are options of the source of logits, not of the decision.
-SOURCE_SETTINGS = ("short_side", "window", "stride", "logit_scale")
+# Published settings of the prompts and the decision; all others are options of the source.
+NOT_OF_THE_SOURCE = (
+    "prompts",
+    "probability_threshold",
+    "area_threshold",
+    "enlarged_twice",
+    "pamr_iterations",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +154,7 @@ def _make_sources(
     if chosen.folder is None:
         family = request.prompts or published.get("prompts", "names")
         classes = request.dataset.prompts_of(family)
-        own = {key: published[key] for key in SOURCE_SETTINGS if key in published}
+        own = {key: x for key, x in published.items() if key not in NOT_OF_THE_SOURCE}
         if own.get("window") == "whole":
             own["window"] = None
         chosen = Chosen(chosen.name, own | dict(chosen.options))

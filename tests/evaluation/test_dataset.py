@@ -145,6 +145,21 @@ def test_published_settings(method, name):
     assert said["prompts"] == family
 
 
+@pytest.mark.parametrize("name", OFFICIAL)
+@pytest.mark.parametrize("method", USUAL)
+def test_settings_are_those_of_the_adapters(method, name):
+    """The adapters keep the same publications' settings for use without an evaluation."""
+    adapters = pytest.importorskip("ovss_refine_adapters.published")
+    theirs = adapters.published(method, name)
+    ours = dict(zip(KEYS, USUAL[method], strict=True)) | load_dataset(name).method(method)
+    ours["window"] = None if ours["window"] == "whole" else ours["window"]
+    assert {key: ours[key] for key in theirs.source} == theirs.source
+    assert {key: ours[key] for key in theirs.decision} == theirs.decision
+    assert ours.get("pamr_iterations", 0) == theirs.pamr_iterations
+    not_of_the_source = {"prompts", "enlarged_twice", "pamr_iterations", *theirs.decision}
+    assert set(ours) - not_of_the_source == set(theirs.source)
+
+
 def test_an_unknown_method_has_the_usual_prompts():
     assert load_dataset("voc21").method("my-own") == {"prompts": "sclip"}
 

@@ -406,3 +406,39 @@ def test_real_photographs_without_background(tmp_path):
     hits, union = total.diagonal(), total.sum(0) + total.sum(1) - total.diagonal()
     wanted = 100 * np.mean(hits[union > 0] / union[union > 0])
     assert found["miou"] == pytest.approx(wanted, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "wanted"),
+    [
+        ("voc21", "sclip", {"short_side": 336, "logit_scale": 65}),
+        ("voc20", "naclip", {"short_side": 336, "window": None}),
+        (
+            "cityscapes",
+            "rf-clip",
+            {
+                "short_side": 560,
+                "global_weight": 0.1,
+                "patch_weight": 0.03,
+                "cluster_distance": 0.14,
+                "global_from": "window",
+            },
+        ),
+        ("voc21", "kk-mean", {}),
+    ],
+)
+def test_a_published_method_gets_its_published_options(tmp_path, monkeypatch, name, method, wanted):
+    make(tmp_path, name)
+    given = {}
+
+    def load(source, **options):
+        given[source] = options
+        raise ValueError("that is enough")
+
+    monkeypatch.setattr("ovss_refine.evaluation.sources.load_logits", load)
+    line = words(tmp_path, name, "--logits-option", "stride=56")
+    line[line.index("--logits") + 1] = method
+    assert main([*line, "--device", "cpu"]) == 2
+    classes = given[method].pop("classes")
+    assert given == {method: wanted | {"stride": 56}}
+    assert len(classes) == CLASSES[name]
