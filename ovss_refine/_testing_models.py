@@ -1,4 +1,4 @@
-"""For the conformance suites: the models inside a source, and whether they were left as found."""
+"""What the conformance suites share: images, and what a source leaves as it found it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +12,12 @@ from torch import Tensor, nn
 # Attributes that are compared by value. All others are compared by identity where they are
 # callable (`forward`, processors) and left out where not: libraries keep caches on their modules.
 PLAIN = (bool, int, float, str, bytes, tuple, type(None))
+# Square, wide and tall, of no common multiple: no model's own size.
+SIZES = ((64, 64), (48, 80), (83, 37))
+# What float32 arithmetic in another order may change, as a share of the largest value.
+ORDER_TOLERANCE = 1e-4
+# What rounding images to half precision may change, likewise; a wrong result changes all of it.
+HALF_TOLERANCE = 0.1
 
 
 def demand(condition: bool, message: str) -> None:
@@ -164,3 +170,72 @@ def interrupt(module: nn.Module, run: Callable[[], object]) -> None:
     finally:
         handle.remove()
     demand(came_through, "a source must not swallow an exception of its model; it did.")
+
+
+def smooth_images(B: int, H: int, W: int) -> Tensor:
+    """Make smooth, different images, so that results are not those of noise."""
+    generator = torch.Generator().manual_seed(H * W)
+    coarse = torch.rand(B, 3, 5, 5, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, (H, W), mode="bilinear")
+    return (smooth + 0.1 * torch.rand(B, 3, H, W, generator=generator)).clamp(0, 1)
+
+
+@contextmanager
+def settings_left_alone() -> Iterator[None]:
+    """Raise AssertionError if the body changes a global setting or draws random numbers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.rand(7)  # a state that no seed gives, so that seeding is seen
+        before = _settings()
+        yield
+        demand(
+            before == _settings(),
+            "a source must leave gradient mode, default type, threads and random numbers alone; "
+            "it did not.",
+        )
+
+
+def _settings() -> tuple[object, ...]:
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+        torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(),
+        tuple(torch.get_rng_state().tolist()),
+    )
+
+
+def check_refusals(run: Callable[[Tensor], object]) -> None:
+    """Check that what is no batch of images in [0, 1] is refused."""
+    images = smooth_images(1, 64, 64)
+    wrong: dict[str, Tensor] = {
+        "without a batch axis": images[0],
+        "with four channels": images[:, [0, 1, 2, 0]],
+        "of whole numbers": (255 * images).byte(),
+        "in [0, 255]": 255 * images,
+        "with a NaN": images.clone().index_fill(3, torch.tensor([5]), torch.nan),
+    }
+    for what, given in wrong.items():
+        try:
+            run(given)
+        except (TypeError, ValueError):
+            continue
+        except Exception as error:
+            raise AssertionError(
+                f"images {what} must raise ValueError or TypeError; got {type(error).__name__}."
+            ) from error
+        raise AssertionError(f"images {what} must raise ValueError or TypeError; they did not.")
+
+
+def check_interruptions(source: object, run: Callable[[], object]) -> None:
+    """Check that an exception at the start, the middle and the end leaves no trace."""
+    modules = modules_of(source)
+    if not modules:
+        return
+    called = calls_of(modules, run)
+    demand(bool(called), "a source must use the model that it holds; none of its parts was called.")
+    for place in sorted({0, len(called) // 2, len(called) - 1}):
+        with left_as_found(modules, "after an exception in the middle"):
+            interrupt(called[place], run)
+        run()

@@ -13,20 +13,18 @@ from torch import Tensor
 
 from ovss_refine._testing_logits import check_logits_source as check_logits_source
 from ovss_refine._testing_models import (
-    calls_of,
+    HALF_TOLERANCE,
+    ORDER_TOLERANCE,
+    SIZES,
+    check_interruptions,
+    check_refusals,
     demand,
-    interrupt,
     left_as_found,
     modules_of,
+    settings_left_alone,
+    smooth_images,
 )
 from ovss_refine.attention import Attention, AttentionSource
-
-# Square, wide and tall, of no common multiple: no model's own size.
-SIZES = ((64, 64), (48, 80), (83, 37))
-# What float32 arithmetic in another order may change, as a share of the largest entry.
-ORDER_TOLERANCE = 1e-4
-# What rounding images to half precision may change, likewise; a wrong map changes all of it.
-HALF_TOLERANCE = 0.1
 
 Make = Callable[[], AttentionSource]
 
@@ -53,18 +51,13 @@ def check_attention_source(make: Make) -> None:
     )
     modules = modules_of(source)
     with left_as_found(modules, "after its use"):
-        settings = _settings()
-        _check_orientation([_check_map(source, size) for size in SIZES])
-        demand(
-            settings == _settings(),
-            "a source must leave gradient mode, default type, threads and random numbers alone; "
-            "it did not.",
-        )
+        with settings_left_alone():
+            _check_orientation([_check_map(source, size) for size in SIZES])
         _check_manners(source)
         _check_batch(source)
         _check_types(source)
-        _check_refusals(source)
-    _check_interruptions(source)
+        check_refusals(source.attention)
+    check_interruptions(source, lambda: source.attention(smooth_images(1, 48, 80)))
 
 
 def _check_orientation(grids: list[tuple[int, int]]) -> None:
@@ -80,7 +73,7 @@ def _check_orientation(grids: list[tuple[int, int]]) -> None:
 
 def _check_map(source: AttentionSource, size: tuple[int, int]) -> tuple[int, int]:
     """Check size, rows, device and gradient of the maps of images of one size; return the grid."""
-    images = _images(2, *size).requires_grad_()
+    images = smooth_images(2, *size).requires_grad_()
     before = images.detach().clone()
     attention = source.attention(images)
     demand(
@@ -116,14 +109,15 @@ def _check_map(source: AttentionSource, size: tuple[int, int]) -> tuple[int, int
 
 def _check_manners(source: AttentionSource) -> None:
     """Check that nothing but the images changes the map."""
-    images = _images(2, 48, 80)
+    images = smooth_images(2, 48, 80)
     first = source.attention(images)
     _demand_equal(first, source.attention(images), "be the same when asked twice")
     with torch.autocast(images.device.type, dtype=torch.bfloat16):
         under_autocast = source.attention(images)
     _demand_equal(first, under_autocast, "not depend on autocast")
-    torch.rand(7)
-    _demand_equal(first, source.attention(images), "not depend on random numbers")
+    with torch.random.fork_rng(devices=[]):
+        torch.rand(7)
+        _demand_equal(first, source.attention(images), "not depend on random numbers")
     one, two = _dense(first)
     demand(
         float((one - two).abs().max()) > 0,
@@ -132,7 +126,7 @@ def _check_manners(source: AttentionSource) -> None:
 
 
 def _check_batch(source: AttentionSource) -> None:
-    images = _images(3, 48, 80)
+    images = smooth_images(3, 48, 80)
     together = source.attention(images)
     for index in range(3):
         alone = source.attention(images[index : index + 1])
@@ -140,58 +134,11 @@ def _check_batch(source: AttentionSource) -> None:
 
 
 def _check_types(source: AttentionSource) -> None:
-    images = _images(1, 48, 80)
+    images = smooth_images(1, 48, 80)
     wanted = source.attention(images)
     for dtype, tolerance in ((torch.float64, ORDER_TOLERANCE), (torch.float16, HALF_TOLERANCE)):
         got = source.attention(images.to(dtype))
         _demand_equal(wanted, got, f"not depend on the images' type, {dtype}", tolerance)
-
-
-def _check_refusals(source: AttentionSource) -> None:
-    """Check that what is no batch of images in [0, 1] is refused."""
-    images = _images(1, 64, 64)
-    wrong: dict[str, Tensor] = {
-        "without a batch axis": images[0],
-        "with four channels": images[:, [0, 1, 2, 0]],
-        "of whole numbers": (255 * images).byte(),
-        "in [0, 255]": 255 * images,
-        "with a NaN": images.clone().index_fill(3, torch.tensor([5]), torch.nan),
-    }
-    for what, given in wrong.items():
-        try:
-            source.attention(given)
-        except (TypeError, ValueError):
-            continue
-        except Exception as error:
-            raise AssertionError(
-                f"images {what} must raise ValueError or TypeError; got {type(error).__name__}."
-            ) from error
-        raise AssertionError(f"images {what} must raise ValueError or TypeError; they did not.")
-
-
-def _check_interruptions(source: AttentionSource) -> None:
-    """Check that an exception at the start, the middle and the end leaves no trace."""
-    modules = modules_of(source)
-    if not modules:
-        return
-
-    def run() -> None:
-        source.attention(_images(1, 48, 80))
-
-    called = calls_of(modules, run)
-    demand(bool(called), "a source must use the model that it holds; none of its parts was called.")
-    for place in sorted({0, len(called) // 2, len(called) - 1}):
-        with left_as_found(modules, "after an exception in the middle"):
-            interrupt(called[place], run)
-        run()
-
-
-def _images(B: int, H: int, W: int) -> Tensor:
-    """Make smooth, different images, so that maps are not those of noise."""
-    generator = torch.Generator().manual_seed(H * W)
-    coarse = torch.rand(B, 3, 5, 5, generator=generator)
-    smooth = torch.nn.functional.interpolate(coarse, (H, W), mode="bilinear")
-    return (smooth + 0.1 * torch.rand(B, 3, H, W, generator=generator)).clamp(0, 1)
 
 
 def _dense(attention: Attention) -> Tensor:
@@ -214,16 +161,4 @@ def _demand_equal(
     gap = float((one - two).abs().max() / one.abs().max())
     demand(
         gap <= tolerance, f"the map must {promise}; it differs by {gap:.1e} of its largest entry."
-    )
-
-
-def _settings() -> tuple[object, ...]:
-    return (
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        torch.get_default_dtype(),
-        torch.get_num_threads(),
-        torch.get_float32_matmul_precision(),
-        torch.are_deterministic_algorithms_enabled(),
-        tuple(torch.get_rng_state().tolist()),
     )

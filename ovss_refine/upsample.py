@@ -9,6 +9,7 @@ product: [K, neighbours] values times [neighbours, pixels of the cell] weights.
 Axes: B images, K maps, (gh, gw) coarse grid, (H, W) pixels, S = (2 * radius + 1)^2 neighbours.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -154,7 +155,7 @@ def upsample_bands(
 ) -> Iterator[Band]:
     """Upsample one band of pixel rows after the other, so that [B, K, H, W] need not be held.
 
-    Needs 3 * B * S bytes-of-a-float for every pixel of a band, and K + 1 floats.
+    A band holds 2 * S + K + 1 floats for every place of its cells; all bands use the same memory.
 
     Args:
         low: [B, K, gh, gw] float32.
@@ -183,19 +184,20 @@ def upsample_bands(
         rows = slice(y.edges[cells.start], y.edges[cells.stop])
         if rows.start == rows.stop:  # fewer pixels than cells: nobody is nearest to these
             continue
-        n = cells.stop - top
-        w, s = (
-            t[: B * n * gw * rows_ * P].view(B, n, gw, rows_, P)
-            for t, rows_ in ((weights, S), (sums, K + 1))
-        )
+        shape = (B, cells.stop - top, gw)
+        w, scratch = (_first(t, *shape, S, P) for t in (weights, work))
+        s = _first(sums, *shape, K + 1, P)
         pixels = by_cell(image, y, x, cells)  # [B, 3, n, gw, P]
-        _range_weights(
-            pixels, neighbours(colours, y, x, cells), sigma_range, w, work[: w.numel()].view_as(w)
-        )
+        _range_weights(pixels, neighbours(colours, y, x, cells), sigma_range, w, scratch)
         spatial = spatial_weights(y, x, cells)
         torch.addcmul(SPATIAL_FLOOR * spatial, w, spatial, out=w)
         torch.matmul(neighbours(values, y, x, cells).mT, w, out=s)
         yield Band(rows, s, y, x, top)
+
+
+def _first(buffer: Tensor, *shape: int) -> Tensor:
+    """View the beginning of a flat `buffer` in a `shape`."""
+    return buffer[: math.prod(shape)].view(shape)
 
 
 def _range_weights(

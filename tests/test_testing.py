@@ -119,6 +119,16 @@ class RandomNumbers(Good):
         return super().map(features)
 
 
+class Seeds(Good):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)  # from here on, seeding anew changes nothing
+
+    def map(self, features):
+        torch.manual_seed(0)
+        return super().map(features)
+
+
 class GradientMode(Good):
     def attention(self, images):
         torch.set_grad_enabled(False)
@@ -271,6 +281,7 @@ class Unused(Good):
         (Unnormalised, r"every row of the map must .* sums from 2 to 2"),
         (Restless, "must be the same when asked twice"),
         (RandomNumbers, "random numbers alone; it did not"),
+        (Seeds, "random numbers alone; it did not"),
         (GradientMode, "must leave gradient mode"),
         (Autocast, "must not depend on autocast"),
         (Company, "must not depend on the rest of the batch"),

@@ -5,6 +5,7 @@ A producer adds `features`: normalised pixels to patch features in the space of 
 Axes: B images, K prompts, D channels, (H, W) pixels, (h, w) grid.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -89,7 +90,7 @@ class ClipOptions:
         check_number("logit_scale", self.logit_scale, 0, open_ends=True)
 
 
-class DenseClip:
+class DenseClip(ABC):
     """A source of logits on the image tower of CLIP.
 
     A subclass defines `features`, or `cosines` if the text changes with the image, and the
@@ -199,6 +200,7 @@ class DenseClip:
         unit = F.normalize(self.features(pixels), dim=1)  # [B, D, h, w]
         return torch.einsum("bdhw,kd->bkhw", unit, self.text)
 
+    @abstractmethod
     def features(self, pixels: Tensor) -> Tensor:
         """Compute patch features in the space of the text, before they are made unit vectors.
 
@@ -208,7 +210,6 @@ class DenseClip:
         Returns:
             [B, D, h, w] float32.
         """
-        raise NotImplementedError
 
     def _text(self, clip: Clip) -> Tensor:
         given = self.options.text_features

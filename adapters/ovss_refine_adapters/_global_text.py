@@ -11,6 +11,7 @@ are those of the patches, with a share of the whole image's.
 Axes: B images, K prompts, G groups of them, D channels, N = h * w patches.
 """
 
+from abc import abstractmethod
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -85,13 +86,13 @@ class GlobalTextClip(DenseClip):
         self.global_from = global_from
         self.groups = group(self.text, self.linkage, cluster_distance)
 
+    @abstractmethod
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Compute patch features [B, D, h, w] and the class embedding [B, D], both float32."""
-        raise NotImplementedError
 
+    @abstractmethod
     def class_embedding(self, pixels: Tensor) -> Tensor:
         """Compute the class embedding alone: [B, 3, H, W] normalised pixels to [B, D]."""
-        raise NotImplementedError
 
     def features(self, pixels: Tensor) -> Tensor:
         """Compute patch features: [B, 3, H, W] normalised pixels to [B, D, h, w] float32."""

@@ -10,6 +10,7 @@ Axes: B images, A heads, T = 1 + N tokens (class token first), N = h * w patches
 L blocks.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,8 @@ class RfClipLogits(GlobalTextClip):
 
     def class_embedding(self, pixels: Tensor) -> Tensor:
         """Compute the class embedding alone: [B, 3, H, W] normalised pixels to [B, D]."""
-        for _, out in self._walk(pixels, self.tower.grid(*pixels.shape[-2:])):  # noqa: B007
-            pass  # the last one counts
+        walk = self._walk(pixels, self.tower.grid(*pixels.shape[-2:]))
+        _, out = deque(walk, maxlen=1).pop()  # the last block's
         return self.tower.head(out[:, :1])[:, 0]
 
     def _walk(self, pixels: Tensor, grid: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
