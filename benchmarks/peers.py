@@ -5,9 +5,9 @@
 
 On the CPU, N = 4096 patches, 21 classes, 512 x 512 pixels:
 - optimal path: POT's `ot.sinkhorn`, torch backend, float32, class by class, 50 iterations;
-- maximum velocity: the chain written out as a matrix and multiplied by one class's vector a step.
-Both are checked in float64 and timed in float32.
-
+- maximum velocity: the chain written out as a matrix and multiplied by one class's vector a step;
+- both are checked in float64 and timed in float32;
+- the products of few vectors with the map, which both consist of: torch's `@`;
 - upsampling: a bilateral filter over a window of 3 sigma in pixels on the bilinearly enlarged map,
   as M2N2 has it; and kornia's `joint_bilateral_blur`, 17 x 17 window, on the same map.
 The upsamplings differ from ours by design (distance in pixels, colours of pixels instead of cells):
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from machine import machine
 from ovss_refine import RefineConfig, RefineResult, joint_bilateral_upsample, refine
+from ovss_refine._blocks import add_left, right
 from ovss_refine.config import Mode
 from problems import Problem, problem
 from timing import floor, rates, seconds
@@ -125,8 +126,9 @@ def chain_row(
     result = refine(*inputs, config)
     q = sources(result, logits)
     ours = result.discrepancy.flatten(1)[result.kept]
-    # In float64: class by class in float32 the rounding of 15 rewritings shows (2e-4).
+    # In float64: class by class in float32 the rounding of 15 rewritings shows.
     off = distance(peer(sources(result, logits.double()), weights.double()), ours)
+    off_in_float32 = distance(peer(q, weights), ours)
     if off > 1e-4:
         raise SystemExit(f"{mode}: the peer's map differs by {off:.1e} of the range")
     steps = count_steps(mode, inputs, ours)
@@ -135,6 +137,7 @@ def chain_row(
         "ours": seconds(lambda: refine(*inputs, config), "cpu", 3 * repeats),
         "peer": seconds(lambda: peer(q, weights), "cpu", repeats),
         "difference": off,
+        "difference_in_float32": off_in_float32,
         "steps": steps,
         "gemm_floor": floor(rate, multiply_adds=products * len(q) * N * N),
     }
@@ -180,6 +183,23 @@ def upsampling_rows(inputs: Problem, repeats: int, rate: dict[str, float]) -> di
     return rows
 
 
+def product_rows(repeats: int, rate: dict[str, float]) -> dict[str, object]:
+    """Compare the thin products that all modes consist of with torch's own, one map, m vectors."""
+    A = torch.rand(1, N, N)
+    rows: dict[str, object] = {}
+    for m in (1, 20):
+        x, out = torch.rand(1, m, N), torch.zeros(1, m, N)
+        torch.testing.assert_close(right(x, A), x @ A.mT, rtol=1e-4, atol=0)
+        rows[f"m = {m}"] = {
+            "x A^T": seconds(lambda x=x: right(x, A), "cpu", 10 * repeats),
+            "x A": seconds(lambda x=x, o=out: add_left(o, x, A), "cpu", 10 * repeats),
+            "x A^T, torch": seconds(lambda x=x: x @ A.mT, "cpu", 10 * repeats),
+            "x A, torch": seconds(lambda x=x: x @ A, "cpu", 10 * repeats),
+            "floor": max(floor(rate, multiply_adds=m * N * N), floor(rate, bytes=4 * N * N)),
+        }
+    return rows
+
+
 def labels_only(low: Tensor, guide: Tensor) -> None:
     """Label every pixel without holding the scores, as a refinement does."""
     from ovss_refine.upsample import upsample_bands
@@ -206,6 +226,7 @@ def main() -> None:
         "maximum velocity": chain_row(
             "maximum_velocity", class_by_class, inputs, args.repeats, rate
         ),
+        "thin products": product_rows(args.repeats, rate),
         "upsampling": upsampling_rows(inputs, args.repeats, rate),
     }
     text = json.dumps(report, indent=1)
