@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from ovss_refine.logits import Logits as Logits
     from ovss_refine.logits import LogitsSource as LogitsSource
     from ovss_refine.refiner import Refiner as Refiner
-    from ovss_refine.refiner import RefineResult as RefineResult
     from ovss_refine.refiner import refine as refine
     from ovss_refine.registry import list_attention as list_attention
     from ovss_refine.registry import list_logits as list_logits
     from ovss_refine.registry import load_attention as load_attention
     from ovss_refine.registry import load_logits as load_logits
+    from ovss_refine.result import RefineResult as RefineResult
     from ovss_refine.upsample import joint_bilateral_upsample as joint_bilateral_upsample
 
 __version__ = "0.1.0"
@@ -32,7 +32,7 @@ _HOME = {
     "Logits": "logits",
     "LogitsSource": "logits",
     "RefineConfig": "config",
-    "RefineResult": "refiner",
+    "RefineResult": "result",
     "Refiner": "refiner",
     "joint_bilateral_upsample": "upsample",
     "list_attention": "registry",

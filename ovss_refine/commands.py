@@ -19,7 +19,8 @@ from ovss_refine._checks import check_number, check_shape
 from ovss_refine.attention import Attention, affinity
 from ovss_refine.config import RefineConfig
 from ovss_refine.files import IMAGE_SUFFIXES, read_arrays, read_image, write_whole
-from ovss_refine.refiner import RefineResult, refine
+from ovss_refine.refiner import refine
+from ovss_refine.result import RefineResult
 
 EXAMPLES = Path(__file__).parent / "examples"
 Writers = dict[str, Callable[[BinaryIO], object]]
