@@ -1,15 +1,21 @@
 """What the logits sources cost at full size, in images per second.
 
     python benchmarks/logits.py [--device cpu|cuda] [--models B/16 L/14] [--short-sides 336 448]
-                                [--batches 1 8] [--sources NAME ...] [--repeats N] [--json OUT]
+                                [--batches 1 8] [--sources NAME ...] [--repeats N]
+                                [--longest SECONDS] [--json OUT]
 
 The models have the real architectures and random weights, so nothing is downloaded and nothing is
 said about quality. Images of 500 x 375 pixels, 21 classes; windows, strides and all else as
-published. One run before the timed ones; with `--repeats 1` the quartiles are the run itself.
+published. `--repeats 0` times the first run, which is checked; otherwise that is the warm-up. What
+would take longer than `--longest`, judged by the batch before, is left out and said.
 """
 
 import argparse
 import json
+import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +54,26 @@ def make(name: str, model: str, short_side: int, device: str) -> LogitsSource:
     return load_logits(name, classes=[f"class {i}" for i in range(CLASSES)], **options)
 
 
+def measure(name: str, model: str, side: int, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Check and time a source, batch after batch."""
+    source = make(name, model, side, args.device)
+    per_image = 0.0
+    for B in args.batches:
+        row = {"source": name, "model": model, "short_side": side, "batch": B}
+        if per_image * B * (args.repeats or 1) > args.longest:
+            yield row | {"left_out": f"would take {per_image * B:.0f} s"}
+            continue
+        images = torch.rand(B, 3, *SIZE, device=args.device)
+        start = time.perf_counter()
+        if not bool(source.logits(images).values.isfinite().all()):
+            raise SystemExit(f"{name}: the scores are not finite")
+        took = {"median": time.perf_counter() - start, "repeats": 0}
+        if args.repeats:
+            took = seconds(partial(source.logits, images), args.device, args.repeats)
+        per_image = took["median"] / B
+        yield row | took | {"images_per_second": 1 / per_image}
+
+
 def main() -> None:
     """Time every combination that is asked for, and print it."""
     parser = argparse.ArgumentParser(
@@ -60,35 +86,24 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--sources", nargs="+", choices=names, default=names)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--longest", type=float, default=600, help="seconds of a timing")
     parser.add_argument("--json", type=Path, help="where to keep the numbers")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("logits.py: this machine has no CUDA GPU that torch can use.")
-    rows = []
+    report: dict[str, Any] = {"machine": machine(args.device), "rows": []}
     print("| source | model | short side | B | images/s |\n|---|---|---|---|---|")
-    for name in args.sources:
-        for model in args.models:
-            if (name, model) == ("cass", "L/14"):
-                print("| cass | L/14 | | | needs a proxy of 16 heads; none is published |")
-                continue
-            for side in args.short_sides:
-                source = make(name, model, side, args.device)
-                for B in args.batches:
-                    images = torch.rand(B, 3, *SIZE, device=args.device)
-                    if not bool(source.logits(images).values.isfinite().all()):
-                        raise SystemExit(f"{name}: the scores are not finite")
-                    took = seconds(
-                        lambda s=source, x=images: s.logits(x), args.device, args.repeats
-                    )
-                    row = {"source": name, "model": model, "short_side": side, "batch": B}
-                    rows.append(row | took | {"images_per_second": B / took["median"]})
-                    print(
-                        f"| {name} | {model} | {side} | {B} | {B / took['median']:.3f} |",
-                        flush=True,
-                    )
-                    if args.json:
-                        report = {"machine": machine(args.device), "rows": rows}
-                        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    for name, model, side in product(args.sources, args.models, args.short_sides):
+        if (name, model) == ("cass", "L/14"):
+            print(f"| cass | L/14 | {side} | | needs a proxy of 16 heads; none is published |")
+            continue
+        for row in measure(name, model, side, args):
+            report["rows"].append(row)
+            rate = row.get("images_per_second")
+            says = row["left_out"] if rate is None else f"{rate:.3f}"
+            print(f"| {name} | {model} | {side} | {row['batch']} | {says} |", flush=True)
+            if args.json:
+                args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
