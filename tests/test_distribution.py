@@ -1,5 +1,6 @@
 """Steps 1 to 5: confidence, seeds, normalised maps."""
 
+import pytest
 import torch
 from torch.testing import assert_close
 
@@ -77,6 +78,21 @@ def test_area_gate_with_the_confident_patch_in_a_small_class():
     P = [[0.4, 0.4, 0.4, 0.0], [0.3, 0.3, 0.3, 1.0], [0.3, 0.3, 0.3, 0.0]]
     # The bar is 0.5, which no patch of the only large class reaches: all of its patches stay.
     assert seeds_of(P, min_area=0.5).mask[0, 0].tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"nms": "absolute", "nms_threshold": 0.8, "min_area": 0.0},
+        {"nms": "relative", "nms_threshold": 0.0, "min_area": 0.6},
+    ],
+)
+def test_images_of_a_batch_are_gated_one_by_one(options):
+    # Neither gate leaves anything of the second image, whatever passes in the first.
+    P = torch.tensor([[[0.9, 0.9], [0.1, 0.1]], [[0.6, 0.4], [0.4, 0.6]]])
+    assigned = torch.zeros(2, 2, dtype=torch.bool)
+    seeds = find_seeds(P, assigned, suppress=True, **options)
+    assert seeds.kept.tolist() == [[True, False], [True, True]]
 
 
 def test_without_suppression_every_patch_is_a_seed_of_its_winner():
