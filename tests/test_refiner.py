@@ -645,3 +645,12 @@ class TestCosineWarning:
     def test_scaled_or_confident_logits_do_not_warn(self):
         Refiner(logit_scale=50.0)(self.cosines, self.attn, self.image)
         Refiner()(self.cosines * 40, self.attn, self.image)
+
+
+def test_a_map_that_is_flat_up_to_rounding_has_no_range():
+    noise = torch.rand(1, 2, 50, generator=torch.Generator().manual_seed(0))
+    flat = 0.7 * (1 + 4 * torch.finfo(torch.float32).eps * noise)
+    assert flat.unique().numel() > 1
+    assert torch.equal(refiner_module._min_max(flat), torch.zeros_like(flat))
+    hilly = refiner_module._min_max(0.7 * (1 + 1e-4 * noise))
+    assert (hilly.min(), hilly.max()) == (0, 1)
