@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ovss_refine._tracing import exporting
+
 # Entries of a block. On a CPU a block stays in the cache between the few passes over it (twice as
 # fast as eight times the size), a GPU wants few large launches.
 CPU_BLOCK = 1 << 21
@@ -21,8 +23,12 @@ TURN_ROWS = 32
 def dense_blocks(weights: Tensor, shrink: int) -> Iterator[tuple[slice, Tensor]]:
     """Walk over the rows of `weights` [B, N, N]: (rows, [B, n, N] float32).
 
-    Float32 rows are not copied; half precision is widened a block at a time.
+    Float32 rows are not copied; half precision is widened a block at a time. A graph, which could
+    not count blocks of a symbol, gets one.
     """
+    if exporting():
+        yield slice(None), weights.float()
+        return
     B, N, _ = weights.shape
     size = CPU_BLOCK if weights.device.type == "cpu" else GPU_BLOCK
     n = max(size // (B * N), LEAST_ROWS) // shrink
@@ -61,7 +67,7 @@ def right(x: Tensor, block: Tensor) -> Tensor:
 
 def add_left(out: Tensor, x: Tensor, block: Tensor) -> None:
     """Add x block to `out` [B, M, N], of `x` [B, M, n] and a `block` [B, n, N] of rows."""
-    if x.shape[1] == 1 or not _has_onednn(x.device):
+    if not _has_onednn(x.device) or x.shape[1] == 1:
         out.baddbmm_(x, block)
         return
     for total, one, A in zip(out, x, block, strict=True):

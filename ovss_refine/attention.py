@@ -30,7 +30,7 @@ class Attention:
             to one within 1e-2. Heads are averaged on construction, so the attribute has no
             head axis afterwards. None where the map is held as factors.
         grid: (gh, gw) with gh * gw = N; token n is the patch in row n // gw, column n % gw.
-        factors: None, or what `from_factors` made of its queries and keys.
+        factors: None, or scaled queries and keys, each [B, A, N, d] or [A, N, d]: `from_factors`.
         shrink: divides the size of the blocks in which the map is walked over; above 1 nothing
             of N * N entries is formed beside what is held. Same results, slower, less memory.
 

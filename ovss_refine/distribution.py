@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ovss_refine._tracing import whole_number
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seeds:
@@ -49,7 +51,7 @@ def confidence(
     P = (logit_scale * logits).softmax(dim=1)
     if prompt_index is not None:
         B, _, N = P.shape
-        M = int(prompt_index.max()) + 1
+        M = whole_number(prompt_index.max() + 1)
         P = P.new_zeros(B, M, N).index_add_(1, prompt_index, P)
     if background is None:
         return P, torch.zeros_like(P[:, 0], dtype=torch.bool)
@@ -87,13 +89,13 @@ def find_seeds(
     area = wins.sum(dim=2, keepdim=True) / P.shape[2]  # [B, M, 1]
     large = wins & (area >= min_area)
     # An image must not end up empty: where no class is large enough, all that win go on.
-    wins = torch.where(large.any(dim=(1, 2), keepdim=True), large, wins)
+    wins = large | (wins & ~large.any(dim=(1, 2), keepdim=True))
     if suppress:
         bar = torch.full_like(top[:, :1], nms_threshold)  # [B, 1]
         if nms == "relative":
             bar = bar * top.masked_fill(assigned, 0).amax(dim=1, keepdim=True)
         confident = wins & (top >= bar)[:, None]  # [B, M, N]
-        wins = torch.where(confident.any(dim=(1, 2), keepdim=True), confident, wins)
+        wins = confident | (wins & ~confident.any(dim=(1, 2), keepdim=True))
     return Seeds(wins.any(dim=2), wins)
 
 
@@ -121,7 +123,10 @@ def kept_index(kept: Tensor) -> Tensor:
         first one at the end: the repeats compute the same values again, so nobody has to mask.
     """
     counts = kept.sum(dim=1, keepdim=True)
-    order = kept.to(torch.int8).argsort(dim=1, descending=True, stable=True)
-    order = order[:, : int(counts.max())]
+    # Kept ones first; no two keys are equal, so that no sort can turn them around.
+    M = kept.shape[1]
+    index = torch.arange(M, device=kept.device)
+    order = torch.where(kept, M - index, -index).sort(dim=1, descending=True).indices
+    order = order[:, : whole_number(counts.max(), M)]
     within = torch.arange(order.shape[1], device=kept.device) < counts
     return torch.where(within, order, order[:, :1])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ovss_refine._blocks import add_left, right
+from ovss_refine._tracing import State, repeat
 from ovss_refine.attention import Attention
 
 
@@ -113,14 +114,16 @@ def first_passage(q: Tensor, chain: Chain, tau: float, max_steps: int) -> Tensor
     """
     f = q / q.amax(dim=2, keepdim=True)
     pending = f <= tau
-    time = pending * float(max_steps)
-    for t in range(1, max_steps + 1):
-        if (t - 1) % chain.attention.test_every == 0 and not bool(pending.any()):
-            break
-        before, f = f, chain.spread(f)
+
+    def step(t: int, before: Tensor, pending: Tensor, time: Tensor) -> State:
+        f = chain.spread(before)
         crossed = pending & (f > tau)
         time = torch.where(crossed, t - 1 + (tau - before) / (f - before), time)
-        pending &= ~crossed
+        return f, pending & ~crossed, time
+
+    start = (f, pending, pending * float(max_steps))
+    steps = range(1, max_steps + 1)
+    _, _, time = repeat(step, _none_pending, start, steps, chain.attention.test_every)
     return 1 / (1 + time)
 
 
@@ -138,20 +141,24 @@ def increment(q: Tensor, chain: Chain, tau: float, max_steps: int) -> Tensor:
         [B, M, N] D = l, the first step at which the patch is at rest, >= 1.
     """
     f = q / q.amax(dim=2, keepdim=True)
-    pending = torch.ones_like(f, dtype=torch.bool)
-    time = torch.full_like(f, max_steps)
-    bar = None
-    for t in range(1, max_steps + 1):
-        before, f = f, chain.spread(f)
-        change = (f - before).abs()
-        if bar is None:
-            bar = tau * change.amax(dim=2, keepdim=True)
-        rested = pending & (change <= bar)
-        time = torch.where(rested, float(t), time)
-        pending &= ~rested
-        if t % chain.attention.test_every == 0 and not bool(pending.any()):
-            break
+    before, f = f, chain.spread(f)
+    change = (f - before).abs()
+    bar = tau * change.amax(dim=2, keepdim=True)
+
+    def step(t: int, before: Tensor, pending: Tensor, time: Tensor) -> State:
+        f = chain.spread(before)
+        rested = pending & ((f - before).abs() <= bar)
+        return f, pending & ~rested, torch.where(rested, t, time)
+
+    pending = ~(change <= bar)
+    start = (f, pending, torch.where(pending, float(max_steps), torch.ones_like(f)))
+    steps = range(2, max_steps + 1)
+    _, _, time = repeat(step, _none_pending, start, steps, chain.attention.test_every)
     return time
+
+
+def _none_pending(before: State, after: State) -> Tensor:
+    return ~after[1].any()
 
 
 def _reciprocal(sums: Tensor) -> Tensor:

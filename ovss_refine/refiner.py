@@ -30,6 +30,7 @@ from ovss_refine.markov import (
     increment,
     propagate,
 )
+from ovss_refine.postprocess import Attentions, TargetSizes, label_maps
 from ovss_refine.result import RefineResult
 from ovss_refine.transport import optimal_path
 from ovss_refine.upsample import as_guide, upsample_bands
@@ -73,6 +74,32 @@ class Refiner:
     ) -> RefineResult:
         """Refine; see `refine`."""
         return _run(logits, attn, image, self.config, prompt_index)
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: TargetSizes = None,
+        *,
+        attn: Attentions,
+        images: Tensor | Sequence[Any],
+    ) -> list[Tensor]:
+        """Refine what a Hugging Face model returns, as its image processor's method of that name.
+
+        Args:
+            outputs: of a `*ForSemanticSegmentation`, MaskFormer or alike; or logits [B, K, h, w].
+            target_sizes: (H, W) of each label map, or [B, 2]; None: each image's own size.
+            attn: as for `refine`, of B images; or one `Attention` or [N, N] tensor for each.
+            images: B of them, not normalised, of any sizes: [B, 3, H, W], or a sequence of
+                [3, H, W] tensors (float in [0, 1] or uint8), PIL images or [H, W, 3] uint8 arrays.
+
+        Returns:
+            B label maps [H, W] int64, on the device of the logits.
+
+        Raises:
+            TypeError: if `outputs` has no logits, or as `refine` does.
+            ValueError: if there are not B images, maps or sizes, or as `refine` does.
+        """
+        return label_maps(self, outputs, target_sizes, attn, images)
 
     def __repr__(self) -> str:
         """Show the options."""
@@ -349,10 +376,10 @@ def _upsample(
     shrink: int,
 ) -> tuple[Tensor, Tensor | None]:
     """Upsample `D` [B, m, N] and label every pixel: [B, H, W], and [B, M, H, W] or None."""
-    B, (H, W) = len(D), guide.shape[2:]
+    B, H, W = D.shape[0], *guide.shape[2:]
     labels = classes.new_empty(B, H, W)
     scores = D.new_full((B, M, H, W), -torch.inf) if config.keep_scores else None
-    low = D.reshape(B, -1, *grid)
+    low = D.reshape(*D.shape[:2], *grid)
     spread = (config.sigma_spatial, config.sigma_range, config.radius)
     for band in upsample_bands(low, guide, *spread, shrink=shrink):
         winner = band.labels()  # [B, rows, W], indices into the kept classes

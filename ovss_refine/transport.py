@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ovss_refine._blocks import add_left, right
+from ovss_refine._tracing import State, repeat
 from ovss_refine.attention import Attention
 
 # The scaling u is settled to this relative change. On affinities of real features two updates are
@@ -38,9 +39,9 @@ def optimal_path(q: Tensor, attention: Attention, epsilon: float, iterations: in
     """
     # Into one tensor: small ones kept from every block would scatter over the heap, which then
     # grows by a block each, to N * N floats.
-    peak = q.new_zeros(len(q), 1, 1)
+    peak = q.new_zeros(q.shape[0], 1, 1)
     for _, block in attention.blocks():
-        torch.maximum(peak, block.amax(dim=(1, 2), keepdim=True), out=peak)
+        peak.clamp_min_(block.amax(dim=(1, 2), keepdim=True))
     rate = -1 / (epsilon * peak)
 
     def kernel() -> Iterator[tuple[slice, Tensor]]:
@@ -48,17 +49,19 @@ def optimal_path(q: Tensor, attention: Attention, epsilon: float, iterations: in
 
     # Formed once where there is room for it, else again for every update.
     held = list(kernel()) if attention.roomy else None
-    u = torch.zeros_like(q)
-    v = torch.ones_like(q[:, :1])  # of all classes at first
-    for t in range(1, iterations + 1):
-        previous, u = u, torch.empty_like(q)
-        mass = torch.zeros_like(q)  # u K, what reaches each patch before the scaling by v
+
+    def update(t: int, u: Tensor, v: Tensor) -> State:
+        u, mass = torch.empty_like(q), torch.zeros_like(q)  # mass: u K, before the scaling by v
         for rows, K in kernel() if held is None else held:
             u[..., rows] = q[..., rows] / right(v, K)
             add_left(mass, u[..., rows], K)
-        v = 1 / (q.shape[-1] * mass)
-        if t % attention.test_every == 0 and bool(((u - previous).abs() <= TOLERANCE * u).all()):
-            break
+        return u, 1 / (q.shape[-1] * mass)
+
+    def settled(before: State, after: State) -> Tensor:
+        return ((after[0] - before[0]).abs() <= TOLERANCE * after[0]).all()
+
+    start = (torch.zeros_like(q), torch.ones_like(q[:, :1]))  # one v for all classes at first
+    u, v = repeat(update, settled, start, range(1, iterations + 1), attention.test_every)
     D = torch.zeros_like(q)
     pairs = zip(kernel() if held is None else held, attention.blocks(), strict=True)
     for (rows, K), (_, block) in pairs:

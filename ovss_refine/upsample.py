@@ -10,15 +10,16 @@ Axes: B images, K maps, (gh, gw) coarse grid, (H, W) pixels, S = (2 * radius + 1
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ovss_refine._cells import Axis, axis, by_cell, neighbours, spatial_weights
+from ovss_refine._cells import Axis, axis, by_cell, cell_means, neighbours, spatial_weights
 from ovss_refine._checks import check_count, check_finite, check_float, check_number, check_shape
+from ovss_refine._tracing import exporting
 
 # Weights held at a time. On a CPU a band has to stay in the cache between the few passes over
 # it; a GPU wants few large launches.
@@ -123,6 +124,8 @@ class Band:
         """Return the index of the largest map at every pixel, [B, rows, W] int64."""
         # The sums share a positive divisor at each pixel, which changes no order.
         sums = self.sums[:, :, :, :-1]  # [B, n, gw, K, P]
+        if exporting():  # to where argmax is fast
+            return self._to_pixels(sums.argmax(dim=3, keepdim=True))[:, 0]
         K, P = sums.shape[3:]
         # argmax over any axis but the last is not vectorised on a CPU: these three passes give
         # the same first index of the largest in a twentieth of its time.
@@ -168,16 +171,17 @@ def upsample_bands(
     B, K, gh, gw = low.shape
     y = axis(guide.shape[2], gh, sigma_spatial, radius, low.device)
     x = axis(guide.shape[3], gw, sigma_spatial, radius, low.device)
-    colours = F.adaptive_avg_pool2d(guide, (gh, gw)).flatten(2).mT.contiguous()  # [B, gh * gw, 3]
-    values = torch.cat([low, torch.ones_like(low[:, :1])], dim=1)  # the ones sum the weights
-    values = values.flatten(2).mT.contiguous()  # [B, gh * gw, K + 1]
-    image = guide if x.even else guide.index_select(3, x.pixels.flatten())  # [B, 3, H, gw * Px]
+    fill = _filler(low, guide, y, x, sigma_range)
     S, P = x.cells.shape[1] ** 2, y.pixels.shape[1] * x.pixels.shape[1]
-
+    if exporting():  # which cannot count bands of a symbol
+        w, s = low.new_empty(B, gh, gw, S, P), low.new_empty(B, gh, gw, K + 1, P)
+        fill(slice(None), w, torch.empty_like(w), s)
+        yield Band(slice(None), s, y, x, 0)
+        return
     size = (CPU_BAND if low.device.type == "cpu" else GPU_BAND) // shrink
     step = min(gh, max(1, size // (B * gw * S * P)))
     # Made once: on a CPU new memory costs more than what is written to it here.
-    weights, work = low.new_empty(2, step * B * gw * S * P)
+    weights, works = low.new_empty(2, step * B * gw * S * P)
     sums = low.new_empty(step * B * gw * (K + 1) * P)
     for top in range(0, gh, step):
         cells = slice(top, min(top + step, gh))
@@ -185,14 +189,35 @@ def upsample_bands(
         if rows.start == rows.stop:  # fewer pixels than cells: nobody is nearest to these
             continue
         shape = (B, cells.stop - top, gw)
-        w, scratch = (_first(t, *shape, S, P) for t in (weights, work))
+        w, work = (_first(t, *shape, S, P) for t in (weights, works))
         s = _first(sums, *shape, K + 1, P)
+        fill(cells, w, work, s)
+        yield Band(rows, s, y, x, top)
+
+
+def _filler(
+    low: Tensor, guide: Tensor, y: Axis, x: Axis, sigma_range: float
+) -> Callable[[slice, Tensor, Tensor, Tensor], None]:
+    """Prepare what all bands share; return what fills in the weights and sums of one.
+
+    That takes the rows of cells, two tensors [B, n, gw, S, P], for the weights and to work with,
+    and one for the sums, [B, n, gw, K + 1, P].
+    """
+    gh, gw = low.shape[2:]
+    means = cell_means(guide, gh, gw) if exporting() else F.adaptive_avg_pool2d(guide, (gh, gw))
+    colours = means.flatten(2).mT.contiguous()  # [B, gh * gw, 3]
+    values = torch.cat([low, torch.ones_like(low[:, :1])], dim=1)  # the ones sum the weights
+    values = values.flatten(2).mT.contiguous()  # [B, gh * gw, K + 1]
+    image = guide if x.even else guide.index_select(3, x.pixels.flatten())  # [B, 3, H, gw * Px]
+
+    def fill(cells: slice, w: Tensor, work: Tensor, sums: Tensor) -> None:
         pixels = by_cell(image, y, x, cells)  # [B, 3, n, gw, P]
-        _range_weights(pixels, neighbours(colours, y, x, cells), sigma_range, w, scratch)
+        _range_weights(pixels, neighbours(colours, y, x, cells), sigma_range, w, work)
         spatial = spatial_weights(y, x, cells)
         torch.addcmul(SPATIAL_FLOOR * spatial, w, spatial, out=w)
-        torch.matmul(neighbours(values, y, x, cells).mT, w, out=s)
-        yield Band(rows, s, y, x, top)
+        torch.matmul(neighbours(values, y, x, cells).mT, w, out=sums)
+
+    return fill
 
 
 def _first(buffer: Tensor, *shape: int) -> Tensor:
@@ -214,8 +239,10 @@ def _range_weights(
     """
     scale = (2 * sigma**2) ** -0.5
     pixels, colours = pixels * scale, colours * scale
-    out.zero_()
     for channel in range(3):
         torch.sub(pixels[:, channel, :, :, None, :], colours[..., channel, None], out=work)
-        out.addcmul_(work, work, value=-1)
-    out.exp_()
+        if channel == 0:
+            torch.mul(work, work, out=out)
+        else:
+            out.addcmul_(work, work)
+    out.neg_().exp_()

@@ -1,0 +1,174 @@
+"""The refinement as one graph of tensors, for `torch.export` and for ONNX.
+
+The graph is traced from the code that `refine` runs. It checks nothing: input that `refine`
+would refuse gives a wrong map.
+
+Axes: B images, K prompts, M classes, (h, w) grid of the logits, (gh, gw) grid of the attention,
+(H, W) pixels. The graph takes any size of each.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from ovss_refine.attention import Attention
+from ovss_refine.config import RefineConfig
+from ovss_refine.distribution import confidence
+from ovss_refine.files import write_whole
+from ovss_refine.refiner import _refine
+from ovss_refine.registry import require
+
+OPSET = 18
+OUTPUTS = ("labels", "discrepancy", "kept", "seeds", "scores")
+# What the graph is traced with. No two axes are of one size, so that none is taken for another.
+EXAMPLE = {"B": 2, "K": 5, "h": 7, "w": 11, "gh": 6, "gw": 9, "H": 23, "W": 41}
+
+
+class RefineModule(nn.Module):
+    """`refine` as a module without parameters, with tensors for input and output.
+
+    Args:
+        config: the options.
+        early_stop: whether the loops of the optimal path and of maximum velocity stop once nothing
+            moves, as those of `refine` do. If not, they take `sinkhorn_iterations` and `max_steps`
+            steps, always: the same result, later, from a graph without a loop in it.
+    """
+
+    def __init__(self, config: RefineConfig, *, early_stop: bool = True) -> None:
+        """Keep the options."""
+        super().__init__()
+        self.config = config
+        self.early_stop = early_stop
+
+    def forward(
+        self, logits: Tensor, attention: Tensor, image: Tensor, prompt_index: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Refine.
+
+        Args:
+            logits: [B, K, h, w] float32 scores, K >= 2.
+            attention: [B, gh, gw, gh, gw] float32; `attention[b, y, x]` says how much the patch in
+                row y, column x attends to every patch; entries >= 0 that sum to one.
+            image: [B, 3, H, W] float32 in [0, 1].
+            prompt_index: [K] int64 class of each prompt, in [0, M); None: every prompt is its own.
+
+        Returns:
+            What `RefineResult` holds, in that order: labels [B, H, W] int64, discrepancy
+            [B, M, gh, gw] float32, kept [B, M] bool, seeds [B, M, gh, gw] bool; with
+            `config.keep_scores` also scores [B, M, H, W] float32.
+        """
+        _, gh, gw, _, _ = attention.shape
+        held = _Unchecked(attention.flatten(3).flatten(1, 2), (gh, gw), early_stop=self.early_stop)
+        P, assigned = confidence(
+            _resize(logits, gh, gw).flatten(2),
+            prompt_index,
+            self.config.logit_scale,
+            self.config.background,
+        )
+        result = _refine(P, assigned, held, image, self.config)
+        tensors = (getattr(result, name) for name in OUTPUTS)
+        return tuple(x for x in tensors if x is not None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Unchecked(Attention):
+    """Attention whose values nobody looks at: a graph is made before there are any."""
+
+    early_stop: bool = True
+
+    def __post_init__(self) -> None:
+        """Check nothing."""
+
+    @property
+    def test_every(self) -> int:
+        """As for `Attention`; 0: never."""
+        return int(self.early_stop)
+
+
+def export_program(
+    config: RefineConfig, *, prompt_index: bool = False, early_stop: bool = True
+) -> ExportedProgram:
+    """Trace a `RefineModule` with `torch.export`.
+
+    Args:
+        config: the options.
+        prompt_index: whether the program takes a `prompt_index`. Then every prompt needs one.
+        early_stop: as for `RefineModule`.
+
+    Returns:
+        A program whose `module()` takes what `RefineModule.forward` does, in any size.
+    """
+    size = EXAMPLE
+    B, gh, gw = size["B"], size["gh"], size["gw"]
+    inputs = {
+        "logits": torch.rand(B, size["K"], size["h"], size["w"]),
+        "attention": torch.rand(B, gh, gw, gh, gw),
+        "image": torch.rand(B, 3, size["H"], size["W"]),
+    }
+    axes = {"logits": "B K h w", "attention": "B gh gw gh gw", "image": "B _ H W"}
+    if prompt_index:
+        inputs["prompt_index"] = torch.arange(size["K"])
+        axes["prompt_index"] = "K"
+    dims = {name: Dim(name, min=3 if name in "HW" else 1) for name in size}
+    shapes = {
+        name: {i: dims[axis] for i, axis in enumerate(spec.split()) if axis in dims}
+        for name, spec in axes.items()
+    }
+    module = RefineModule(config, early_stop=early_stop).eval()
+    with torch.no_grad():
+        return torch.export.export(module, (), inputs, dynamic_shapes=shapes, strict=False)
+
+
+def export_onnx(
+    path: str | Path, config: RefineConfig, *, prompt_index: bool = False, early_stop: bool = True
+) -> None:
+    """Write the refinement as an ONNX file of opset 18.
+
+    Its inputs are called as those of `RefineModule.forward`, its outputs as the fields of
+    `RefineResult`.
+
+    Args:
+        path: the file, replaced if there is one.
+        config: the options.
+        prompt_index: as for `export_program`.
+        early_stop: as for `RefineModule`.
+
+    Raises:
+        ModuleNotFoundError: if the extra `export` is not installed.
+        FileNotFoundError: if the folder does not exist.
+        OSError: if the file cannot be written.
+    """
+    for module in ("onnx", "onnxscript"):
+        require(module, "export")
+    path = Path(path)
+    if not path.parent.is_dir():  # before the minute that tracing may take
+        raise FileNotFoundError(f"`path` must be in a folder that exists; got `{path}`.")
+    program = export_program(config, prompt_index=prompt_index, early_stop=early_stop)
+    outputs = OUTPUTS if config.keep_scores else OUTPUTS[:-1]
+    graph = torch.onnx.export(
+        program, (), opset_version=OPSET, output_names=outputs, dynamo=True, verbose=False
+    )
+    assert graph is not None  # noqa: S101 - it is the file's content where no file is named
+    content = graph.model_proto.SerializeToString()
+    write_whole(path, lambda file: file.write(content))
+
+
+def _resize(logits: Tensor, gh: int, gw: int) -> Tensor:
+    """Resample [B, K, h, w] to [B, K, gh, gw], as bilinear `F.interpolate` does.
+
+    As two matrix products: ONNX's own operator disagrees with torch where gh or gw is 1.
+    """
+    down, across = (
+        _hats(size, g, logits) for size, g in zip(logits.shape[2:], (gh, gw), strict=True)
+    )
+    return down @ logits @ across.mT
+
+
+def _hats(size: int, g: int, like: Tensor) -> Tensor:
+    """Return the weight of each of `size` old positions in each of `g` new ones, [g, size]."""
+    position = ((torch.arange(g) + 0.5) * size / g - 0.5).clamp(0, size - 1)
+    distance = (position[:, None] - torch.arange(size)).abs()
+    return (1 - distance).clamp_min(0).to(like)
