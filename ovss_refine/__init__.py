@@ -1,6 +1,7 @@
 """Training-free refinement of any open-vocabulary segmenter's scores.
 
-`refiner = Refiner()` and `refiner(logits, attn, image).labels` is the whole use.
+`Refiner()(logits, attn, image).labels` refines scores of one's own;
+`Segmenter()("photo.jpg", "cat, dog, background: wall").save("out.png")` starts from a picture.
 
 The names load on first use: torch takes over a second to import, and the command line has
 to answer `--help` without it.
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from ovss_refine.registry import load_attention as load_attention
     from ovss_refine.registry import load_logits as load_logits
     from ovss_refine.result import RefineResult as RefineResult
+    from ovss_refine.segmentation import Segmentation as Segmentation
+    from ovss_refine.segmenter import Segmenter as Segmenter
     from ovss_refine.upsample import joint_bilateral_upsample as joint_bilateral_upsample
 
 __version__ = "0.1.0"
@@ -34,6 +37,8 @@ _HOME = {
     "RefineConfig": "config",
     "RefineResult": "result",
     "Refiner": "refiner",
+    "Segmentation": "segmentation",
+    "Segmenter": "segmenter",
     "joint_bilateral_upsample": "upsample",
     "list_attention": "registry",
     "list_logits": "registry",

@@ -56,7 +56,6 @@ class Sample:
 def run_demo(out: Path, *, overwrite: bool) -> None:
     """Refine the built-in photographs; write a before/after picture of each."""
     names = read_names(EXAMPLES / "voc_names.txt")
-    colours = pictures.palette(len(names))
     stems = sorted(path.stem for path in EXAMPLES.glob("*.png"))
     targets = [out / f"{stem}_before_after.png" for stem in stems]
     prepare_output(out, targets, overwrite=overwrite)
@@ -70,10 +69,8 @@ def run_demo(out: Path, *, overwrite: bool) -> None:
         after = sample.refine(RefineConfig()).labels.numpy()
         seconds = time.perf_counter() - start
 
-        shown = sorted(set(np.unique(before)) | set(np.unique(after)))
-        pair = [pictures.overlay(sample.image, labels, colours) for labels in (before, after)]
-        row = pictures.side_by_side(pair, ["before: bilinear", "after: refined"])
-        page = pictures.with_legend(row, shown, names, colours)
+        pair = {"before: bilinear": before, "after: refined": after}
+        page = pictures.labelled(sample.image, pair, names)
         write_whole(target, partial(pictures.write_png, picture=page))
         print(f"{stem}: {W} x {H} pixels, {sample.M} classes")
         print(f"  before  {describe(before, names)}")
@@ -133,19 +130,7 @@ def run_refine(
 
 def writers(sample: Sample, result: RefineResult, names: Sequence[str]) -> Writers:
     """Return what can be written of a result, each as a function of an open file."""
-    colours = pictures.palette(len(names))
-    labels = result.labels.numpy()
-
-    def write_overlay(file: BinaryIO) -> None:
-        shown = [index for index, _, _ in pictures.areas(labels, names)]
-        tinted = pictures.overlay(sample.image, labels, colours)
-        pictures.write_png(file, pictures.with_legend(tinted, shown, names, colours))
-
-    def write_maps(file: BinaryIO) -> None:
-        kept = result.kept.nonzero().flatten().tolist()
-        maps = result.discrepancy[kept].numpy()
-        sheet = pictures.heat_maps(maps, [names[c] for c in kept], sample.image.shape[:2])
-        pictures.write_png(file, sheet)
+    labels, colours = result.labels.numpy(), pictures.palette(names)
 
     def write_scores(file: BinaryIO) -> None:
         assert result.scores is not None  # noqa: S101 - written only with `keep_scores`
@@ -153,8 +138,8 @@ def writers(sample: Sample, result: RefineResult, names: Sequence[str]) -> Write
 
     return {
         "labels.png": lambda file: pictures.write_labels(file, labels, colours),
-        "overlay.png": write_overlay,
-        "maps.png": write_maps,
+        "overlay.png": lambda file: pictures.write_png(file, result.overlay(sample.image, names)),
+        "maps.png": lambda file: pictures.write_png(file, result.maps(sample.image, names)),
         "scores.npz": write_scores,
     }
 

@@ -78,7 +78,11 @@ def check_prompt_index(prompt_index: Tensor | Sequence[int], K: int) -> Tensor:
 
 @runtime_checkable
 class LogitsSource(Protocol):
-    """Anything that scores prompts at patches; it knows its classes already."""
+    """Anything that scores prompts at patches; it knows its classes already.
+
+    A source may also have a method `with_classes(classes)`, which returns a source for other
+    classes, texts with "/" between the prompts of a class, on the same model.
+    """
 
     def logits(self, images: Tensor) -> Logits:
         """Score `images`.

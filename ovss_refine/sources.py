@@ -5,7 +5,7 @@ whose `ABOUT` maps "attention" or "logits", then a source's name, to the texts o
 """
 
 import importlib
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 
 KINDS = ("attention", "logits")
@@ -17,8 +17,8 @@ def list_sources() -> str:
     """Lay out a table for each kind of source: name, weights, licence, size, what it needs."""
     tables = []
     for kind in KINDS:
-        points = sorted(entry_points(group=f"ovss_refine.{kind}"), key=lambda point: point.name)
-        rows = [[kind, *COLUMNS]] + [[point.name, *_facts(kind, point)] for point in points]
+        names = sorted(point.name for point in entry_points(group=f"ovss_refine.{kind}"))
+        rows = [[kind, *COLUMNS], *([name, *facts(kind, name).values()] for name in names)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         tables += [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -29,13 +29,24 @@ def list_sources() -> str:
     return "\n".join(tables)
 
 
-def _facts(kind: str, point: EntryPoint) -> list[str]:
-    """Return the texts of `COLUMNS` for a source, from its own package."""
-    about = _about(point.module.partition(".")[0])
-    facts = about.get(kind, {}).get(point.name, UNKNOWN)
-    *texts, needs = (facts[column] for column in COLUMNS)
+def facts(kind: str, name: str) -> dict[str, str]:
+    """Return the texts of `COLUMNS` for a source, from its own package; `UNKNOWN` without any.
+
+    Args:
+        kind: "attention" or "logits".
+        name: the name it is registered under.
+
+    Raises:
+        ValueError: if nothing is registered under `name`.
+    """
+    modules = {p.name: p.module for p in entry_points(group=f"ovss_refine.{kind}")}
+    if name not in modules:
+        raise ValueError(f"`{kind}` must be the name of a source; got {name!r}.")
+    found = _about(modules[name].partition(".")[0]).get(kind, {}).get(name, UNKNOWN)
+    texts = {column: found[column] for column in COLUMNS}
+    needs = texts["needs"]
     missing = [name for name in needs.split(", ") if name.isidentifier() and not find_spec(name)]
-    return [*texts, f"{needs} (missing: {', '.join(missing)})" if missing else needs]
+    return texts | {"needs": f"{needs} (missing: {', '.join(missing)})"} if missing else texts
 
 
 def _about(package: str) -> dict[str, dict[str, dict[str, str]]]:

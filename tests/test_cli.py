@@ -1,6 +1,8 @@
 """The command line: what it writes, prints and refuses."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -20,7 +22,6 @@ ONE = "refine --image {}/i/x.png --logits {}/l/x.npz --attention {}/a/x.npz --ou
 ALL = "refine --image {}/i --logits {}/l --attention {}/a --out {}/out "
 RGB = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 ZEROS, CUT = np.zeros((3, 4, 3), np.float32), slice(400)
-PALETTE = pictures.palette(300)
 CLASSES = [f"class {index}" for index in range(300)]
 
 
@@ -82,7 +83,7 @@ def check_page(path, stem, after, said):
     assert re.search(re.escape(text) + r" the pixels changed, in \d+\.\d\d s\n", said)
     rows, W = read_image(path)[2 * pictures.FONT_PX :][: len(image)], image.shape[1]
     for side, labels in ((rows[:, :W], before), (rows[:, -W:], after)):
-        assert_array_equal(side, pictures.overlay(image, labels, PALETTE))
+        assert_array_equal(side, pictures.overlay(image, labels, pictures.palette(names)))
 
 
 def test_demo_shows_before_and_after_and_overwrites_only_if_told(tmp_path, capsys, monkeypatch):
@@ -116,10 +117,12 @@ def test_one_image_gets_the_labels_that_python_gives(tmp_path, capsys, kind, K, 
     assert shown.err == ""  # no progress bar, no warning
     assert sorted(tree(tmp_path / "out")) == ["x_labels.png", "x_overlay.png"]
     same(tmp_path / "out" / "x_labels.png", labels, mode)
-    same(tmp_path / "out" / "x_overlay.png", pictures.overlay(RGB[:16, :12], labels, PALETTE[:K]))
-    assert len(read_image(tmp_path / "out" / "x_overlay.png")) > 16  # the legend
+    colours, page = pictures.palette(CLASSES[:K]), read_image(tmp_path / "out" / "x_overlay.png")
+    assert_array_equal(page[:16, :12], pictures.overlay(RGB[:16, :12], labels, colours))
+    assert len(page) > 16  # the legend
+    assert (page[:16, 12:] == 255).all()  # which is wider than the picture, and below it
     if mode == "P":
-        assert_array_equal(read_image(tmp_path / "out" / "x_labels.png"), PALETTE[labels])
+        assert_array_equal(read_image(tmp_path / "out" / "x_labels.png"), colours[labels])
 
 
 def test_folders_pair_by_stem_under_a_progress_bar(tmp_path, capsys):
@@ -256,7 +259,6 @@ BAD = [
     ({"i/x.png": b"text"}, "", r"`.*i.x\.png` must be a readable picture; got "),
     ({"i/x.png": b"\xff\xd8\xff\xe0\0\x10JFIF\0"}, "", r"`.*png` must be a readable picture; got "),
     ({"i/x.png": CUT}, "", r"`.*i.x\.png` must be a readable picture; got "),
-    ({"i/x.png": RGB[..., 0].astype(np.uint16)}, "", r"x\.png` must be an 8-bit picture; got mode"),
     ({"n": b"cat\n \ndog"}, "--labels {}/n", r"`.*n` must have a name on every line; line 2 is"),
     ({"n": b"cat\ndog\n"}, "--labels {}/n", r"`.*n` must name M=3 classes; got 2\."),
     ({"n": b"a\nb\nc\nd"}, "--labels {}/n", r"`.*n` must name M=3 classes; got 4\."),
@@ -305,3 +307,32 @@ def test_words_that_cannot_be_read_are_a_usage_error(tmp_path, capsys, argv, tex
     with pytest.raises(SystemExit, match="2"):
         run(tmp_path, argv)
     assert text in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    code = "import sys; from ovss_refine.cli import main; sys.exit(main())"
+    command = f'"$0" -c "{code}" reproduce all --published | head -n 1; echo "${{PIPESTATUS[0]}}"'
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] in ("0", "141")  # 0 if all fitted into the pipe
+
+
+def test_names_are_printed_where_the_terminal_lacks_their_letters(tmp_path):
+    for name in ("chelsea.png", "chelsea.npz"):
+        shutil.copy(commands.EXAMPLES / name, tmp_path / name)
+    names = (commands.EXAMPLES / "voc_names.txt").read_text().replace("cat", "gató")
+    (tmp_path / "names.txt").write_text(names, encoding="utf-8")
+    code = "import sys; from ovss_refine.cli import main; sys.exit(main())"
+    words = "refine --image chelsea.png --logits chelsea.npz --attention chelsea.npz"
+    words += " --labels names.txt --out out"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words.split()],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"gat\xf3 75" in done.stdout

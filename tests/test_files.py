@@ -1,12 +1,15 @@
 """Reading pictures and arrays, and writing files whole. More bad files are in test_cli.py."""
 
+import struct
+import warnings
+import zlib
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ovss_refine.files import read_arrays, read_image, write_whole
+from ovss_refine.files import MAX_PIXELS, read_arrays, read_image, write_whole
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 5, 3), dtype=np.uint8)
 
@@ -73,6 +76,110 @@ def test_truncated_pictures_are_refused(tmp_path, suffix, share):
         read_image(path)
 
 
+DEEP = np.random.default_rng(1).integers(0, 1 << 16, (3, 5), dtype=np.uint16)
+DEEP[0, :2] = 0, 0xFFFF
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix"), [("<u2", ".png"), ("<u2", ".tif"), (">u2", ".tif"), ("<i4", ".tif")]
+)
+def test_of_16_bits_the_upper_8_are_kept(tmp_path, kind, suffix):
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(DEEP.astype(kind)).save(path)
+    with Image.open(path) as saved:
+        assert saved.mode.startswith("I")
+    expected = (DEEP // 256).astype(np.uint8)[..., None].repeat(3, -1)
+    np.testing.assert_array_equal(read_image(path), expected, strict=True)
+
+
+@pytest.mark.parametrize("values", [DEEP.astype("<i4") + 1, DEEP.astype("<i4") - 1, DEEP / 7])
+def test_values_of_another_kind_are_refused(tmp_path, values):
+    path = tmp_path / "a.tif"
+    Image.fromarray(values.astype(np.float32) if values.dtype == float else values).save(path)
+    with pytest.raises(ValueError, match=r"`.*a\.tif` must have values of 8 or 16 bits; got mode"):
+        read_image(path)
+
+
+def test_one_pixel_is_a_picture(tmp_path):
+    Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").tolist() == [[[1, 2, 3]]]
+
+
+def header_only(path, width, height):
+    """Write a PNG that says it is large, and has next to no data."""
+
+    def chunk(kind, body):
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = zlib.compress(bytes(100))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", data))
+
+
+def test_the_header_decides_what_is_too_large(tmp_path):
+    path, before = tmp_path / "a.png", Image.MAX_IMAGE_PIXELS
+    header_only(path, 20000, 15000)
+    says = r"`.*a\.png` must have at most 50,000,000 pixels; got 20000 x 15000 = 300,000,000\. "
+    with pytest.raises(
+        ValueError, match=says + r"`max_pixels` \(--max-pixels\) raises the limit\."
+    ):
+        read_image(path, max_pixels=MAX_PIXELS)
+    header_only(path, 20000, 150)  # else this takes a gigabyte
+    with pytest.raises(ValueError, match=r"must be a readable picture; got .*truncated"):
+        read_image(path, max_pixels=20000 * 150)
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_the_limit_of_pillow_holds_only_where_there_is_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    Image.fromarray(PIXELS).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 7)  # of 15, more than twice
+    np.testing.assert_array_equal(read_image(path, max_pixels=15), PIXELS)
+    with pytest.raises(ValueError, match="must have at most 14 pixels; got 5 x 3 = 15"):
+        read_image(path, max_pixels=14)
+    with pytest.raises(ValueError, match="must be a readable picture; got Image size"):
+        read_image(path)
+    assert Image.MAX_IMAGE_PIXELS == 7
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".tif"])
+def test_of_an_animation_the_first_frame_is_taken_and_said(tmp_path, suffix):
+    frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "green", "blue")]
+    path = tmp_path / f"a{suffix}"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    with pytest.warns(UserWarning, match=rf"`.*a\{suffix}` has 3 frames; the first is used\."):
+        image = read_image(path)
+    np.testing.assert_array_equal(image, np.full((4, 6, 3), (255, 0, 0)))
+
+
+def test_the_second_view_of_a_phone_is_not_spoken_of(tmp_path):
+    one, two = (Image.new("RGB", (6, 4), colour) for colour in ("red", "blue"))
+    one.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[two])
+    with Image.open(tmp_path / "a.jpg") as saved:
+        assert saved.n_frames == 2
+    assert read_image(tmp_path / "a.jpg")[0, 0].argmax() == 0
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".gif", ".tif", ".webp", ".bmp"])
+def test_damage_anywhere_is_a_valueerror_or_no_matter(tmp_path, suffix):
+    path, rng, refused = tmp_path / f"a{suffix}", np.random.default_rng(2), 0
+    Image.fromarray(PIXELS.repeat(9, 0).repeat(9, 1)).save(path)
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    for _ in range(150):
+        data = whole.copy()
+        data[rng.integers(0, min(len(data), 300), 3)] = rng.integers(0, 256, 3)
+        path.write_bytes(data.tobytes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, about what it made nothing of
+            try:
+                assert read_image(path, max_pixels=10_000).shape[-1] == 3
+            except ValueError as err:
+                refused += str(err).startswith(f"`{path}` must ")
+    assert refused > 5
+
+
 def test_arrays_are_found_by_their_best_key(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, b=np.ones(2), a=np.zeros(3), c=np.ones(1), d=np.ones(1))
@@ -92,3 +199,16 @@ def test_damaged_archives_are_refused(tmp_path, kind):
     path.write_bytes(b"" if kind == "empty" else data)
     with pytest.raises(ValueError, match=r"`.*a\.npz` must be a readable \.npz file; got "):
         read_arrays(path, ["a"])
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_an_exif_block_that_cannot_be_read_turns_nothing(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(PIXELS).save(path, lossless=True, exif=b"Exif\0\0garbage!")
+    np.testing.assert_array_equal(read_image(path), PIXELS)
+
+
+def test_a_name_as_long_as_names_may_be_is_written(tmp_path):
+    path = tmp_path / ("x" * 255)
+    write_whole(path, lambda file: file.write(b"whole"))
+    assert path.read_bytes() == b"whole"

@@ -5,10 +5,11 @@ A producer adds `features`: normalised pixels to patch features in the space of 
 Axes: B images, K prompts, D channels, (H, W) pixels, (h, w) grid.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -121,17 +122,33 @@ class DenseClip(ABC):
         """Load the model and embed the classes."""
         self.classes = as_classes(classes)
         self.options = ClipOptions(**{**self.defaults, **options})
-        clip = load_clip(
+        self._clip = clip = load_clip(
             self.options.model,
             self.options.pretrained,
             tokenizer=self.options.tokenizer,
             device=self.options.device,
         )
         self.tower = Tower(getattr(clip.model, "visual", None), self.options.faithful)
-        self.text = self._text(clip)
+        self.text = self._text()
         self._mean, self._std = _statistics(clip, self.options.faithful, self.tower.device)
         if self.options.window is not None:
             self.tower.grid(self.options.window, self.options.window)
+
+    def with_classes(self, classes: ClassNames) -> Self:
+        """Return a source of the same kind for other classes, on the same model.
+
+        Nothing is loaded or copied; this source stays as it is.
+
+        Raises:
+            ValueError: on classes that will not do, or if `text_features` were given, which belong
+                to their classes.
+        """
+        if self.options.text_features is not None:
+            raise ValueError("`text_features` must be None to take other classes; got a tensor.")
+        other = copy.copy(self)
+        other.classes = as_classes(classes)
+        other.text = other._text()
+        return other
 
     def logits(self, images: Tensor) -> Logits:
         """Score `images`; a batch gives what its images give one by one.
@@ -211,12 +228,12 @@ class DenseClip(ABC):
             [B, D, h, w] float32.
         """
 
-    def _text(self, clip: Clip) -> Tensor:
+    def _text(self) -> Tensor:
         given = self.options.text_features
         if given is None:
             folder = self.options.cache_dir
             return text_features(
-                clip,
+                self._clip,
                 self.classes,
                 self.options.templates,
                 default_cache() if folder == "default" else folder,

@@ -12,7 +12,7 @@ Axes: B images, K prompts, G groups of them, D channels, N = h * w patches.
 """
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -84,7 +84,18 @@ class GlobalTextClip(DenseClip):
         self.global_weight = global_weight
         self.patch_weight = patch_weight
         self.global_from = global_from
+        self.cluster_distance = cluster_distance
         self.groups = group(self.text, self.linkage, cluster_distance)
+
+    def with_classes(self, classes: ClassNames) -> Self:
+        """Return a source for other classes, whose prompts are grouped anew, on the same model.
+
+        Raises:
+            ValueError: as `DenseClip.with_classes` does.
+        """
+        other = super().with_classes(classes)
+        other.groups = group(other.text, self.linkage, self.cluster_distance)
+        return other
 
     @abstractmethod
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

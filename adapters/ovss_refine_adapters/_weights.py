@@ -63,7 +63,7 @@ def from_hub(repository: str, *, argument: str, instead: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        constants = require("huggingface_hub", "models").constants
+        constants = require("huggingface_hub.constants", "models")
         offline = " (not asked: HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
         raise FileNotFoundError(
             f"the weights `{repository}` must be at hand; got them neither from the cache "

@@ -71,6 +71,7 @@ class ClipLogits(DenseClip):
     Args:
         classes: names with synonyms, a file, or `Classes`.
         last_block: what the last block does.
+        pad_windows: pad windows with zeros to whole patches.
         options: fields of `ClipOptions`.
 
     Raises:

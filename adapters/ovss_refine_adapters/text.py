@@ -9,6 +9,7 @@ Axes: M classes, K prompts, S templates, D channels of the joint space with imag
 """
 
 import hashlib
+import inspect
 import os
 import tempfile
 import warnings
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from ovss_refine.registry import require
 from ovss_refine_adapters._capture import undisturbed
-from ovss_refine_adapters._open_clip import Clip
+from ovss_refine_adapters._open_clip import Clip, Tokenizer
 
 # Texts that go through the text tower at once.
 CHUNK = 256
@@ -182,10 +183,12 @@ def text_features(
         [K, D] float32 unit rows on the model's device.
 
     Raises:
-        ValueError: as `as_templates` does.
+        ValueError: as `as_templates` does, or if a prompt in a template has more tokens than the
+            model takes.
     """
     texts = [t.replace("{}", p) for p in classes.prompts for t in as_templates(templates)]
     tokens = clip.tokenizer(texts)  # [K * S, context]
+    _check_length(clip.tokenizer, texts, tokens, classes)
     device = next(clip.model.parameters()).device
     K = len(classes.prompts)
     if cache_dir is None:
@@ -199,6 +202,29 @@ def text_features(
     features = _embed(clip.model, tokens.to(device), K)
     _write(path, features.cpu().numpy())
     return features
+
+
+def _check_length(
+    tokenizer: Tokenizer, texts: Sequence[str], tokens: Tensor, classes: Classes
+) -> None:
+    """Raise if a text was cut to the model's context, where the tokenizer can have another.
+
+    open_clip's can; a tokenizer of one's own has to see to it itself.
+    """
+    context = tokens.shape[1]
+    # A token is a byte or more, give or take what is tidied up before.
+    long = [i for i, text in enumerate(texts) if len(text.encode()) > context // 2]
+    if not long or "context_length" not in inspect.signature(tokenizer).parameters:
+        return
+    roomier: Any = tokenizer
+    whole = roomier([texts[i] for i in long], context_length=context + 1)
+    for i, row in zip(long, whole, strict=True):
+        if not torch.equal(row[:context], tokens[i]):
+            prompt = classes.prompts[i * len(classes.prompts) // len(texts)]
+            raise ValueError(
+                f"`classes` must fit in the model's {context} tokens in every template; got "
+                f"{prompt!r}. Shorten it."
+            )
 
 
 def _embed(model: Any, tokens: Tensor, K: int) -> Tensor:

@@ -117,7 +117,7 @@ def draw(out: Path, dataset: DataSet, sample: Sample, labels: dict[str, NDArray[
 def colours_of(dataset: DataSet) -> NDArray[np.uint8]:
     """Return the data set's [M, 3] colours."""
     if dataset.palette == "distinct":
-        return pictures.palette(dataset.M)
+        return pictures.palette(dataset.names)
     if dataset.palette == "voc":
         first = int(dataset.first_is_ignored)
         return np.array([_voc_colour(first + c) for c in range(dataset.M)], dtype=np.uint8)

@@ -245,3 +245,22 @@ def test_model_is_left_as_it_was(clip):
     clip.model.train()
     text_features(clip, as_classes(["cat"]), "single")
     assert all(module.training for module in clip.model.modules())
+
+
+def words(count):
+    return " ".join(["cat"] * count)  # a token each
+
+
+@pytest.mark.parametrize("templates", ["single", ["{}"]])
+def test_the_longest_prompt_fits_and_one_more_token_does_not(clip, templates):
+    # Two tokens say where the text begins and ends; "a photo of a ." has five.
+    room = 77 - 2 - (5 if templates == "single" else 0)
+    text_features(clip, as_classes(["dog", words(room)]), templates)
+    with pytest.raises(ValueError, match=r"fit in the model's 77 tokens in every .*got 'cat cat"):
+        text_features(clip, as_classes(["dog", words(room + 1)]), templates)
+
+
+def test_the_prompt_that_is_too_long_is_the_one_that_is_named(clip):
+    classes = as_classes(["dog/" + "\u732b" * 40, "sofa"])  # three bytes a letter, and more tokens
+    with pytest.raises(ValueError, match="got '\u732b\u732b"):
+        text_features(clip, classes, ["{}", "a {}"])

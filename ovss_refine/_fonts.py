@@ -1,0 +1,91 @@
+"""Fonts that can write a name: Pillow's own, else one of the system's, else letters by number."""
+
+import warnings
+from collections.abc import Iterator
+from functools import cache, lru_cache
+from typing import Any
+
+from PIL import ImageFont
+
+# What systems bring for the scripts that Pillow's own font (Latin) lacks, broad ones first.
+SYSTEM_FONTS = (
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "NotoSansCJKsc-Regular.otf",
+    "wqy-microhei.ttc",
+    "DroidSansFallbackFull.ttf",
+    "Arial Unicode.ttf",
+    "PingFang.ttc",
+    "Hiragino Sans GB.ttc",
+    "AppleSDGothicNeo.ttc",
+    "arial.ttf",
+    "msyh.ttc",
+    "YuGothM.ttc",
+    "malgun.ttf",
+)
+# Of the private and unassigned codes, which no font draws but as its sign for what it lacks.
+UNASSIGNED = "\U0010fffe"
+ELLIPSIS = "..."
+
+
+def writable(text: str, px: int) -> tuple[str, Any]:
+    """Return a text and a font of `px` pixels that has all of its letters.
+
+    Where no font has them, letters become their Unicode numbers, such as "[U+732B]", which is said
+    in a warning.
+    """
+    text = " ".join(text.split())  # on one line
+    for font in _fonts(px):
+        if all(has(font, letter) for letter in text):
+            return text, font
+    own = default(px)
+    coded = "".join(c if has(own, c) else f"[U+{ord(c):04X}]" for c in text)
+    warnings.warn(
+        f"no font was found that can write {text!r}; it is written as {coded!r}. Install one, such "
+        "as Noto Sans CJK.",
+        stacklevel=2,
+    )
+    return coded, own
+
+
+def fitting(text: str, px: int, width: float) -> tuple[str, Any]:
+    """Do what `writable` does, and cut a text of more than `width` pixels short."""
+    text, font = writable(text, px)
+    if font.getlength(text) <= width:
+        return text, font
+    while text and font.getlength(text + ELLIPSIS) > width:
+        text = text[:-1]
+    return (text + ELLIPSIS if text else ""), font
+
+
+@cache
+def default(px: int) -> Any:
+    """Return Pillow's own font."""
+    return ImageFont.load_default(px)
+
+
+def _fonts(px: int) -> Iterator[Any]:
+    yield default(px)
+    for name in SYSTEM_FONTS:
+        if (font := _system(name, px)) is not None:
+            yield font
+
+
+@cache
+def _system(name: str, px: int) -> Any | None:
+    try:
+        return ImageFont.truetype(name, px)
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=4096)
+def has(font: Any, letter: str) -> bool:
+    """Whether a font has a letter: it draws it otherwise than a code that stands for nothing."""
+    return letter.isspace() or _drawn(font, letter) != _drawn(font, UNASSIGNED)
+
+
+def _drawn(font: Any, letter: str) -> tuple[Any, bytes]:
+    mask = font.getmask(letter)
+    return mask.size, bytes(mask)

@@ -1,0 +1,141 @@
+"""The segmentation of one picture, with the names of its classes: to look at, ask and keep.
+
+Axes: M classes, (gh, gw) grid of the attention, N = gh * gw patches, (H, W) pixels.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ovss_refine import pictures, rle
+from ovss_refine._checks import check_count
+from ovss_refine.attention import Attention
+
+RGB = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Segmentation:
+    """What a `Segmenter` found in one picture. All tensors are on the CPU.
+
+    Attributes:
+        image: [H, W, 3] uint8 RGB, the picture that was segmented.
+        names: M names of the classes, distinct.
+        labels: [H, W] int64 class of every pixel, in [0, M).
+        discrepancy: [M, gh, gw] float32 score of every class at every patch; -inf for rejected
+            classes. See `RefineResult`.
+        kept: [M] bool, the classes that were not rejected.
+        baseline: [H, W] int64 classes without refinement; None unless asked for.
+        seconds: of every stage; of a batch each picture has an equal share.
+        attention: the map that was refined with, without a batch axis; None unless asked for.
+    """
+
+    image: RGB
+    names: tuple[str, ...]
+    labels: Tensor
+    discrepancy: Tensor
+    kept: Tensor
+    baseline: Tensor | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    attention: Attention | None = None
+
+    def areas(self) -> list[tuple[str, int, float]]:
+        """List the classes that occur, largest first: name, pixels, share of all pixels."""
+        found = pictures.areas(self.labels.numpy(), self.names)
+        return [(name, round(share * self.labels.numel()), share) for _, name, share in found]
+
+    def names_present(self) -> tuple[str, ...]:
+        """Name the classes that occur, largest first."""
+        return tuple(name for name, _, _ in self.areas())
+
+    def mask(self, name: str) -> Tensor:
+        """Mark the pixels of a class: [H, W] bool.
+
+        Raises:
+            ValueError: if no class is called `name`.
+        """
+        if name not in self.names:
+            raise ValueError(f"`name` must be one of {list(self.names)}; got {name!r}.")
+        return self.labels == self.names.index(name)
+
+    def rle(self) -> list[dict[str, Any]]:
+        """Write the masks as COCO's results do, one entry for each class that occurs.
+
+        Returns:
+            By class index: {"category": name, "category_id": index, "segmentation": {"size":
+            [H, W], "counts": str}, "area": pixels, "bbox": [x, y, width, height]}. The counts are
+            COCO's compressed run lengths, column by column.
+        """
+        labels = self.labels.numpy()
+        return [
+            {"category": self.names[index], "category_id": index, **rle.entry(labels == index)}
+            for index in np.unique(labels).tolist()
+        ]
+
+    def overlay(self) -> RGB:
+        """Draw the classes over the picture, with a legend below: [H + legend, W, 3] uint8."""
+        return pictures.labelled(self.image, {"": self.labels.numpy()}, self.names)
+
+    def plot(self) -> Image.Image:
+        """Draw the picture beside its classes, and without refinement where that was asked for."""
+        panels = {} if self.baseline is None else {"baseline": self.baseline.numpy()}
+        panels["refined"] = self.labels.numpy()
+        return Image.fromarray(pictures.labelled(self.image, panels, self.names, original="image"))
+
+    def maps(self) -> RGB:
+        """Draw the discrepancy of every kept class on one sheet, on one scale, largest bright."""
+        kept = self.kept.nonzero().flatten().tolist()
+        maps = self.discrepancy[kept].numpy()
+        return pictures.heat_maps(maps, [self.names[c] for c in kept], self.image.shape[:2])
+
+    def save(self, path: str | Path) -> None:
+        """Write `overlay()` to a file, whole or not at all; the suffix says what kind.
+
+        Raises:
+            ValueError: on a suffix other than .png, .jpg, .jpeg and .webp.
+            OSError: if the file cannot be written.
+        """
+        pictures.save(path, self.overlay())
+
+    def attention_map(self, x: int, y: int) -> Tensor:
+        """Return what the patch under a pixel attends to: [gh, gw] float32, summing to one.
+
+        Args:
+            x: column of the pixel, in [0, W).
+            y: row of the pixel, in [0, H).
+
+        Raises:
+            ValueError: if there is no such pixel, or the attention was not kept.
+            TypeError: if a place is not a whole number.
+        """
+        if self.attention is None:
+            raise ValueError("`attention` must be kept for its maps: pass `keep_attention=True`.")
+        H, W = self.labels.shape
+        for name, place, side in (("x", x, W), ("y", y, H)):
+            check_count(name, place, 0)
+            if place >= side:
+                raise ValueError(f"`{name}` must be below {side}; got {place}.")
+        gh, gw = self.attention.grid
+        patch = y * gh // H * gw + x * gw // W
+        block, row = next(
+            (block, patch - rows.start)
+            for rows, block in self.attention.blocks()
+            if patch < rows.stop
+        )
+        return block[0, row].reshape(gh, gw).clone()
+
+    def attention_overlay(self, x: int, y: int) -> RGB:
+        """Draw the roots of `attention_map` over the picture, and mark the pixel: [H, W, 3] uint8.
+
+        Plainly drawn, what a patch gives itself would leave the rest in the dark.
+
+        Raises:
+            ValueError: as `attention_map` does.
+            TypeError: as `attention_map` does.
+        """
+        return pictures.heat_overlay(self.image, self.attention_map(x, y).sqrt().numpy(), x, y)

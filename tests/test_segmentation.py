@@ -1,0 +1,116 @@
+"""What one can ask of a segmentation."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+
+from ovss_refine import Attention, pictures
+from ovss_refine.segmentation import Segmentation
+from test_rle import decode
+
+NAMES = ("sky", "cat", "dog", "sea")
+IMAGE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+LABELS = torch.zeros(6, 8, dtype=torch.int64)
+LABELS[1:4, 2:7] = 2
+LABELS[5, 0] = 3
+WEIGHTS = torch.rand(12, 12, generator=torch.Generator().manual_seed(0))
+WEIGHTS /= WEIGHTS.sum(-1, keepdim=True)
+FOUND = Segmentation(
+    image=IMAGE,
+    names=NAMES,
+    labels=LABELS,
+    discrepancy=torch.tensor([1.0, -torch.inf, 0.5, 2.0])[:, None, None].expand(4, 3, 4) + 0,
+    kept=torch.tensor([True, False, True, True]),
+    attention=Attention(WEIGHTS, (3, 4)),
+)
+
+
+def test_areas_count_pixels_largest_first():
+    assert FOUND.areas() == [("sky", 32, 32 / 48), ("dog", 15, 15 / 48), ("sea", 1, 1 / 48)]
+    assert FOUND.names_present() == ("sky", "dog", "sea")
+
+
+def test_mask_marks_a_class():
+    assert torch.equal(FOUND.mask("dog"), LABELS == 2)
+    assert not FOUND.mask("cat").any()
+    with pytest.raises(ValueError, match=r"`name` must be one of \['sky', .*; got 'cow'"):
+        FOUND.mask("cow")
+
+
+def test_rle_has_every_class_that_occurs():
+    entries = FOUND.rle()
+    assert [(e["category"], e["category_id"]) for e in entries] == [
+        ("sky", 0),
+        ("dog", 2),
+        ("sea", 3),
+    ]
+    for entry in entries:
+        mask = decode(entry["segmentation"])
+        assert_array_equal(mask, LABELS.numpy() == entry["category_id"])
+        assert entry["area"] == mask.sum()
+    assert entries[1]["bbox"] == [2, 1, 5, 3]
+    assert type(entries[0]["area"]) is int  # json takes no numpy
+
+
+def test_pictures():
+    colours = pictures.palette(NAMES)
+    assert_array_equal(FOUND.overlay()[:6, :8], pictures.overlay(IMAGE, LABELS.numpy(), colours))
+    sheet = pictures.heat_maps(FOUND.discrepancy[[0, 2, 3]].numpy(), ["sky", "dog", "sea"], (6, 8))
+    assert_array_equal(FOUND.maps(), sheet)
+
+
+def test_plot_has_the_baseline_if_there_is_one():
+    labels, baseline = LABELS.numpy(), np.ones((6, 8), int)
+    alone = pictures.labelled(IMAGE, {"refined": labels}, NAMES, "image")
+    assert_array_equal(np.asarray(FOUND.plot()), alone)
+    both = pictures.labelled(IMAGE, {"baseline": baseline, "refined": labels}, NAMES, "image")
+    found = replace(FOUND, baseline=torch.from_numpy(baseline))
+    assert_array_equal(np.asarray(found.plot()), both)
+    assert both.shape[1] > alone.shape[1]
+
+
+def test_save_writes_the_overlay(tmp_path):
+    FOUND.save(tmp_path / "x.png")
+    assert_array_equal(pictures.Image.open(tmp_path / "x.png"), FOUND.overlay())
+    with pytest.raises(ValueError, match="must end in"):
+        FOUND.save(tmp_path / "x.txt")
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "patch"), [(0, 0, 0), (1, 1, 0), (2, 1, 1), (7, 0, 3), (1, 2, 4), (7, 5, 11)]
+)
+def test_attention_is_that_of_the_patch_under_the_pixel(x, y, patch):
+    found = FOUND.attention_map(x, y)
+    assert found.shape == (3, 4)
+    assert torch.equal(found.flatten(), WEIGHTS[patch])
+    page = pictures.heat_overlay(IMAGE, found.sqrt().numpy(), x, y)
+    assert_array_equal(FOUND.attention_overlay(x, y), page)
+
+
+def test_attention_held_as_factors_is_the_same():
+    q, k = torch.randn(2, 2, 12, 5, generator=torch.Generator().manual_seed(1))
+    dense = (q @ k.mT * 0.4).softmax(-1).mean(0)
+    found = replace(FOUND, attention=Attention.from_factors(q, k, 0.4, (3, 4)))
+    torch.testing.assert_close(found.attention_map(3, 5).flatten(), dense[9])
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "message"),
+    [
+        ((8, 0), ValueError, "`x` must be below 8; got 8"),
+        ((0, 6), ValueError, "`y` must be below 6; got 6"),
+        ((-1, 0), ValueError, "`x` must be at least 0; got -1"),
+        ((0, 1.5), TypeError, "`y` must be a whole number; got 1.5"),
+    ],
+)
+def test_there_is_no_such_pixel(place, error, message):
+    with pytest.raises(error, match=message):
+        FOUND.attention_map(*place)
+
+
+def test_attention_that_was_not_kept():
+    with pytest.raises(ValueError, match="pass `keep_attention=True`"):
+        replace(FOUND, attention=None).attention_overlay(0, 0)
