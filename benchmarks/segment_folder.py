@@ -3,9 +3,9 @@
     python benchmarks/segment_folder.py [--count N] [--batch-size B] [--size W H] [--json OUT]
 
 Pictures of noise are written into a temporary folder and segmented as `ovss-refine segment` does
-it, by scores of their own colours and attention of a small grid, so that the time is that of reading,
-refining and writing, without any model. Resident memory is read off ten times on the way. If pictures
-were kept, it would grow by what "one picture" says, times their number.
+it, by scores of their own colours and attention of a small grid: the time is that of reading,
+refining and writing, without any model. Resident memory is read off ten times on the way. If
+pictures were kept, it would grow by "one picture" for each.
 """
 
 import argparse
@@ -25,8 +25,7 @@ from torch import Tensor
 
 from machine import machine
 from ovss_refine import Attention, Logits
-from ovss_refine.labels import Labels, parse_labels
-from ovss_refine.outputs import Kinds
+from ovss_refine.labels import parse_labels
 from ovss_refine.segment import Request, run_segment
 from ovss_refine.segmenter import Segmenter
 
@@ -52,16 +51,20 @@ class Neighbours:
 
 
 class Watched(Segmenter):
-    """Notes the resident memory on the way."""
+    """Notes the resident memory ten times on the way."""
 
-    count, seen, notes = 1, 0, []  # noqa: RUF012 - one of its kind
+    def __init__(self, count: int) -> None:
+        """Take the sources above."""
+        super().__init__(Colours(), Neighbours())
+        self.count, self.seen = count, 0
+        self.notes: list[tuple[int, float]] = []
 
     def __call__(self, images: Any, labels: Any, **more: Any) -> Any:
-        """Segment, and note the memory ten times in all."""
+        """Segment and note."""
         found = super().__call__(images, labels, **more)
         before, self.seen = self.seen, self.seen + len(images)
         if before * 10 // self.count != self.seen * 10 // self.count:
-            self.notes.append((self.seen, resident()))
+            self.notes.append((self.seen, round(resident(), 1)))
         return found
 
 
@@ -71,50 +74,52 @@ def resident() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def write_pictures(folder: Path, count: int, size: tuple[int, int]) -> None:
+    """Write JPEGs of noise."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:06}.jpg")
+
+
+def timed(request: Request, segmenter: Watched) -> float:
+    """Run without its words; return the seconds."""
+    start = time.perf_counter()
+    with Path(os.devnull).open("w") as nothing, contextlib.redirect_stdout(nothing):
+        if run_segment(request, segmenter):
+            raise RuntimeError("pictures failed")
+    return time.perf_counter() - start
+
+
 def main() -> None:
     """Run and print."""
-    words = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     words.add_argument("--count", type=int, default=10_000)
     words.add_argument("--batch-size", type=int, default=4)
-    words.add_argument("--size", type=int, nargs=2, default=(96, 72))
+    words.add_argument("--size", type=int, nargs=2, default=(96, 72), metavar=("W", "H"))
     words.add_argument("--json", type=Path)
     args = words.parse_args()
-    labels: Labels = parse_labels("r, g, b")
     W, H = args.size
-    with tempfile.TemporaryDirectory() as folder:
-        photos = Path(folder, "photos")
-        photos.mkdir()
-        rng = np.random.default_rng(0)
-        for index in range(args.count):
-            pixels = rng.integers(0, 256, (H, W, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(photos / f"{index:05}.jpg")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_pictures(folder / "photos", args.count, (W, H))
         request = Request(
-            images=(str(photos),),
-            labels=labels,
-            out=Path(folder, "out"),
-            kinds=Kinds(),
+            images=(str(folder / "photos"),),
+            labels=parse_labels("r, g, b"),
+            out=folder / "out",
             batch_size=args.batch_size,
         )
-        segmenter = Watched(Colours(), Neighbours())
-        segmenter.count = args.count
-        start = time.perf_counter()
-        with Path(os.devnull).open("w") as nothing, contextlib.redirect_stdout(nothing):
-            run_segment(request, segmenter)
-        seconds = time.perf_counter() - start
-        start = time.perf_counter()
-        with Path(os.devnull).open("w") as nothing, contextlib.redirect_stdout(nothing):
-            run_segment(request, segmenter)
-        again = time.perf_counter() - start
-    one = W * H * (3 + 8) / 1e6  # the picture and its labels
+        segmenter = Watched(args.count)
+        seconds = [timed(request, segmenter), timed(request, segmenter)]
     found = {
         "pictures": args.count,
+        "pixels": [W, H],
         "batch size": args.batch_size,
-        "one picture, MB": round(one, 3),
-        "memory, MB": [[n, round(mb, 1)] for n, mb in segmenter.notes],
-        "seconds": round(seconds, 1),
-        "seconds where all are finished": round(again, 2),
+        "one picture and its labels, MB": W * H * (3 + 8) / 1e6,
+        "pictures so far, resident MB": segmenter.notes,
+        "seconds": round(seconds[0], 1),
+        "seconds of a second run, all finished": round(seconds[1], 2),
         "machine": machine(),
     }
     print(json.dumps(found, indent=1))
