@@ -4,6 +4,8 @@ Torch is imported only once there is work to do, so that `--help` answers at onc
 """
 
 import argparse
+import io
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,26 +14,40 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ovss_refine import __version__
+from ovss_refine.app.cli import add_app
 from ovss_refine.config import RefineConfig
 from ovss_refine.evaluation.cli import add_commands as add_evaluation
+from ovss_refine.segment_cli import add_segment
 
 DEMO_OUT = Path("ovss-refine-demo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, or 2 after saying what was wrong with the input."""
+    """Run the command; return 0, or what it returns, or 2 after saying what was wrong.
+
+    Args:
+        argv: the words; None: those of the process, whose streams are then made to take any text.
+    """
+    if argv is None:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # names that it has no letters for
     args = parser().parse_args(argv)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            args.run(args)
+            status = args.run(args) or 0
+            sys.stdout.flush()
+            return status
+        except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
         except (OSError, TypeError, ValueError, ModuleNotFoundError) as err:
             print(f"ovss-refine: error: {err}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("ovss-refine: stopped", file=sys.stderr)
             return 130
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -88,7 +104,9 @@ def parser() -> argparse.ArgumentParser:
     )
     sources.set_defaults(run=_sources)
 
+    add_segment(commands, add_config_flags, config_of)
     add_evaluation(commands, add_config_flags, config_of)
+    add_app(commands)
     return top
 
 

@@ -1,0 +1,309 @@
+"""The page in a real browser, as people use it."""
+
+import io
+import json
+import re
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio", reason="gradio is not installed ([app])")
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect = sync_api.expect
+
+REFUSED = 403
+
+
+def photograph(size=(320, 240), seed=0):
+    """A PNG with a red disc on green, and some noise."""
+    W, H = size
+    pixels = np.random.default_rng(seed).integers(0, 20, (H, W, 3), dtype=np.uint8)
+    y, x = np.mgrid[:H, :W]
+    disc = (x - W / 2) ** 2 + (y - H / 2) ** 2 < (min(H, W) / 3) ** 2
+    pixels[..., 0] += 200 * disc.astype(np.uint8)
+    pixels[..., 1] += 200 * (~disc).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def blank(size):
+    """A PNG of any size in a few bytes."""
+    file = io.BytesIO()
+    Image.new("RGB", size).save(file, "PNG")
+    return file.getvalue()
+
+
+def upload(page, content=None, name="holiday.png"):
+    file = {"name": name, "mimeType": "image/png", "buffer": content or photograph()}
+    page.locator("#drop input[type=file]").set_input_files(file)
+
+
+def done(page, text):
+    """Wait until the status says so."""
+    expect(page.locator("#status")).to_contain_text(text)
+
+
+def segment(page, labels=None):
+    if labels is not None:
+        page.locator("#labels textarea").fill(labels)
+    page.get_by_role("button", name="Segment", exact=True).click()  # waits until it is enabled
+
+
+def sources_of(page, where="#result"):
+    """Addresses of the pictures in a part of the page."""
+    return page.locator(f"{where} img").evaluate_all("images => images.map(i => i.src)")
+
+
+def tab(page, name):
+    page.get_by_role("tab", name=name).click()
+
+
+def test_the_example_is_there_at_once(visit):
+    page = visit()
+    done(page, "astronaut, 512 x 512 pixels, 33 x 33 patches, 21 labels")
+    expect(page.locator("#status")).to_contain_text(re.compile(r"refinement\s*[\d.]+ s"))
+    before, after = sources_of(page)
+    assert before.startswith("data:image/jpeg")
+    assert before != after
+    expect(page.get_by_role("row", name=re.compile("person"))).to_be_visible()
+    expect(page.locator("#labels")).to_be_hidden()
+    expect(page.locator("#fixed")).to_contain_text("21 labels: background, aeroplane")
+
+
+def test_another_example_and_another_mode(visit):
+    page = visit()
+    done(page, "astronaut")
+    page.get_by_role("button", name="Chelsea").click()
+    done(page, "chelsea, 451 x 300")
+    expect(page.get_by_role("row", name=re.compile("cat"))).to_be_visible()
+    first = sources_of(page)
+    page.get_by_label("Refinement").click()
+    page.get_by_role("option", name="Optimal path").click()
+    page.get_by_role("button", name="Numbers").click()
+    expect(page.locator("#epsilon")).to_be_visible()
+    expect(page.locator("#tau")).to_be_hidden()
+    segment(page)
+    page.wait_for_function(
+        "old => document.querySelectorAll('#result img')[1].src != old", arg=first[1]
+    )
+    assert sources_of(page)[0] == first[0]  # the baseline is the same
+
+
+def test_a_photograph_with_my_labels(visit):
+    page = visit()
+    done(page, "astronaut")
+    upload(page)
+    done(page, "holiday, 320 x 240 pixels, is here")
+    expect(page.locator("#result img")).to_have_count(1)
+    expect(page.locator("#about")).to_contain_text("The first run loads kk-mean (0.6 GB)")
+    segment(page, "fire, grass/lawn, background: sea/sky")
+    done(page, "holiday, 320 x 240 pixels, 16 x 12 patches, 3 labels")
+    for name in ("fire", "grass"):
+        expect(page.get_by_role("rowheader", name=name)).to_be_visible()
+    before, after = sources_of(page)
+    assert before != after
+    expect(page.locator("#about")).to_contain_text("Loaded: nothing is downloaded any more")
+    tab(page, "Maps")
+    expect(page.get_by_alt_text(re.compile("^Map of fire"))).to_be_visible()
+
+
+def test_a_bad_file_is_explained(visit):
+    page = visit()
+    done(page, "astronaut")
+    for content, said in (
+        (b"not a picture", "broken.png must be a readable picture"),
+        (photograph()[:5000], "broken.png must be a readable picture; got image file is truncated"),
+        (blank((600, 600)), "at most 300,000 pixels; got 600 x 600"),
+    ):
+        upload(page, content, "broken.png")
+        expect(page.get_by_role("alert")).to_contain_text(said)
+    upload(page)  # and the next is taken
+    done(page, "holiday, 320 x 240")
+
+
+def test_too_many_bytes_are_not_sent(visit):
+    page = visit()
+    done(page, "astronaut")
+    upload(page, blank((9, 9)) + bytes(400_000), "large.png")
+    expect(page.get_by_text("exceed the maximum allowed size")).to_be_visible()
+
+
+def test_bad_labels_are_explained(visit):
+    page = visit()
+    done(page, "astronaut")
+    upload(page)
+    done(page, "holiday")
+    for labels, said in (
+        ("cat, dog, Cat", "got 'Cat' twice"),
+        ("cat,, dog", "Look for a comma too many"),
+        ("dog: puppy/", "no empty prompt; got one in 'dog'"),
+    ):
+        segment(page, labels)
+        expect(page.get_by_role("alert")).to_contain_text(said)
+
+
+def test_weights_that_cannot_be_had_are_explained(visit):
+    page = visit()
+    done(page, "astronaut")
+    page.get_by_label("Models, with my labels").check()
+    page.get_by_label("Logits from").click()
+    page.get_by_role("option", name="clip", exact=True).click()
+    segment(page, "cat")
+    expect(page.get_by_role("alert")).to_contain_text("tiny/clip must be at hand")
+
+
+def test_a_clicked_patch_shows_its_attention(visit):
+    page = visit()
+    done(page, "astronaut")
+    tab(page, "Attention")
+    expect(page.locator("#patch img")).to_be_visible()
+    (first,) = sources_of(page, "#patch")
+    photo = page.locator("#photo img")
+    box = photo.bounding_box()
+    photo.click(position={"x": box["width"] * 0.05, "y": box["height"] * 0.95})
+    expect(page.locator("#patch")).to_contain_text("column 2, row 32")
+    (second,) = sources_of(page, "#patch")
+    assert first != second
+    # The same without a mouse.
+    slider = page.get_by_role("slider", name=re.compile("Patch column"))
+    slider.focus()
+    slider.press("ArrowRight")
+    expect(page.locator("#patch")).to_contain_text("column 3, row 32")
+
+
+def fetch(page, name):
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name=name).click()
+    path = waiting.value.path()
+    return waiting.value.suggested_filename, path.read_bytes()
+
+
+def test_downloads(visit):
+    page = visit()
+    done(page, "astronaut")
+    upload(page)
+    done(page, "holiday")
+    segment(page, "fire, grass")
+    done(page, "2 labels")
+    tab(page, "Files")
+    expect(page.locator("#file-all")).to_be_enabled()
+    name, content = fetch(page, "Label map")
+    assert name == "holiday_labels.png"
+    with Image.open(io.BytesIO(content)) as labels:
+        assert (labels.mode, labels.size) == ("P", (320, 240))
+        assert set(np.unique(labels)) == {0, 1}
+    name, content = fetch(page, "Masks")
+    assert name == "holiday_rle.json"
+    assert [entry["category"] for entry in json.loads(content)] == ["fire", "grass"]
+    name, content = fetch(page, "All files")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert {"holiday_labels.png", "holiday_overlay.png"} <= set(archive.namelist())
+        assert archive.testzip() is None
+
+
+def status_of(server, path):
+    """Ask for a file as gradio serves it; return the status."""
+    address = f"{server.address}gradio_api/file={urllib.parse.quote(str(path))}"
+    try:
+        with urllib.request.urlopen(address) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_two_visitors_do_not_see_each_other(visit, server):
+    one, two = visit(), visit()
+    done(one, "astronaut")
+    done(two, "astronaut")
+    upload(one)
+    done(one, "holiday")
+    upload(two, photograph(seed=1, size=(200, 280)), "secret.png")
+    done(two, "secret")
+    segment(one, "fire, grass")
+    segment(two, "poppies, lawn, sea")
+    done(one, "holiday, 320 x 240 pixels, 16 x 12 patches, 2 labels")
+    done(two, "secret, 200 x 280 pixels, 16 x 12 patches, 3 labels")
+    expect(one.get_by_role("rowheader", name="poppies")).to_have_count(0)
+    expect(two.get_by_role("rowheader", name="fire")).to_have_count(0)
+    tab(one, "Attention")
+    assert one.locator("#photo img").evaluate("i => i.naturalWidth") == 320
+    tab(two, "Attention")
+    assert two.locator("#photo img").evaluate("i => i.naturalWidth") == 200
+
+
+def test_files_of_a_visitor_are_out_of_others_reach_and_go_when_he_leaves(visit, server):
+    page = visit()
+    done(page, "astronaut")
+    tab(page, "Files")
+    expect(page.locator("#file-all")).to_be_enabled()
+    (archive,) = [p for p in server.root.glob("*/astronaut_all.zip") if status_of(server, p) == 200]
+    folder = archive.parent
+    assert re.fullmatch("[0-9a-f]{32}", folder.name)  # 128 random bits
+    guesses = [
+        server.root,
+        folder,
+        server.root / "astronaut_all.zip",
+        folder / ".." / "astronaut_all.zip",
+        server.root.parent / "log",
+        "/etc/passwd",
+        __file__,
+    ]
+    assert [status_of(server, path) for path in guesses] == [REFUSED] * len(guesses)
+    page.context.close()
+    limit = time.monotonic() + 20
+    while folder.exists():
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+    assert status_of(server, archive) == REFUSED
+
+
+def test_on_a_phone_the_status_comes_into_sight(visit):
+    page = visit(390, 844)
+    done(page, "astronaut")
+    page.get_by_label("Models, with my labels").check()
+    segment(page, "cat, cat")
+    expect(page.get_by_role("alert")).to_be_in_viewport()
+
+
+def test_a_narrow_page_has_everything_below_each_other(visit):
+    page = visit(390, 844)
+    done(page, "astronaut")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    first, second = (box.bounding_box() for box in page.locator("#result figure").all())
+    legend = page.locator("#result .legend").bounding_box()
+    assert first["y"] + first["height"] <= second["y"]
+    assert second["y"] + second["height"] <= legend["y"]
+
+
+def test_a_wide_page_has_the_pictures_side_by_side(visit):
+    page = visit()
+    done(page, "astronaut")
+    first, second = (box.bounding_box() for box in page.locator("#result figure").all())
+    legend = page.locator("#result .legend").bounding_box()
+    assert first["y"] == second["y"]
+    assert first["x"] + first["width"] < second["x"]
+    assert first["y"] + first["height"] <= legend["y"]
+
+
+def test_every_field_has_a_name(visit):
+    page = visit()
+    done(page, "astronaut")
+    page.get_by_label("Models, with my labels").check()
+    page.get_by_role("button", name="Numbers").click()
+    expect(page.locator("#tau")).to_be_visible()
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll('input, textarea, button, img')].filter(e => {
+            if (e.closest('[hidden], .hidden, .hide') || !e.checkVisibility()) return false
+            const label = e.labels?.[0]?.innerText || e.ariaLabel || e.innerText || e.alt
+                || document.getElementById(e.getAttribute('aria-labelledby'))?.innerText || e.title
+            return !label?.trim()
+        }).map(e => e.outerHTML.slice(0, 200))"""
+    )
+    assert nameless == []

@@ -1,0 +1,87 @@
+"""The server as a process: what it says, what it listens on, and that it leaves nothing behind."""
+
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import pytest
+
+pytest.importorskip("gradio", reason="gradio is not installed ([app])")
+
+REFUSED = 403
+RUN = "import sys; from ovss_refine.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def test_a_signal_stops_it_and_its_folder_goes(tmp_path):
+    command = [sys.executable, "-c", RUN, "app", "--port", "0", "--device", "cpu"]
+    env = os.environ | {"TMPDIR": str(tmp_path)}
+    env.pop("DISPLAY", None)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=env, **pipes) as process:
+        line = process.stdout.readline()
+        address = re.fullmatch(r"The page is at (http://127\.0\.0\.1:\d+/) .*\n", line)
+        (root,) = tmp_path.glob("ovss-refine-app-*")
+        assert stat.S_IMODE(root.stat().st_mode) == 0o700
+        with urllib.request.urlopen(address[1]) as answer:
+            assert answer.status == 200
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output) == (130, "")
+    assert errors.splitlines()[-1] == "ovss-refine: stopped"
+    assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def ask(server, path, data=None, **headers):
+    request = urllib.request.Request(server.address + path, data, headers)
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_it_fetches_no_address(server):
+    # TEST-NET-1: whoever asked it would wait long.
+    status, text = ask(server, "gradio_api/file=http://192.0.2.1/x.png")
+    assert (status, text) == (REFUSED, "Web addresses are not fetched.")
+
+
+def test_it_fetches_no_address_in_place_of_an_upload(server):
+    _, text = ask(server, "config")
+    config = json.loads(text)
+    drop = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == "drop")
+    upload = next(d["id"] for d in config["dependencies"] if d["targets"] == [[drop, "upload"]])
+    file = {"path": "http://192.0.2.1/x.png", "meta": {"_type": "gradio.FileData"}}
+    body = {"data": [file], "fn_index": upload, "session_hash": "addresses", "trigger_id": drop}
+    kind = {"Content-Type": "application/json"}
+    status, _ = ask(server, "gradio_api/queue/join?", json.dumps(body).encode(), **kind)
+    assert status == 200
+    _, text = ask(server, "gradio_api/queue/data?session_hash=addresses")
+    (done,) = re.findall(r'\{"msg":"process_completed".*?\n', text)
+    assert json.loads(done)["success"] is False
+    assert "web addresses are not fetched" in server.log.read_text()
+
+
+def test_it_answers_to_its_own_name_only(server):
+    status, text = ask(server, "", Host="evil.example:7860")
+    assert status == REFUSED
+    assert "its own machine" in text
+
+
+def test_gradio_is_told_to_keep_quiet(server):
+    _, text = ask(server, "config")
+    config = json.loads(text)
+    assert config["analytics_enabled"] is False
+    assert not config.get("run_history", False)
+    _, text = ask(server, "gradio_api/info")
+    info = json.loads(text)
+    assert info["named_endpoints"] == {}
+    assert info["unnamed_endpoints"] == {}

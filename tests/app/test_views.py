@@ -1,0 +1,144 @@
+"""What the page shows, as HTML."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+from PIL import Image
+
+from ovss_refine import pictures
+from ovss_refine.app import views
+from ovss_refine.segmentation import Segmentation
+
+NAMES = ("sky", "<b>cat</b>", "dog")
+RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+def made(**changes):
+    before = torch.zeros(20, 30, dtype=torch.int64)
+    before[:, 20:] = 1
+    after = torch.zeros(20, 30, dtype=torch.int64)
+    after[15:] = 1
+    values = {
+        "image": RGB,
+        "names": NAMES,
+        "labels": after,
+        "discrepancy": torch.tensor([[[0.0, 1.0]], [[2.0, 4.0]], [[-torch.inf, -torch.inf]]]),
+        "kept": torch.tensor([True, True, False]),
+        "baseline": before,
+        "seconds": {"logits": 1.0, "refinement": 0.25},
+    }
+    return Segmentation(**(values | changes))
+
+
+class Reader(HTMLParser):
+    """Collects texts, and the attributes of pictures."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.texts, self.images, self.tags = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag == "img":
+            self.images.append(dict(attributes))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def decode(image):
+    with Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))) as picture:
+        return np.asarray(picture)
+
+
+def test_the_result_has_both_pictures_and_a_legend():
+    read = Reader(views.result(made()))
+    assert len(read.images) == 2
+    for image, labels in zip(read.images, (made().baseline, made().labels), strict=True):
+        want = pictures.overlay(RGB, labels.numpy(), pictures.palette(NAMES))
+        assert decode(image).shape == want.shape
+        assert np.abs(decode(image).astype(int) - want).mean() < 8  # it is a JPEG
+    assert read.images[0]["alt"] == "Baseline: scores alone. Largest: sky 67%, <b>cat</b> 33%"
+    shares = [text for text in read.texts if "%" in text]
+    assert shares == ["66.7%", "75.0%", "33.3%", "25.0%"]
+    assert "dog" not in read.texts  # occurs nowhere
+    assert "b" not in read.tags  # a label is text
+
+
+def test_the_legend_has_the_colours_of_the_picture():
+    colours = pictures.palette(NAMES)
+    found = re.findall(r"rgb\((\d+), (\d+), (\d+)\)", views.legend(made(), colours))
+    assert_array_equal(np.array(found, dtype=int), colours[:2])
+
+
+def test_labels_that_refinement_took_away_are_listed_too():
+    page = views.legend(made(labels=torch.full((20, 30), 2)), pictures.palette(NAMES))
+    shares = [text for text in Reader(page).texts if "%" in text]
+    assert shares == ["0.0%", "100.0%", "66.7%", "0.0%", "33.3%", "0.0%"]
+
+
+def test_maps_are_on_one_scale_and_the_rejected_are_named():
+    read = Reader(views.maps(made()))
+    assert [image["alt"].split(":")[0] for image in read.images] == [
+        "Map of <b>cat</b>",
+        "Map of sky",
+    ]
+    cat, sky = (decode(image) for image in read.images)
+    assert_array_equal(cat[0, 1], pictures.HEAT[-1])  # the highest of all
+    assert_array_equal(sky[0, 0], pictures.HEAT[0])  # the lowest of all
+    assert_array_equal(sky[0, 1], pictures.HEAT[1])  # a quarter of the way
+    assert read.images[0]["style"] == "aspect-ratio: 30 / 20"
+    assert "No patch is sure of: dog." in "".join(read.texts)
+    assert "b" not in read.tags
+
+
+def test_a_label_that_has_won_everywhere_is_bright():
+    flat = made(discrepancy=torch.zeros(3, 1, 2), kept=torch.tensor([True] * 3))
+    assert_array_equal(decode(Reader(views.maps(flat)).images[0])[0, 0], pictures.HEAT[-1])
+
+
+def test_little_is_not_nothing():
+    many = torch.zeros(100, 100, dtype=torch.int64)
+    many[0, 0] = 1
+    page = views.legend(made(labels=many, baseline=many), pictures.palette(NAMES))
+    shares = [text for text in Reader(page).texts if "%" in text]
+    assert shares == ["100.0%", "100.0%", "<0.1%", "<0.1%"]
+
+
+def test_the_summary_counts_what_changed():
+    read = Reader(views.summary(made(), "a<i>b"))
+    text = "".join(read.texts)
+    assert "a<i>b, 30 x 20 pixels, 2 x 1 patches, 3 labels" in text
+    assert "changed 41.7% of the pixels" in text
+    assert "total1.25 s" in text
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20, 30), (3000, 10), (1024, 2048)])
+def test_pictures_are_shown_small_enough(size):
+    h, w = views.shown_size(*size)
+    assert 1 <= max(h, w) <= 1024
+    assert min(h, w) >= 1
+    picture = np.zeros((*size, 3), dtype=np.uint8)
+    with Image.open(io.BytesIO(views.jpeg(picture))) as shown:
+        assert shown.size == (w, h)
+
+
+def test_messages_are_text_and_backticks_are_code():
+    page = views.error("`x` must be <1; got `<script>`.")
+    assert "<code>x</code> must be &lt;1; got <code>&lt;script&gt;</code>." in page
+    assert 'role="alert"' in page
+    assert "alert" not in views.notice("all is well")
+
+
+def test_what_is_to_load_is_said():
+    text = views.sizes({"kk-mean": "0.6 GB"})
+    assert "`kk-mean` (0.6 GB)" in text
+    assert "huggingface.co" in text
+    assert "nothing is downloaded" in views.sizes({})
