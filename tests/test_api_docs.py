@@ -1,0 +1,152 @@
+"""The API reference has every public name, and every name says what it takes and raises."""
+
+import importlib
+import inspect
+import re
+import tomllib
+from dataclasses import fields, is_dataclass
+from importlib.metadata import entry_points
+from typing import get_type_hints
+
+import pytest
+
+import ovss_refine
+from doc_pages import ROOT, read
+from ovss_refine import testing
+
+DIRECTIVE = re.compile(r"^\.\. auto(class|function|module):: (\S+)$", re.MULTILINE)
+# Names whose docstrings need no "Raises:".
+RAISES_NOTHING = {
+    "AttentionSource": "a protocol",
+    "LogitsSource": "a protocol",
+    "RefineResult": "made by the refinement",
+    "Segmentation": "made by the segmenter",
+    "Decision": "made by the decision",
+    "Published": "made by the look-up",
+    "RefineModule": "checks nothing, as it says",
+    "export_program": "traces with an example of its own",
+    "list_attention": "takes nothing",
+    "list_logits": "takes nothing",
+}
+
+
+def declared():
+    """Return the full names in the API reference, those of modules with all they define."""
+    found = []
+    for kind, name in DIRECTIVE.findall(read("docs/api.md")):
+        full = name if "." in name else f"ovss_refine.{name}"
+        found += public_in(full) if kind == "module" else [full]
+    return found
+
+
+def public_in(module):
+    """Return the full names of what a module defines for others."""
+    members = inspect.getmembers(importlib.import_module(module))
+    own = [
+        name
+        for name, value in members
+        if getattr(value, "__module__", None) == module and not name.startswith("_")
+    ]
+    return [f"{module}.{name}" for name in own]
+
+
+def load(full):
+    module, _, name = full.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+NAMES = declared()
+
+
+def test_every_public_name_is_in_the_reference():
+    assert len(NAMES) == len(set(NAMES))
+    assert {f"ovss_refine.{name}" for name in ovss_refine.__all__} <= set(NAMES)
+    checks = {name for name in vars(testing) if name.startswith("check_") and "source" in name}
+    assert {f"ovss_refine.testing.{name}" for name in checks} <= set(NAMES)
+    assert len(checks) == 2
+    table = set(re.findall(r"`~ovss_refine\.(\w+)`", read("docs/api.md")))
+    assert table == set(ovss_refine.__all__)
+
+
+@pytest.mark.parametrize("kind", ["attention", "logits", "decision"])
+def test_every_registered_source_is_in_the_reference(kind):
+    points = entry_points(group=f"ovss_refine.{kind}")
+    ours = [point for point in points if point.module.startswith("ovss_refine_adapters.")]
+    assert ours
+    for point in ours:
+        made = point.load()
+        if inspect.isfunction(made) and kind != "decision":
+            named = f"{made.__module__}.{made.__qualname__}"
+            made = get_type_hints(made)["return"] if named not in NAMES else made
+        assert f"{made.__module__}.{made.__qualname__}" in NAMES, point.name
+
+
+def section(doc, title):
+    """Return the entries of a section of a docstring: name to text."""
+    match = re.search(rf"^{title}:\n((?:    .*\n|\n)+)", f"{doc}\n", re.MULTILINE)
+    if match is None:
+        return {}
+    entries = re.split(r"^    (?=[\w.]+:)", match[1], flags=re.MULTILINE)[1:]
+    return {entry.partition(":")[0]: entry.partition(":")[2] for entry in entries}
+
+
+def parameters(thing):
+    """Return what a caller gives by name, with its annotation as text."""
+    if is_dataclass(thing):
+        return {field.name: str(field.type) for field in fields(thing)}
+    made = thing.__init__ if inspect.isclass(thing) else thing
+    if made is object.__init__ or getattr(thing, "_is_protocol", False):
+        return {}
+    found = inspect.signature(made).parameters.values()
+    return {p.name: str(p.annotation) for p in found if p.name != "self"}
+
+
+def what_it_says(doc):
+    """Return what a docstring, or the ones that it refers to, says of arguments and exceptions."""
+    told = section(doc, "Args") | section(doc, "Attributes")
+    raises = section(doc, "Raises")
+    if reference := re.search(r"Arguments and exceptions are those of (.*)\.", doc):
+        for short in re.findall(r"`(\w+)`", reference[1]):
+            (full,) = [name for name in NAMES if name.endswith(f".{short}")]
+            more = what_it_says(inspect.getdoc(load(full)))
+            told, raises = told | more[0], raises | more[1]
+    return told, raises
+
+
+@pytest.mark.parametrize("full", NAMES)
+def test_docstring_says_what_goes_in_and_what_may_be_raised(full):
+    thing, name = load(full), full.rpartition(".")[2]
+    doc = inspect.getdoc(thing) or ""
+    assert doc
+    told, raises = what_it_says(doc)
+    needed = parameters(thing)
+    assert set(needed) - set(told) - {"options"} == set()
+    # `**options` are described in words where they are another's: the class's, the producer's.
+    assert "options" not in needed or "options" in told or "ptions" in doc
+    for parameter, annotation in needed.items():
+        if "Tensor" in annotation and not annotation.startswith("collections"):
+            assert "[" in told[parameter], f"`{parameter}` must have its shape"
+    if name not in RAISES_NOTHING:
+        assert raises, "say what a caller can cause, or list it in RAISES_NOTHING"
+
+
+def test_sections_are_read():
+    doc = "Do.\n\nArgs:\n    a: [N] one\n        more: yes.\n    b: two.\n\nRaises:\n    E: if.\n"
+    assert section(doc, "Args") == {"a": " [N] one\n        more: yes.\n", "b": " two.\n\n"}
+    assert section(doc, "Raises") == {"E": " if.\n\n"}
+    assert section("Do.\n", "Args") == {}
+    assert set(RAISES_NOTHING) <= {full.rpartition(".")[2] for full in NAMES}
+
+
+def test_citation():
+    yaml = pytest.importorskip("yaml", reason="reads CITATION.cff; PyYAML comes with [models]")
+    cited = yaml.safe_load(read("CITATION.cff"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert cited["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors", "type"} <= set(cited)
+    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+    paper, readme = cited["preferred-citation"], " ".join(read("README.md").split())
+    assert paper["title"] in readme
+    assert paper["url"] in readme
+    assert paper["authors"][0] == {"family-names": "Li", "given-names": "J."}
+    assert f"arXiv:{paper['url'].rpartition('/')[2]}" == paper["identifiers"][0]["value"]
