@@ -47,7 +47,8 @@ def check(dataset: DataSet, root: Path, *, workers: int = 2, quiet: bool = False
     base = dataset.locate(root)
     items = dataset.items(root)
     found = Findings(base, images=len(items))
-    found.problems += _wrong_suffixes(dataset, base)
+    if lack := dataset.without_masks(base):
+        found.problems.append(lack)
     with ThreadPoolExecutor(workers) as pool:
         looked = pool.map(lambda item: _look(dataset, item), items)
         for outcome in tqdm(looked, total=len(items), unit="mask", disable=quiet):
@@ -117,23 +118,6 @@ def _look(dataset: DataSet, item: Item) -> str | dict[int, int]:
         )
     counts = np.bincount(raw.ravel())
     return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
-
-
-def _wrong_suffixes(dataset: DataSet, base: Path) -> Iterator[str]:
-    """Name masks that are of another kind, where those of the right kind are missing."""
-    masks = base / dataset.masks
-    if dataset.mask_ids(masks):
-        return
-    paths = [path.name for path in masks.rglob("*") if path.is_file()]
-    for suffix in dataset.other_mask_suffixes:
-        if others := sorted(name for name in paths if name.endswith(suffix)):
-            yield (
-                f"`{masks}` must have masks that end in {dataset.mask_suffix}; got {len(others)} "
-                f"that end in {suffix}, `{others[0]}` the first. `ovss-refine dataset convert` "
-                "makes the others."
-            )
-            return
-    yield f"`{masks}` must have masks that end in {dataset.mask_suffix}; got none."
 
 
 def _strangers(dataset: DataSet, base: Path, items: Sequence[Item]) -> Iterator[str]:

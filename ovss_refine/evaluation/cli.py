@@ -1,4 +1,4 @@
-"""The commands `evaluate`, `dataset check` and `dataset convert`: their words.
+"""The commands `evaluate`, `reproduce`, `dataset check` and `dataset convert`: their words.
 
 Torch is imported only once there is work to do.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ovss_refine.config import RefineConfig
 from ovss_refine.evaluation import CONVERSIONS, ROWS
 from ovss_refine.evaluation.dataset import FOLDER, list_datasets, load_dataset
+from ovss_refine.evaluation.reproduce_cli import add_reproduce, reproduced
 
 if TYPE_CHECKING:
     from ovss_refine.evaluation.sources import Chosen
@@ -46,6 +47,8 @@ def add_commands(
     _add_protocol(evaluate)
     _add_work(evaluate)
     add_config_flags(evaluate)
+
+    add_reproduce(commands).set_defaults(run=_reproduce)
 
     dataset = commands.add_parser(
         "dataset", help="check or convert a data set", allow_abbrev=False
@@ -85,7 +88,7 @@ def _add_sources(target: argparse.ArgumentParser) -> None:
         )
         group.add_argument(
             f"--{kind}-option",
-            type=_option,
+            type=read_option,
             action="append",
             default=[],
             metavar="KEY=VALUE",
@@ -167,7 +170,7 @@ def _add_convert(dataset: Commands) -> None:
     convert.add_argument("--overwrite", action="store_true", help="replace results that exist")
 
 
-def _option(text: str) -> tuple[str, Any]:
+def read_option(text: str) -> tuple[str, Any]:
     """Read KEY=VALUE; the value as JSON where it is JSON, else as it stands."""
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
@@ -211,6 +214,12 @@ def _evaluate(args: argparse.Namespace, config: RefineConfig) -> None:
     )
     if found is not None:
         print(f"{summary(found)}\n\nclass by class: {found['out']}/results.md")
+
+
+def _reproduce(args: argparse.Namespace) -> None:
+    text = reproduced(args)
+    if text is not None:
+        print(text)
 
 
 def _chosen(name: str, options: list[tuple[str, Any]]) -> "Chosen":

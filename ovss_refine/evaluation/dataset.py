@@ -153,6 +153,25 @@ class DataSet:
         """List the ids that have a picture."""
         return sorted(self._ids(images, self.image_suffix))
 
+    def without_masks(self, base: Path) -> str:
+        """Say that there is no mask of the right kind, and of which kind there are; "": there is.
+
+        Args:
+            base: folder in which the data set begins, with a folder of masks.
+        """
+        masks = base / self.masks
+        if self.mask_ids(masks):
+            return ""
+        paths = [path.name for path in masks.rglob("*") if path.is_file()]
+        wanted = f"`{masks}` must have masks that end in {self.mask_suffix}; got"
+        for suffix in self.other_mask_suffixes:
+            if others := sorted(name for name in paths if name.endswith(suffix)):
+                return (
+                    f"{wanted} {len(others)} that end in {suffix}, `{others[0]}` the first. "
+                    "`ovss-refine dataset convert` makes the others."
+                )
+        return f"{wanted} none."
+
     def _ids(self, folder: Path, suffixes: Sequence[str]) -> dict[str, str]:
         """Map the ids in a folder to the suffix that they were found with."""
         found: dict[str, str] = {}

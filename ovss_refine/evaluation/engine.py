@@ -119,8 +119,11 @@ def _records(job: Job, items: Iterable[Item], device: torch.device) -> Iterator[
     """Make the records of some images, batch by batch."""
     with ahead(lambda item: _read(job, item), items, job.workers) as stream:
         failures: list[Record] = []
-        for batch in batches(_readable(job, stream, failures), job.batch_size):
-            yield [*failures, *_measure(job, batch, device)]
+        stacked = batches(_readable(job, stream, failures), job.batch_size)
+        for number, batch in enumerate(stacked):
+            # The number tells which seconds are those of a process that has just begun.
+            made = [record | {"batch": number} for record in _measure(job, batch, device)]
+            yield [*failures, *made]
             failures.clear()
         yield list(failures)
 
@@ -156,7 +159,7 @@ def _measure(job: Job, batch: Batch, device: torch.device) -> list[Record]:
     try:
         images = batch.images(device)  # [B, 3, H, W]
         with _timed(seconds, "sources", device):
-            logits, attention = _forward(job, batch, images)
+            logits, attention = _forward(job, batch, images, seconds)
         labels: dict[str, NDArray[np.int64]] = {}
         for name, row in job.rows.items():
             with _timed(seconds, name, device):
@@ -175,18 +178,22 @@ def _measure(job: Job, batch: Batch, device: torch.device) -> list[Record]:
     return made
 
 
-def _forward(job: Job, batch: Batch, images: Tensor) -> tuple[Logits, Attention]:
-    """Get logits and attention, with a batch axis, on the device of the images."""
-    if isinstance(job.logits, PerImage):
-        logits = batch.logits(images.device)
-    else:
-        logits = job.logits.logits(images)
-    if job.drop_background:
-        logits = without_background(logits)
-    _check_classes(logits, job)
-    if isinstance(job.attention, PerImage):
-        return logits, batch.attention(images.device)
-    return logits, job.attention.attention(images)
+def _forward(
+    job: Job, batch: Batch, images: Tensor, seconds: dict[str, float]
+) -> tuple[Logits, Attention]:
+    """Get logits and attention, with a batch axis, on the device of the images; keep seconds."""
+    with _timed(seconds, "logits", images.device):
+        if isinstance(job.logits, PerImage):
+            logits = batch.logits(images.device)
+        else:
+            logits = job.logits.logits(images)
+        if job.drop_background:
+            logits = without_background(logits)
+        _check_classes(logits, job)
+    with _timed(seconds, "attention", images.device):
+        if isinstance(job.attention, PerImage):
+            return logits, batch.attention(images.device)
+        return logits, job.attention.attention(images)
 
 
 def _check_classes(logits: Logits, job: Job) -> None:

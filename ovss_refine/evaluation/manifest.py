@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,6 +34,31 @@ def digest(settings: Mapping[str, Any]) -> str:
     """Hash settings, so that a folder can be named after them."""
     text = json.dumps(plain(settings), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def check_writable(name: str, folder: Path) -> None:
+    """See that files can be written into a folder, made already or not; nothing is left there.
+
+    Args:
+        name: what the folder is called in messages.
+        folder: where files are to be written.
+
+    Raises:
+        FileExistsError: if the folder, or one that it would lie in, is a file.
+        OSError: if nothing can be written there.
+    """
+    try:
+        there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        if not there.is_dir():
+            raise FileExistsError(f"{name} must be a folder; `{there}` is a file.")
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except FileExistsError:
+        raise
+    except OSError as err:
+        raise OSError(
+            f"{name} must be a folder that can be written; `{folder}`: {err.strerror}."
+        ) from err
 
 
 def prepare(out: Path, settings: Mapping[str, Any], started: Mapping[str, Any]) -> None:

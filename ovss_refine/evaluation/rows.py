@@ -5,12 +5,13 @@ Axes: B images, K prompts, M classes, (h, w) grid, (H, W) pixels.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ovss_refine._checks import check_choice
 from ovss_refine.attention import Attention
 from ovss_refine.config import RefineConfig
 from ovss_refine.distribution import confidence
@@ -75,6 +76,36 @@ class Baseline:
         pamr = find("decision", "pamr").load()
         guide = _resize(images, resized).to(values.device)
         return replace(logits, values=pamr(values, guide, iterations=self.pamr_iterations))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """A row beside the usual ones, a refinement with options of its own.
+
+    Attributes:
+        config: the options.
+        upsampling: how the classes' discrepancies are enlarged: along the image's "edges", as a
+            refinement does, or "bilinear", for ablations.
+    """
+
+    config: RefineConfig
+    upsampling: Literal["edges", "bilinear"] = "edges"
+
+    def __post_init__(self) -> None:
+        """Check the upsampling."""
+        check_choice("upsampling", self.upsampling, ("edges", "bilinear"))
+
+    def label(self, logits: Logits, attention: Attention, images: Tensor) -> Tensor:
+        """Label [B, 3, H, W] images: [B, H, W]."""
+        if self.upsampling == "edges":
+            return refine(logits, attention, images, self.config).labels
+        guide = _resize(images, attention.grid)  # guides nothing that is looked at
+        result = refine(logits, attention, guide, self.config)
+        classes = result.kept.any(dim=0).nonzero()[:, 0]  # those that any of the images keeps
+        large = _resize(result.discrepancy[:, classes], images.shape[2:])  # [B, m, H, W]
+        # Of the others: -inf times a weight of 0 is no number.
+        rejected = ~result.kept[:, classes, None, None]
+        return classes[large.masked_fill(rejected, -torch.inf).argmax(dim=1)]
 
 
 def resized_size(H: int, W: int, short_side: int) -> Size:

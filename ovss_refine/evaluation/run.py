@@ -1,7 +1,7 @@
 """One evaluation from its words to its tables: what the command `ovss-refine evaluate` does."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from ovss_refine.evaluation import ROWS, manifest, report
 from ovss_refine.evaluation.batches import Sample
 from ovss_refine.evaluation.dataset import DataSet, Item, describe, fingerprint
 from ovss_refine.evaluation.engine import Job, Labels, evaluate
-from ovss_refine.evaluation.rows import Baseline, choose, make_rows
+from ovss_refine.evaluation.rows import Baseline, Variant, choose, make_rows
 from ovss_refine.evaluation.sources import (
     AttentionFrom,
     Chosen,
@@ -24,7 +24,8 @@ from ovss_refine.evaluation.sources import (
 from ovss_refine.evaluation.team import Team, join
 
 HOME = Path("ovss-refine-results")
-# Published settings of the prompts and the decision; all others are options of the source.
+# Settings of the prompts and the decision, published or the user's; all others are options of the
+# source.
 NOT_OF_THE_SOURCE = (
     "prompts",
     "probability_threshold",
@@ -45,6 +46,7 @@ class Request:
         attention: source of attention.
         config: options of the refinement.
         rows: which rows, in any order.
+        variants: rows beside them, by name.
         limit: only the first so many images, >= 1; None: all.
         out: folder for the results; None: one named after the settings.
         prompts: family of prompts; None: the method's.
@@ -65,6 +67,7 @@ class Request:
     attention: Chosen
     config: RefineConfig = field(default_factory=RefineConfig)
     rows: tuple[str, ...] = ROWS
+    variants: Mapping[str, Variant] = field(default_factory=dict)
     limit: int | None = None
     out: Path | None = None
     prompts: str | None = None
@@ -86,10 +89,17 @@ class Request:
         check_count("pictures", self.pictures, 0)
         if self.limit is not None:
             check_count("limit", self.limit, 1)
+        if taken := [name for name in self.variants if name in ROWS]:
+            raise ValueError(f"`variants` must have names that no row has; got {taken}.")
 
 
-def run_evaluate(request: Request) -> dict[str, Any] | None:
+def run_evaluate(request: Request, team: Team | None = None) -> dict[str, Any] | None:
     """Evaluate, alone or as one process of several.
+
+    Args:
+        request: what to evaluate.
+        team: the processes, for several evaluations one after the other; None: found out, and
+            left afterwards.
 
     Returns:
         The results; None in a process that does not lead.
@@ -99,6 +109,8 @@ def run_evaluate(request: Request) -> dict[str, Any] | None:
         ValueError: on input that does not fit together, or a folder of other settings.
         OSError: if results cannot be written.
     """
+    if team is not None:
+        return _run(request, team)
     team = join(request.device)
     try:
         return _run(request, team)
@@ -115,6 +127,9 @@ def _run(request: Request, team: Team) -> dict[str, Any] | None:
     published = dataset.method(request.logits.name) | dict(request.logits.options)
     baseline = baseline_of(request, published)
     table = choose(make_rows(request.config, baseline), request.rows)
+    table |= {name: variant.label for name, variant in request.variants.items()}
+    if team.leads:  # before the models are loaded
+        manifest.check_writable("`out`", request.out or HOME)
     logits, attention, settings = _make_sources(request, team, items, published)
     settings |= _settings(request, items, baseline, tuple(table)) | {"device": team.device.type}
     out = request.out or HOME / f"{dataset.name}-{manifest.digest(settings)}"
@@ -157,7 +172,7 @@ def _make_sources(
         own = {key: x for key, x in published.items() if key not in NOT_OF_THE_SOURCE}
         if own.get("window") == "whole":
             own["window"] = None
-        chosen = Chosen(chosen.name, own | dict(chosen.options))
+        chosen = replace(chosen, options=own)
         settings = {"prompts": family, "classes": classes}
     elif request.prompts is not None:
         raise ValueError("`prompts` must be left out where logits come from files, made already.")
@@ -207,6 +222,7 @@ def _settings(
         "drop_background": request.drop_background,
         **{f"baseline {key}": value for key, value in asdict(baseline).items()},
         **{f"refinement {key}": value for key, value in asdict(request.config).items()},
+        **{f"variant {name}": asdict(one) for name, one in request.variants.items()},
     }
 
 

@@ -5,7 +5,7 @@ Axes: K prompts, (h, w) grid, N = gh * gw patches.
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -20,6 +20,7 @@ from ovss_refine.logits import Logits, LogitsSource
 from ovss_refine.registry import load_attention, load_logits
 
 FILES = "npz:"
+PLAIN = (str, bytes, int, float, type(None))
 Value = TypeVar("Value", covariant=True)
 
 
@@ -160,13 +161,17 @@ def _weights(thing: object, depth: int, seen: set[int]) -> Iterator[nn.Module | 
     seen.add(id(thing))
     if isinstance(thing, (nn.Module, Tensor)):
         yield thing
-    elif isinstance(thing, Mapping):
-        for part in thing.values():
+        return
+    for part in _parts(thing):
+        if not isinstance(part, PLAIN):  # a vocabulary has a hundred thousand of them
             yield from _weights(part, depth - 1, seen)
-    elif isinstance(thing, (list, tuple)):
-        for part in thing:
-            yield from _weights(part, depth - 1, seen)
-    else:
-        names = [*getattr(thing, "__dict__", {}), *getattr(type(thing), "__slots__", ())]
-        for name in names:
-            yield from _weights(getattr(thing, name, None), depth - 1, seen)
+
+
+def _parts(thing: object) -> Iterable[object]:
+    """Return what a collection holds, or the attributes of anything else."""
+    if isinstance(thing, Mapping):
+        return thing.values()
+    if isinstance(thing, (list, tuple)):
+        return thing
+    names = [*getattr(thing, "__dict__", {}), *getattr(type(thing), "__slots__", ())]
+    return [getattr(thing, name, None) for name in names]

@@ -65,7 +65,8 @@ def join(device: str = "auto") -> Team:
 
     Raises:
         ModuleNotFoundError: under torchrun without accelerate.
-        ValueError: if several processes are given one device, or torch does not know it.
+        ValueError: if several processes are given one device, torch does not know it, or there is
+            no such GPU.
         RuntimeError: if accelerate does not find the other processes.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -89,6 +90,14 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"`device` must be 'auto' or a device of torch; got {name!r}.") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            found = f"{count} GPU{'s' if count > 1 else ''}" if count else "no GPU"
+            raise ValueError(
+                f"`device` must be one that is here; got {name!r}, and torch finds {found}."
+            )
+    return device

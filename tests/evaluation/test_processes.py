@@ -81,6 +81,26 @@ def test_alone_needs_no_accelerate(monkeypatch):
         join("abacus")
 
 
+@pytest.mark.parametrize(
+    ("count", "asked", "found"),
+    [
+        (0, "cuda", "no GPU"),
+        (0, "cuda:0", "no GPU"),
+        (1, "cuda:1", "1 GPU"),
+        (2, "cuda:3", "2 GPUs"),
+    ],
+)
+def test_a_gpu_that_is_not_here(monkeypatch, count, asked, found):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    wanted = f"`device` must be one that is here; got '{asked}', and torch finds {found}."
+    with pytest.raises(ValueError, match=f"^{wanted}$"):
+        join(asked)
+    if count:
+        assert join("cuda:0").device == torch.device("cuda:0")
+
+
 def test_several_need_it_and_choose_their_devices(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="must be 'auto' or 'cpu' for 2 processes; got 'cuda:0'"):

@@ -109,6 +109,6 @@ def test_a_picture_shows_truth_and_rows(tmp_path):
         page = np.asarray(picture)
     assert page.shape[1] >= 3 * 60
     colours = colours_of(SET)
-    for x, colour in ((15, colours[0]), (45, (255, 255, 255)), (83, colours[1])):
+    for x, colour in ((15, colours[0]), (45, (255, 255, 255)), (119, colours[1])):
         wanted = np.round(0.45 * 100 + 0.55 * np.array(colour, float))
         np.testing.assert_allclose(page[48, x], wanted, atol=1)

@@ -119,18 +119,6 @@ def test_a_background_that_the_data_set_has_not(tmp_path, capsys):
     assert numbers(tmp_path / "dropped") == numbers(tmp_path / "by-hand")
 
 
-def test_thresholds_of_the_baseline(tmp_path):
-    make(tmp_path, "folder", count=2)
-    assert main(words(tmp_path, "folder")) == 0
-    more = ("--probability-threshold", "0.999", "--rows", "baseline", "refined")
-    assert main(words(tmp_path, "folder", *more, out="bar")) == 0
-    _, without = numbers(tmp_path / "out")
-    _, with_bar = numbers(tmp_path / "bar")
-    columns = np.sum(with_bar["baseline"], axis=0)
-    assert columns[0] > 0.9 * columns.sum()  # hardly a pixel is that sure
-    assert with_bar["refined"] == without["refined"]
-
-
 def test_a_second_run_does_nothing_and_a_stopped_one_goes_on(tmp_path, monkeypatch):
     ids = make(tmp_path, "folder", count=5)
     assert main(words(tmp_path, "folder", out="whole")) == 0
@@ -152,6 +140,25 @@ def test_a_second_run_does_nothing_and_a_stopped_one_goes_on(tmp_path, monkeypat
     assert len(measured) == 6
     starts = json.loads((tmp_path / "out/manifest.json").read_text())["starts"]
     assert len(starts) == 3
+
+
+def test_records_tell_the_images_of_a_start(tmp_path):
+    make(tmp_path, "folder", count=5)
+    for limit in ("3", None):
+        more = ("--limit", limit) if limit else ()
+        if limit is None:  # the same settings but for the limit, so that it goes on
+            path = tmp_path / "out/manifest.json"
+            noted = json.loads(path.read_text())
+            noted["settings"] |= later(tmp_path)
+            path.write_text(json.dumps(noted))
+        assert main(words(tmp_path, "folder", *more)) == 0
+    assert [record["batch"] for record in read_all(tmp_path / "out")] == [0, 1, 2, 0, 1]
+
+
+def later(root):
+    """Return the settings of a run over everything."""
+    assert main(words(root, "folder", out="whole")) == 0
+    return json.loads((root / "whole/manifest.json").read_text())["settings"]
 
 
 def test_other_settings_are_refused(tmp_path, capsys):
@@ -328,33 +335,6 @@ def test_a_full_disk_stops_cleanly_and_the_run_goes_on(tmp_path, capsys, monkeyp
     assert numbers(tmp_path / "out") == numbers(tmp_path / "whole")
 
 
-def test_wrong_words_are_refused(tmp_path, capsys):
-    make(tmp_path, "folder")
-    for more, said in (
-        (("--limit", "0"), "`limit` must be at least 1"),
-        (("--batch-size", "0"), "`batch_size` must be at least 1"),
-        (("--workers", "0"), "`workers` must be at least 1"),
-        (("--pictures", "-1"), "`pictures` must be at least 0"),
-        (("--device", "abacus"), "`device` must be 'auto' or a device of torch"),
-        (("--prompts", "sclip"), "`prompts` must be left out where logits come from files"),
-        (("--logits-option", "scal=2"), "scal"),
-        (("--probability-threshold", "2"), "`probability_threshold` must be"),
-    ):
-        assert main(words(tmp_path, "folder", *more)) == 2, more
-        assert said in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(words(tmp_path, "folder", "--logits-option", "scale"))
-    assert "must be KEY=VALUE such as temperature=0.1; got 'scale'" in capsys.readouterr().err
-
-
-def test_another_source_by_name_needs_its_library_or_says_so(tmp_path, capsys):
-    make(tmp_path, "folder")
-    line = words(tmp_path, "folder")
-    line[line.index("--logits") + 1] = "sclap"
-    assert main(line) == 2
-    assert "Did you mean 'sclip'?" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(("name", "dataset"), [("voc_real", "voc21"), ("camvid_real", "folder")])
 def test_real_photographs_give_the_numbers_of_the_benchmark(tmp_path, monkeypatch, name, dataset):
     """`benchmarks/real_data.py` reads, counts and divides with code of its own."""
@@ -407,39 +387,3 @@ def test_real_photographs_without_background(tmp_path):
     hits, union = total.diagonal(), total.sum(0) + total.sum(1) - total.diagonal()
     wanted = 100 * np.mean(hits[union > 0] / union[union > 0])
     assert found["miou"] == pytest.approx(wanted, abs=0.02)
-
-
-@pytest.mark.parametrize(
-    ("name", "method", "wanted"),
-    [
-        ("voc21", "sclip", {"short_side": 336, "logit_scale": 65}),
-        ("voc20", "naclip", {"short_side": 336, "window": None}),
-        (
-            "cityscapes",
-            "rf-clip",
-            {
-                "short_side": 560,
-                "global_weight": 0.1,
-                "patch_weight": 0.03,
-                "cluster_distance": 0.14,
-                "global_from": "window",
-            },
-        ),
-        ("voc21", "kk-mean", {}),
-    ],
-)
-def test_a_published_method_gets_its_published_options(tmp_path, monkeypatch, name, method, wanted):
-    make(tmp_path, name)
-    given = {}
-
-    def load(source, **options):
-        given[source] = options
-        raise ValueError("that is enough")
-
-    monkeypatch.setattr("ovss_refine.evaluation.sources.load_logits", load)
-    line = words(tmp_path, name, "--logits-option", "stride=56")
-    line[line.index("--logits") + 1] = method
-    assert main([*line, "--device", "cpu"]) == 2
-    classes = given[method].pop("classes")
-    assert given == {method: wanted | {"stride": 56}}
-    assert len(classes) == CLASSES[name]

@@ -1,0 +1,218 @@
+"""Tiny models of the real libraries' classes with random weights, and tiny data sets.
+
+They lie in folders as real ones do, so that all that `reproduce` does can be tried anywhere. Their
+numbers mean nothing.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+
+from ovss_refine.evaluation.dataset import IGNORE, DataSet
+from ovss_refine.registry import require
+
+SEED = 0
+# As deep as the real ones, since some methods choose their blocks by depth; two heads, like DINO's.
+CLIP = {"width": 64, "head_width": 32}
+SIZES = {"clip-b16": (12, 16, 32), "clip-l14": (24, 14, 28)}  # layers, patch, image
+# So that patches, and words, differ from one another, and no attention is flat: with one number for
+# all, a single class would win everywhere.
+# Branches of the image tower's blocks are small beside what they are added to, as in trained ones.
+CLIP_STD = {
+    "embedding|conv1": 1.0,
+    r"visual.*(out|c)_proj": 0.01,
+    "visual": 0.1,
+    "": 0.5,  # the text tower
+}
+UNET_STD = {r"attn1\.to_[qk]": 0.75}
+VITS = {
+    "dino-b8": "vit_base_patch8_224",
+    "dinov2-b14": "vit_base_patch14_dinov2",
+    "dinov2-b14-reg": "vit_base_patch14_reg4_dinov2",
+}
+WORDS = {"a</w>": 0, "a": 1, "!": 2, "<|startoftext|>": 3, "<|endoftext|>": 4}
+IMAGES, SIDE, BLOCK = 2, (48, 64), 8
+
+# What tiny models and images are run with; the real resolution of Stable Diffusion by 8.
+ALL_LOGITS = {"templates": "single", "cache_dir": None, "short_side": 64}
+WINDOWS: Mapping[str, Any] = {"window": 48, "stride": 16}
+LOGITS: Mapping[str, Mapping[str, Any]] = {
+    "kk-mean": {},
+    "qq-mean": {},
+    "rf-clip": {"sink_channels": [1, 5], **WINDOWS},
+}
+ATTENTION = {"clip-b16": 64, "dino-b8": 48, "dinov2-b14": 42, "dinov2-b14-reg": 42}
+SHRINK, RESOLUTION = 8, 512
+
+
+def tiny_options(kind: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a source, as tiny models take them.
+
+    Args:
+        kind: "logits" or "attention".
+        name: of the source.
+        options: those that the real models would be given.
+    """
+    if kind == "logits":
+        return {**options, **ALL_LOGITS, **LOGITS.get(name, WINDOWS)}
+    if name == "sd2":
+        side = options.get("resolution", RESOLUTION) // SHRINK
+        return {**options, "resolution": side, "cache_dir": None}
+    return {**options, "size": ATTENTION[name]} if name in ATTENTION else dict(options)
+
+
+def write_models(folder: Path) -> None:
+    """Write a folder for each of the weights; one that is there is left as it is."""
+    makers: dict[str, Callable[[Path], None]] = {
+        **{name: _clip_writer(*sizes) for name, sizes in SIZES.items()},
+        **{name: _vit_writer(architecture) for name, architecture in VITS.items()},
+        "sd2": _write_diffusion,
+    }
+    for name, write in makers.items():
+        _once(folder / name, write)
+
+
+def write_data(folder: Path, dataset: DataSet) -> None:
+    """Write a few blocky pictures and masks in the layout of a data set, unless they are there."""
+    _once(folder, lambda part: _write_data(part, dataset))
+
+
+def _once(folder: Path, write: Callable[[Path], None]) -> None:
+    """Fill a folder under another name, so that it is there as a whole or not at all."""
+    if folder.is_dir():
+        return
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        write(part)
+    part.replace(folder)
+
+
+def _randomised(model: Any, std: float, others: Mapping[str, float] | None = None) -> Any:
+    """Draw all parameters anew.
+
+    Args:
+        model: any model.
+        std: standard deviation.
+        others: other ones, by a pattern of the parameter's name; the first that fits decides.
+    """
+    for name, parameter in model.named_parameters():
+        norm = any(part in name for part in ("ln_", "norm")) and name.endswith("weight")
+        fitting = (value for pattern, value in (others or {}).items() if re.search(pattern, name))
+        own = next(fitting, std)
+        nn.init.normal_(parameter, mean=float(norm), std=own)
+    return model.eval()
+
+
+def _clip_writer(layers: int, patch: int, side: int) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        library = require("open_clip", "models")
+        vision = {**CLIP, "layers": layers, "patch_size": patch, "image_size": side}
+        text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+        config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text, "quick_gelu": True}
+        model = library.CLIP(
+            24, library.CLIPVisionCfg(**vision), library.CLIPTextCfg(**text), quick_gelu=True
+        )
+        described = {"model_cfg": config, "preprocess_cfg": {}}
+        (folder / "open_clip_config.json").write_text(json.dumps(described), encoding="utf-8")
+        tensors = require("safetensors.torch", "models")
+        weights = _randomised(model, 0.1, CLIP_STD).state_dict()
+        tensors.save_file(weights, folder / "open_clip_model.safetensors")
+
+    return write
+
+
+def _vit_writer(architecture: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        timm, tensors = require("timm", "models"), require("safetensors.torch", "models")
+        tiny = {"depth": 3, "embed_dim": 64, "num_heads": 2}
+        model = timm.create_model(architecture, pretrained=False, num_classes=0, **tiny)
+        config = {"architecture": architecture, "model_args": tiny, "pretrained_cfg": {}}
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        tensors.save_file(_randomised(model, 0.3).state_dict(), folder / "model.safetensors")
+
+    return write
+
+
+def _write_diffusion(folder: Path) -> None:
+    diffusers = require("diffusers", "models")
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=4,
+    )
+    unet = diffusers.UNet2DConditionModel(
+        block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=24,
+        attention_head_dim=(2, 4),
+        norm_num_groups=8,
+        use_linear_projection=True,
+    )
+    _randomised(vae, 0.2).save_pretrained(folder / "vae")
+    _randomised(unet, 0.15, UNET_STD).save_pretrained(folder / "unet")
+    diffusers.DDPMScheduler().save_pretrained(folder / "scheduler")
+    _write_empty_prompt(folder)
+
+
+def _write_empty_prompt(folder: Path) -> None:
+    """Write a text encoder and a tokenizer, which embed nothing but the empty prompt."""
+    transformers = require("transformers", "models")
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(WORDS),
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        bos_token_id=3,
+        eos_token_id=4,
+        pad_token_id=4,
+    )
+    encoder = _randomised(transformers.CLIPTextModel(config), 0.2)
+    encoder.save_pretrained(folder / "text_encoder")
+    tokenizer = transformers.CLIPTokenizer(
+        vocab=WORDS, merges=[], model_max_length=77, pad_token="<|endoftext|>"
+    )
+    tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def _write_data(folder: Path, dataset: DataSet) -> None:
+    rng = np.random.default_rng(SEED)
+    ids = [f"town/town_{i}" if dataset.recursive else f"tiny_{i}" for i in range(IMAGES)]
+    for id in ids:
+        picture = folder / dataset.images / f"{id}{dataset.image_suffix[0]}"
+        mask = folder / dataset.masks / f"{id}{dataset.mask_suffix}"
+        for path, content in ((picture, _blocks(rng, 256, 3)), (mask, _labels(rng, dataset))):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(content).save(path)
+    if dataset.split:
+        split = folder / dataset.split
+        split.parent.mkdir(parents=True, exist_ok=True)
+        split.write_text("".join(f"{id}\n" for id in ids), encoding="utf-8")
+
+
+def _labels(rng: np.random.Generator, dataset: DataSet) -> NDArray[np.uint8]:
+    labels = _blocks(rng, dataset.highest + 1, 1)[..., 0]
+    labels[:BLOCK, :BLOCK] = IGNORE
+    return labels
+
+
+def _blocks(rng: np.random.Generator, values: int, channels: int) -> NDArray[np.uint8]:
+    """Draw [H, W, channels] values below `values`, alike within a block."""
+    H, W = SIDE
+    drawn = rng.integers(0, values, (H // BLOCK, W // BLOCK, channels), dtype=np.uint8)
+    return drawn.repeat(BLOCK, 0).repeat(BLOCK, 1)
