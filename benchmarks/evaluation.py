@@ -123,7 +123,7 @@ def overhead(root: Path, names: tuple[str, ...], count: int, repeats: int) -> di
     team, whole, core = join("cpu"), [], []
     for turn in range(repeats + 1):  # the first warms up, and is checked
         job = make_job(root, dataset, rows, root / f"out{turn}")
-        batches = [Batch((_read(job, item),)) for item in job.items]
+        batches = [Batch((_read(job, item)(),)) for item in job.items]
         seconds, labels = in_memory(job, batches)
         core.append(seconds)
         start = clocks()

@@ -4,6 +4,7 @@ Axes: B images, K prompts, (h, w) grid.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,10 @@ class NpzLogits:
             FileNotFoundError: if it has no file.
             ValueError: if the file lacks the array, or does not fit the classes.
         """
+        return self.read(image_id)()
+
+    def read(self, image_id: str) -> Callable[[], Logits]:
+        """Read the file of one image; return what makes logits of it. Raises as `for_image`."""
         path = self.folder / f"{image_id}.npz"
         if not path.is_file():
             raise FileNotFoundError(f"`image_id` must have a file; `{path}` does not exist.")
@@ -108,13 +113,13 @@ class NpzLogits:
             values = torch.from_numpy(arrays[self.key])
             index = arrays["prompt_index"].tolist() if "prompt_index" in arrays else None
         if self.classes is None:
-            return Logits(values, self.scale, index)
+            return partial(Logits, values, self.scale, index)
         if index is not None and index != list(self.classes.prompt_index):
             raise ValueError(
                 f"`prompt_index` of `{path}` must be that of `classes`, "
                 f"{list(self.classes.prompt_index)}; got {index}."
             )
-        return _logits(values, self.scale, self.classes, str(path))
+        return partial(_logits, values, self.scale, self.classes, str(path))
 
     def logits(self, images: Tensor, image_ids: Sequence[str] = ()) -> Logits:
         """Read the logits of a batch.

@@ -30,7 +30,7 @@ from ovss_refine.evaluation.metric import confusion
 from ovss_refine.evaluation.reading import ahead, read_pair
 from ovss_refine.evaluation.records import Record, Records, pack
 from ovss_refine.evaluation.rows import Row, without_background
-from ovss_refine.evaluation.sources import AttentionFrom, LogitsFrom, PerImage
+from ovss_refine.evaluation.sources import AttentionFrom, LogitsFrom, PerImage, read_ahead
 from ovss_refine.evaluation.team import Team
 from ovss_refine.evaluation.totals import Totals, add_up
 from ovss_refine.logits import Logits
@@ -129,12 +129,12 @@ def _records(job: Job, items: Iterable[Item], device: torch.device) -> Iterator[
 
 
 def _readable(
-    job: Job, stream: Iterator[tuple[Item, Future[Sample]]], failures: list[Record]
+    job: Job, stream: Iterator[tuple[Item, Future[Callable[[], Sample]]]], failures: list[Record]
 ) -> Iterator[Sample]:
     """Pass on what could be read; the rest stops the run or joins `failures`."""
     for item, future in stream:
         try:
-            sample = future.result()
+            sample = future.result()()
         except READ_ERRORS as err:
             if job.on_error == "stop":
                 raise ValueError(
@@ -145,12 +145,16 @@ def _readable(
         yield sample
 
 
-def _read(job: Job, item: Item) -> Sample:
-    """Read all of an image that lies in files. Called in another thread."""
+def _read(job: Job, item: Item) -> Callable[[], Sample]:
+    """Read all of an image that lies in files, in another thread; return what makes a sample."""
     image, truth = read_pair(job.dataset, item)
-    logits = job.logits.for_image(item.id) if isinstance(job.logits, PerImage) else None
-    attention = job.attention.for_image(item.id) if isinstance(job.attention, PerImage) else None
-    return Sample(item.id, image, truth, logits, attention)
+    logits = read_ahead(job.logits, item.id) if isinstance(job.logits, PerImage) else None
+    attention = read_ahead(job.attention, item.id) if isinstance(job.attention, PerImage) else None
+
+    def make() -> Sample:
+        return Sample(item.id, image, truth, logits and logits(), attention and attention())
+
+    return make
 
 
 def _measure(job: Job, batch: Batch, device: torch.device) -> list[Record]:

@@ -5,8 +5,9 @@ Axes: K prompts, (h, w) grid, N = gh * gw patches.
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -26,7 +27,12 @@ Value = TypeVar("Value", covariant=True)
 
 @runtime_checkable
 class PerImage(Protocol[Value]):
-    """A source that knows images by their id; asked ahead, in another thread."""
+    """A source that knows images by their id; asked ahead, in another thread.
+
+    It may have a method `read(image_id)` too, which reads and leaves the rest to what it returns:
+    a function that makes the value. That is called in the thread of the models. torch starts a
+    team of threads in every thread that computes, and one team waits for the cores of another.
+    """
 
     def for_image(self, image_id: str) -> Value:
         """Return what belongs to one image, without a batch axis."""
@@ -70,6 +76,10 @@ class NpzAttention:
             FileNotFoundError: if it has no file.
             ValueError: if the file is damaged, lacks the array, or the array is no attention.
         """
+        return self.read(image_id)()
+
+    def read(self, image_id: str) -> Callable[[], Attention]:
+        """Read the file of one image; return what makes attention of it. Raises as `for_image`."""
         wanted = ["attention", "features"] if self.key is None else [self.key]
         path = self.folder / f"{image_id}.npz"
         if not path.is_file():
@@ -77,12 +87,21 @@ class NpzAttention:
         ((key, array),) = read_arrays(path, wanted).items()
         values = torch.from_numpy(array)
         if key.startswith("features"):
-            return affinity(values, self.temperature)
+            return partial(affinity, values, self.temperature)
         N = values.shape[-1] if values.ndim else 0
         side = round(N**0.5)
         if side * side != N:
             raise ValueError(f"`{path}` must hold attention of a square grid; got N={N} patches.")
-        return Attention(values, (side, side))
+        return partial(Attention, values, (side, side))
+
+
+def read_ahead(source: PerImage[Value], image_id: str) -> Callable[[], Value]:
+    """Read what belongs to an image; return what makes the value, once it is wanted."""
+    if hasattr(source, "read"):
+        make: Callable[[], Value] = source.read(image_id)
+        return make
+    value = source.for_image(image_id)
+    return lambda: value
 
 
 @dataclass(frozen=True, slots=True)
