@@ -1,5 +1,6 @@
 """Sources by name or from files, and what identifies them."""
 
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from evaluation.trees import write_arrays
+from evaluation.trees import CLASSES, write_arrays, write_tree
 from ovss_refine.attention import affinity
+from ovss_refine.cli import main
+from ovss_refine.evaluation import sources
 from ovss_refine.evaluation.sources import (
     Chosen,
     NpzAttention,
@@ -122,3 +125,25 @@ def test_files_are_told_apart(tmp_path):
     assert files_digest(paths) == before
     paths[1].write_bytes(paths[1].read_bytes() + b"x")
     assert files_digest(paths) != before
+
+
+def test_other_threads_read_and_do_not_compute(tmp_path, monkeypatch):
+    ids = write_tree(tmp_path, "voc21", 3)
+    write_arrays(tmp_path / "arrays", ids, CLASSES["voc21"])
+    threads = {"affinity": set(), "read_arrays": set()}
+
+    def watch(name, original):
+        def watched(*args, **options):
+            threads[name].add(threading.current_thread())
+            return original(*args, **options)
+
+        monkeypatch.setattr(sources, name, watched)
+
+    for name in threads:
+        watch(name, getattr(sources, name))
+    files = f"npz:{tmp_path / 'arrays'}"
+    words = ["--logits", files, "--attention", files, "--out", str(tmp_path / "out")]
+    assert main(["evaluate", "--dataset", "voc21", "--root", str(tmp_path), *words]) == 0
+    assert threads["affinity"] == {threading.main_thread()}
+    assert threads["read_arrays"]
+    assert threading.main_thread() not in threads["read_arrays"]
