@@ -359,8 +359,10 @@ def test_ctrl_c_leaves_finished_pictures_whole(tmp_path, capsys, monkeypatch, pl
     check_labels(tmp_path, [f"p{i}" for i in range(7)])
 
 
+# A shell starts its background jobs deaf to SIGINT, and their children are deaf as well.
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from fake_segmenter import FakeSegmenter
 from ovss_refine import segment
 from ovss_refine.cli import main
