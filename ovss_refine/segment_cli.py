@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ovss_refine.config import RefineConfig
-from ovss_refine.evaluation.cli import read_option
+from ovss_refine.evaluation.cli import add_source_option
 
 EPILOG = """examples:
   ovss-refine segment cat.jpg --labels "cat, sofa, background: wall/floor" --out results
@@ -73,14 +73,7 @@ def _add_sources(target: argparse.ArgumentParser) -> None:
             metavar="SOURCE",
             help=f"one that `ovss-refine sources` lists (default: {default})",
         )
-        group.add_argument(
-            f"--{kind}-option",
-            type=read_option,
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help="option of that source, may be repeated",
-        )
+        add_source_option(group, kind)
     group.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default: auto)")
     group.add_argument(
         "--models-dir",

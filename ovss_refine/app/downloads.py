@@ -2,6 +2,7 @@
 
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 from ovss_refine.files import write_whole
 from ovss_refine.outputs import Kinds, write_outputs
@@ -25,9 +26,9 @@ def write_downloads(made: Segmentation, stem: str, folder: Path) -> dict[str, Pa
     written = write_outputs(folder, stem, made, Kinds(baseline=True, rle=True, maps=True))
     paths = {key: folder / f"{stem}_{ending}" for key, ending in ENDINGS.items()}
 
-    def pack(file: object) -> None:
+    def pack(file: BinaryIO) -> None:
         # Pictures are compressed already.
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for path in written:
                 archive.write(path, path.name)
 

@@ -74,7 +74,7 @@ def result(made: Segmentation) -> str:
 
 def legend(made: Segmentation, colours: RGB) -> str:
     """Tabulate the labels that occur: colour, name, share before and after."""
-    assert made.baseline is not None  # noqa: S101
+    assert made.baseline is not None  # noqa: S101 - the page always asks for it
     before, after = (
         {index: share for index, _, share in pictures.areas(x.numpy(), made.names)}
         for x in (made.baseline, made.labels)
@@ -128,7 +128,7 @@ def summary(made: Segmentation, name: str) -> str:
     """Say in a line what was done, and tabulate the time of each stage."""
     H, W = made.image.shape[:2]
     gh, gw = made.discrepancy.shape[1:]
-    assert made.baseline is not None  # noqa: S101
+    assert made.baseline is not None  # noqa: S101 - the page always asks for it
     changed = float((made.labels != made.baseline).double().mean())
     line = (
         f"<strong>{html.escape(name)}</strong>, {W} x {H} pixels, {gw} x {gh} patches, "

@@ -86,14 +86,7 @@ def _add_sources(target: argparse.ArgumentParser) -> None:
             metavar="SOURCE",
             help=f"name of a source, or npz:DIR with an array {array} in <image id>.npz",
         )
-        group.add_argument(
-            f"--{kind}-option",
-            type=read_option,
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help="option of that source, may be repeated",
-        )
+        add_source_option(group, kind)
     group.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default: auto)")
 
 
@@ -170,7 +163,19 @@ def _add_convert(dataset: Commands) -> None:
     convert.add_argument("--overwrite", action="store_true", help="replace results that exist")
 
 
-def read_option(text: str) -> tuple[str, Any]:
+def add_source_option(target: Any, kind: str) -> None:
+    """Add the flag for options of a source; `target` is a parser or a group of one."""
+    target.add_argument(
+        f"--{kind}-option",
+        type=_option,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="option of that source, may be repeated",
+    )
+
+
+def _option(text: str) -> tuple[str, Any]:
     """Read KEY=VALUE; the value as JSON where it is JSON, else as it stands."""
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
