@@ -25,7 +25,7 @@ import torch
 
 from machine import machine
 from ovss_refine import LogitsSource, list_logits, load_logits
-from ovss_refine_adapters.rf_clip import SINK_CHANNELS
+from ovss_refine_adapters.logits.rf_clip import SINK_CHANNELS
 from timing import seconds
 
 SIZE, CLASSES = (375, 500), 21

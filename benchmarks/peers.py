@@ -25,8 +25,8 @@ from torch import Tensor
 
 from machine import machine
 from ovss_refine import RefineConfig, RefineResult, joint_bilateral_upsample, refine
-from ovss_refine._blocks import add_left, right
 from ovss_refine.config import Mode
+from ovss_refine.tensors.blocks import add_left, right
 from problems import Problem, problem
 from timing import floor, rates, seconds
 
@@ -202,7 +202,7 @@ def product_rows(repeats: int, rate: dict[str, float]) -> dict[str, object]:
 
 def labels_only(low: Tensor, guide: Tensor) -> None:
     """Label every pixel without holding the scores, as a refinement does."""
-    from ovss_refine.upsample import upsample_bands
+    from ovss_refine.method.upsample import upsample_bands
 
     with torch.no_grad():
         for band in upsample_bands(low, guide, 1.0, 0.1, 2):

@@ -26,7 +26,7 @@ from torch import Tensor
 from machine import machine
 from ovss_refine import Attention, Logits
 from ovss_refine.labels import parse_labels
-from ovss_refine.segment import Request, run_segment
+from ovss_refine.segment.run import Request, run_segment
 from ovss_refine.segmenter import Segmenter
 
 GRID = (6, 8)

@@ -32,10 +32,10 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from machine import machine
 from ovss_refine import Attention
-from ovss_refine_adapters._diffusion import Parts
-from ovss_refine_adapters.clip_attention import CLIPAttention
-from ovss_refine_adapters.stable_diffusion import StableDiffusionAttention
-from ovss_refine_adapters.vit import ViTAttention
+from ovss_refine_adapters.attention.clip import CLIPAttention
+from ovss_refine_adapters.attention.stable_diffusion import StableDiffusionAttention
+from ovss_refine_adapters.attention.vit import ViTAttention
+from ovss_refine_adapters.backbones.diffusion import Parts
 from timing import peak, reset_peak, seconds
 
 # Name: (what is made, pixels, options of the source).

@@ -10,12 +10,15 @@ to answer `--help` without it.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ovss_refine import _moved as _moved
+
 if TYPE_CHECKING:
     from ovss_refine.attention import Attention as Attention
     from ovss_refine.attention import AttentionSource as AttentionSource
     from ovss_refine.config import RefineConfig as RefineConfig
     from ovss_refine.logits import Logits as Logits
     from ovss_refine.logits import LogitsSource as LogitsSource
+    from ovss_refine.method.upsample import joint_bilateral_upsample as joint_bilateral_upsample
     from ovss_refine.refiner import Refiner as Refiner
     from ovss_refine.refiner import refine as refine
     from ovss_refine.registry import list_attention as list_attention
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
     from ovss_refine.result import RefineResult as RefineResult
     from ovss_refine.segmentation import Segmentation as Segmentation
     from ovss_refine.segmenter import Segmenter as Segmenter
-    from ovss_refine.upsample import joint_bilateral_upsample as joint_bilateral_upsample
 
 __version__ = "0.1.0"
 
@@ -39,7 +41,7 @@ _HOME = {
     "Refiner": "refiner",
     "Segmentation": "segmentation",
     "Segmenter": "segmenter",
-    "joint_bilateral_upsample": "upsample",
+    "joint_bilateral_upsample": "method.upsample",
     "list_attention": "registry",
     "list_logits": "registry",
     "load_attention": "registry",

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ovss_refine._blocks import add_left, dense_blocks, factor_blocks, turned
-from ovss_refine._checks import check_finite, check_float, check_number, check_shape
+from ovss_refine.checks import check_finite, check_float, check_number, check_shape
+from ovss_refine.tensors.blocks import add_left, dense_blocks, factor_blocks, turned
 
 ROW_SUM_TOLERANCE = 1e-2
 # Steps of a loop between two looks at its stopping test: on a GPU a look waits for all that

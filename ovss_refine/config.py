@@ -6,7 +6,7 @@ This file imports no torch: the command line makes its flags from the fields bel
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from ovss_refine._checks import check_choice, check_count, check_number
+from ovss_refine.checks import check_choice, check_count, check_number
 
 Mode = Literal["kl", "optimal_path", "maximum_velocity", "fusion", "propagation", "anchored"]
 NMS = Literal["relative", "absolute"]

@@ -16,8 +16,8 @@ from torch.export import Dim, ExportedProgram
 
 from ovss_refine.attention import Attention
 from ovss_refine.config import RefineConfig
-from ovss_refine.distribution import confidence
-from ovss_refine.files import write_whole
+from ovss_refine.folders.files import write_whole
+from ovss_refine.method.distribution import confidence
 from ovss_refine.refiner import _refine
 from ovss_refine.registry import require
 

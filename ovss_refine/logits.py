@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ovss_refine._checks import check_finite, check_float, check_number, check_shape
+from ovss_refine.checks import check_finite, check_float, check_number, check_shape
 
 
 @dataclass(frozen=True, slots=True, eq=False)

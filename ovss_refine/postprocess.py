@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ovss_refine._checks import check_shape
 from ovss_refine.attention import Attention, AttentionSource
+from ovss_refine.checks import check_shape
+from ovss_refine.method.upsample import as_guide
 from ovss_refine.result import RefineResult
-from ovss_refine.upsample import as_guide
 
 TargetSizes = Tensor | Sequence[Sequence[int]] | None
 Attentions = Tensor | Attention | AttentionSource | Sequence[Tensor | Attention]

@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ovss_refine._checks import check_finite, check_float, check_shape, check_sizes
 from ovss_refine.attention import Attention, AttentionSource, as_attention
+from ovss_refine.checks import check_finite, check_float, check_shape, check_sizes
 from ovss_refine.config import Mode, RefineConfig
-from ovss_refine.distribution import confidence, find_seeds, kept_index, normalise
-from ovss_refine.divergence import kl
 from ovss_refine.logits import Logits, check_prompt_index
-from ovss_refine.markov import (
+from ovss_refine.method.distribution import confidence, find_seeds, kept_index, normalise
+from ovss_refine.method.divergence import kl
+from ovss_refine.method.markov import (
     Chain,
     anchored,
     doubly_stochastic,
@@ -30,10 +30,10 @@ from ovss_refine.markov import (
     increment,
     propagate,
 )
+from ovss_refine.method.transport import optimal_path
+from ovss_refine.method.upsample import as_guide, upsample_bands
 from ovss_refine.postprocess import Attentions, TargetSizes, label_maps
 from ovss_refine.result import RefineResult
-from ovss_refine.transport import optimal_path
-from ovss_refine.upsample import as_guide, upsample_bands
 
 # What the size of a block is divided by, one try after the other, where memory does not suffice.
 SHRINK = (1, 8, 64)

@@ -72,32 +72,32 @@ class RefineResult:
             ValueError: on an image of another size, names that are not one for each class, or a
                 result with a batch axis.
         """
-        from ovss_refine import pictures
+        from ovss_refine.images import draw
 
         rgb, named = self._drawn(image, names)
-        return pictures.labelled(rgb, {"": self.labels.cpu().numpy()}, named)
+        return draw.labelled(rgb, {"": self.labels.cpu().numpy()}, named)
 
     def plot(self, image: AnyImage, names: Sequence[str] | None = None) -> "Image.Image":
         """Draw the image and its classes side by side; notebooks show it. Raises as `overlay`."""
         from PIL import Image
 
-        from ovss_refine import pictures
+        from ovss_refine.images import draw
 
         rgb, named = self._drawn(image, names)
         panels = {"refined": self.labels.cpu().numpy()}
-        return Image.fromarray(pictures.labelled(rgb, panels, named, original="image"))
+        return Image.fromarray(draw.labelled(rgb, panels, named, original="image"))
 
     def maps(self, image: AnyImage, names: Sequence[str] | None = None) -> RGB:
         """Draw the discrepancy of every kept class on one sheet and one scale, highest bright.
 
         Of the image only the shape is used. Raises as `overlay`.
         """
-        from ovss_refine import pictures
+        from ovss_refine.images import draw
 
         rgb, named = self._drawn(image, names)
         kept = self.kept.nonzero().flatten().tolist()
         maps = self.discrepancy[kept].cpu().numpy()
-        return pictures.heat_maps(maps, [named[c] for c in kept], rgb.shape[:2])
+        return draw.heat_maps(maps, [named[c] for c in kept], rgb.shape[:2])
 
     def save(self, path: str | Path, image: AnyImage, names: Sequence[str] | None = None) -> None:
         """Write `overlay` to a file, whole or not at all.
@@ -107,13 +107,13 @@ class RefineResult:
             TypeError: as `overlay`.
             OSError: if the file cannot be written.
         """
-        from ovss_refine import pictures
+        from ovss_refine.images import draw
 
-        pictures.save(path, self.overlay(image, names))
+        draw.save(path, self.overlay(image, names))
 
     def _drawn(self, image: AnyImage, names: Sequence[str] | None) -> tuple[RGB, list[str]]:
         """Return the image as [H, W, 3] and M names, or raise where they do not fit."""
-        from ovss_refine._images import as_rgb
+        from ovss_refine.images.convert import as_rgb
 
         if self.labels.ndim != 2:
             raise ValueError(

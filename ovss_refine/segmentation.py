@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ovss_refine import pictures, rle
-from ovss_refine._checks import check_count
 from ovss_refine.attention import Attention
+from ovss_refine.checks import check_count
+from ovss_refine.images import draw, rle
 
 RGB = NDArray[np.uint8]
 
@@ -46,7 +46,7 @@ class Segmentation:
 
     def areas(self) -> list[tuple[str, int, float]]:
         """List the classes that occur, largest first: name, pixels, share of all pixels."""
-        found = pictures.areas(self.labels.numpy(), self.names)
+        found = draw.areas(self.labels.numpy(), self.names)
         return [(name, round(share * self.labels.numel()), share) for _, name, share in found]
 
     def names_present(self) -> tuple[str, ...]:
@@ -79,19 +79,19 @@ class Segmentation:
 
     def overlay(self) -> RGB:
         """Draw the classes over the picture, with a legend below: [H + legend, W, 3] uint8."""
-        return pictures.labelled(self.image, {"": self.labels.numpy()}, self.names)
+        return draw.labelled(self.image, {"": self.labels.numpy()}, self.names)
 
     def plot(self) -> Image.Image:
         """Draw the picture beside its classes, and without refinement where that was asked for."""
         panels = {} if self.baseline is None else {"baseline": self.baseline.numpy()}
         panels["refined"] = self.labels.numpy()
-        return Image.fromarray(pictures.labelled(self.image, panels, self.names, original="image"))
+        return Image.fromarray(draw.labelled(self.image, panels, self.names, original="image"))
 
     def maps(self) -> RGB:
         """Draw the discrepancy of every kept class on one sheet, on one scale, largest bright."""
         kept = self.kept.nonzero().flatten().tolist()
         maps = self.discrepancy[kept].numpy()
-        return pictures.heat_maps(maps, [self.names[c] for c in kept], self.image.shape[:2])
+        return draw.heat_maps(maps, [self.names[c] for c in kept], self.image.shape[:2])
 
     def save(self, path: str | Path) -> None:
         """Write `overlay()` to a file, whole or not at all; the suffix says what kind.
@@ -100,7 +100,7 @@ class Segmentation:
             ValueError: on a suffix other than .png, .jpg, .jpeg and .webp.
             OSError: if the file cannot be written.
         """
-        pictures.save(path, self.overlay())
+        draw.save(path, self.overlay())
 
     def attention_map(self, x: int, y: int) -> Tensor:
         """Return what the patch under a pixel attends to: [gh, gw] float32, summing to one.
@@ -138,4 +138,4 @@ class Segmentation:
             ValueError: as `attention_map` does.
             TypeError: as `attention_map` does.
         """
-        return pictures.heat_overlay(self.image, self.attention_map(x, y).sqrt().numpy(), x, y)
+        return draw.heat_overlay(self.image, self.attention_map(x, y).sqrt().numpy(), x, y)

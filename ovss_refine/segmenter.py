@@ -15,17 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ovss_refine._baseline import decide_without
-from ovss_refine._checks import check_count
-from ovss_refine._images import Picture, as_rgb
-from ovss_refine._models import LogitsSlot, Slot
 from ovss_refine.attention import Attention, AttentionSource
+from ovss_refine.baseline.bands import decide_without
+from ovss_refine.checks import check_count
 from ovss_refine.config import Mode, RefineConfig
-from ovss_refine.files import MAX_PIXELS
+from ovss_refine.images.convert import Picture, as_rgb
+from ovss_refine.images.read import MAX_PIXELS
 from ovss_refine.labels import Labels, LabelsLike, as_labels
 from ovss_refine.logits import Logits, LogitsSource
 from ovss_refine.refiner import refine
 from ovss_refine.segmentation import Segmentation
+from ovss_refine.sources.lazy import LogitsSlot, Slot
 
 # Pictures of one size that are segmented together: at most so many, and of so many pixels in all.
 BATCH_IMAGES, BATCH_PIXELS = 8, 1 << 23

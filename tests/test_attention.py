@@ -5,8 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from ovss_refine import Attention
-from ovss_refine import _blocks as blocks_module
 from ovss_refine.attention import affinity
+from ovss_refine.tensors import blocks as blocks_module
 from strategies import random_attention
 
 

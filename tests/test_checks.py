@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ovss_refine import _checks as checks
+from ovss_refine import checks
 
 
 def test_shape_returns_the_sizes():

@@ -37,9 +37,9 @@ COMPLETED = {
 }
 # Blocks of Python that another test runs: the page, what the block contains, and where.
 RUN_ELSEWHERE = [
-    ("docs/logits.md", "def redness", "tests/adapters/test_bring_your_own.py"),
-    ("docs/logits.md", "AutoModelForSemanticSegmentation", "tests/adapters/test_bring_your_own.py"),
-    ("docs/logits.md", "from mmseg", "tests/adapters/test_bring_your_own.py"),
+    ("docs/logits.md", "def redness", "tests/adapters/logits/test_own.py"),
+    ("docs/logits.md", "AutoModelForSemanticSegmentation", "tests/adapters/logits/test_own.py"),
+    ("docs/logits.md", "from mmseg", "tests/adapters/logits/test_own.py"),
     ("docs/recipes.md", "", "tests/test_recipes.py"),
 ]
 

@@ -10,9 +10,9 @@ import torch
 
 from conftest import RANGE_TOLERANCE
 from ovss_refine import RefineConfig, refine
-from ovss_refine._tracing import repeat
 from ovss_refine.attention import affinity
 from ovss_refine.export import EXAMPLE, OPSET, OUTPUTS, RefineModule, export_onnx, export_program
+from ovss_refine.tensors.tracing import repeat
 
 # Every mode, and among them every option that decides which classes go on, from where, and how they
 # are upsampled: an export takes seconds, so that there is none for options alone.

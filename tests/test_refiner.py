@@ -13,8 +13,8 @@ from torch.testing import assert_close
 import reference
 from conftest import HALF_TOLERANCE, RANGE_TOLERANCE
 from ovss_refine import Attention, Logits, RefineConfig, Refiner, RefineResult, refine
-from ovss_refine import _blocks as blocks_module
 from ovss_refine import refiner as refiner_module
+from ovss_refine.tensors import blocks as blocks_module
 from strategies import Case, cases, random_attention
 
 MODES = [

@@ -6,8 +6,9 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from ovss_refine import list_attention, list_logits, load_attention, load_logits, registry, sources
+from ovss_refine import list_attention, list_logits, load_attention, load_logits, registry
 from ovss_refine.registry import find, require
+from ovss_refine.sources import listing as sources
 
 
 class Source:

@@ -9,7 +9,8 @@ import torch
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from ovss_refine import Refiner, pictures
+from ovss_refine import Refiner
+from ovss_refine.images import draw
 
 IMAGES = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
 NAMES = ["sky", "cat", "dog", "sea"]
@@ -61,7 +62,7 @@ def test_overlay_takes_the_image_in_every_form(form):
     }[form]
     page = one.overlay(given, NAMES)
     assert page.dtype == np.uint8
-    wanted = pictures.overlay(image, one.labels.numpy(), pictures.palette(NAMES))
+    wanted = draw.overlay(image, one.labels.numpy(), draw.palette(NAMES))
     assert_array_equal(page[:8, :12], wanted)
     assert len(page) > 8  # the legend
 
@@ -76,14 +77,14 @@ def test_plot_has_the_image_beside_its_classes():
     one = refined()[0]
     plot = one.plot(IMAGES[0], NAMES)
     panels = {"refined": one.labels.numpy()}
-    assert_array_equal(np.asarray(plot), pictures.labelled(rgb(0), panels, NAMES, "image"))
-    assert_array_equal(np.asarray(plot)[2 * pictures.FONT_PX :][:8, :12], rgb(0))
+    assert_array_equal(np.asarray(plot), draw.labelled(rgb(0), panels, NAMES, "image"))
+    assert_array_equal(np.asarray(plot)[2 * draw.FONT_PX :][:8, :12], rgb(0))
 
 
 def test_maps_are_those_of_the_kept_classes():
     one = refined()[0]
     assert one.kept.tolist() == [True, True, True, False]
-    sheet = pictures.heat_maps(one.discrepancy[:3].numpy(), NAMES[:3], (8, 12))
+    sheet = draw.heat_maps(one.discrepancy[:3].numpy(), NAMES[:3], (8, 12))
     assert_array_equal(one.maps(IMAGES[0], NAMES), sheet)
 
 

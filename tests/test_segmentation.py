@@ -7,9 +7,10 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 
-from ovss_refine import Attention, pictures
+from images.test_rle import decode
+from ovss_refine import Attention
+from ovss_refine.images import draw
 from ovss_refine.segmentation import Segmentation
-from test_rle import decode
 
 NAMES = ("sky", "cat", "dog", "sea")
 IMAGE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -56,17 +57,17 @@ def test_rle_has_every_class_that_occurs():
 
 
 def test_pictures():
-    colours = pictures.palette(NAMES)
-    assert_array_equal(FOUND.overlay()[:6, :8], pictures.overlay(IMAGE, LABELS.numpy(), colours))
-    sheet = pictures.heat_maps(FOUND.discrepancy[[0, 2, 3]].numpy(), ["sky", "dog", "sea"], (6, 8))
+    colours = draw.palette(NAMES)
+    assert_array_equal(FOUND.overlay()[:6, :8], draw.overlay(IMAGE, LABELS.numpy(), colours))
+    sheet = draw.heat_maps(FOUND.discrepancy[[0, 2, 3]].numpy(), ["sky", "dog", "sea"], (6, 8))
     assert_array_equal(FOUND.maps(), sheet)
 
 
 def test_plot_has_the_baseline_if_there_is_one():
     labels, baseline = LABELS.numpy(), np.ones((6, 8), int)
-    alone = pictures.labelled(IMAGE, {"refined": labels}, NAMES, "image")
+    alone = draw.labelled(IMAGE, {"refined": labels}, NAMES, "image")
     assert_array_equal(np.asarray(FOUND.plot()), alone)
-    both = pictures.labelled(IMAGE, {"baseline": baseline, "refined": labels}, NAMES, "image")
+    both = draw.labelled(IMAGE, {"baseline": baseline, "refined": labels}, NAMES, "image")
     found = replace(FOUND, baseline=torch.from_numpy(baseline))
     assert_array_equal(np.asarray(found.plot()), both)
     assert both.shape[1] > alone.shape[1]
@@ -74,7 +75,7 @@ def test_plot_has_the_baseline_if_there_is_one():
 
 def test_save_writes_the_overlay(tmp_path):
     FOUND.save(tmp_path / "x.png")
-    assert_array_equal(pictures.Image.open(tmp_path / "x.png"), FOUND.overlay())
+    assert_array_equal(draw.Image.open(tmp_path / "x.png"), FOUND.overlay())
     with pytest.raises(ValueError, match="must end in"):
         FOUND.save(tmp_path / "x.txt")
 
@@ -86,7 +87,7 @@ def test_attention_is_that_of_the_patch_under_the_pixel(x, y, patch):
     found = FOUND.attention_map(x, y)
     assert found.shape == (3, 4)
     assert torch.equal(found.flatten(), WEIGHTS[patch])
-    page = pictures.heat_overlay(IMAGE, found.sqrt().numpy(), x, y)
+    page = draw.heat_overlay(IMAGE, found.sqrt().numpy(), x, y)
     assert_array_equal(FOUND.attention_overlay(x, y), page)
 
 

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from ovss_refine import Logits, RefineConfig, _models, refine, segmenter
+from ovss_refine import Logits, RefineConfig, refine, segmenter
 from ovss_refine.attention import affinity
 from ovss_refine.evaluation.rows import Baseline
 from ovss_refine.labels import as_labels
 from ovss_refine.segmenter import Segmenter
+from ovss_refine.sources import lazy as _models
 
 LABELS = "red, green/leaf, background: blue/water"
 WEIGHTS = {
@@ -175,7 +176,7 @@ def test_baseline_is_that_of_the_evaluation(scale, monkeypatch):
     pixels = torch.cat([tensor(image) for image in images])
     wanted = Baseline(logit_scale=scale).label(Colours().logits(pixels), None, pixels)
     for band in (1, 700, 1 << 24):  # one row, some rows, all rows at once
-        monkeypatch.setattr("ovss_refine._baseline.BAND", band)
+        monkeypatch.setattr("ovss_refine.baseline.bands.BAND", band)
         found = make(logit_scale=scale)(images, LABELS, baseline=True)
         for one, labels in zip(found, wanted, strict=True):
             assert torch.equal(one.baseline, labels)
@@ -184,7 +185,7 @@ def test_baseline_is_that_of_the_evaluation(scale, monkeypatch):
 
 @pytest.mark.parametrize(("size", "to"), [((5, 7), (31, 40)), ((9, 12), (4, 5)), ((1, 1), (3, 3))])
 def test_rows_are_enlarged_as_torch_does(size, to):
-    from ovss_refine._baseline import _enlarged
+    from ovss_refine.baseline.bands import _enlarged
 
     values = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
     whole = F.interpolate(values, to, mode="bilinear")

@@ -9,7 +9,7 @@ background lower every probability.
 
 from typing import Literal
 
-from ovss_refine._checks import check_choice
+from ovss_refine.checks import check_choice
 from ovss_refine_adapters.text import Classes
 
 Family = Literal["sclip", "clearclip", "proxyclip"]

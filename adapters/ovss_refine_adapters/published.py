@@ -7,8 +7,8 @@ CASS and RF-CLIP were chosen on the test sets.
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ovss_refine._checks import check_choice
-from ovss_refine_adapters._global_text import PUBLISHED as TEXT
+from ovss_refine.checks import check_choice
+from ovss_refine_adapters.logits.global_text import PUBLISHED as TEXT
 
 DATA_SETS = (
     "voc21",

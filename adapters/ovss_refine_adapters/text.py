@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovss_refine.registry import require
-from ovss_refine_adapters._capture import undisturbed
-from ovss_refine_adapters._open_clip import Clip, Tokenizer
+from ovss_refine_adapters.backbones.capture import undisturbed
+from ovss_refine_adapters.backbones.open_clip import Clip, Tokenizer
 
 # Texts that go through the text tower at once.
 CHUNK = 256

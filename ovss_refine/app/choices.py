@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 from ovss_refine.config import Mode, RefineConfig
 from ovss_refine.registry import list_attention, list_logits
-from ovss_refine.sources import facts
+from ovss_refine.sources.listing import facts
 
 DEFAULTS = {field.name: field.default for field in fields(RefineConfig)}
 # What `ovss-refine sources` says of sources that are made from files or functions of one's own:

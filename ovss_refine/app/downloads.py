@@ -4,8 +4,8 @@ import zipfile
 from pathlib import Path
 from typing import BinaryIO
 
-from ovss_refine.files import write_whole
-from ovss_refine.outputs import Kinds, write_outputs
+from ovss_refine.folders.files import write_whole
+from ovss_refine.segment.outputs import Kinds, write_outputs
 from ovss_refine.segmentation import Segmentation
 
 # What has a button of its own, by the ending of its name; the archive holds these and the others.

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ovss_refine.files import read_image
+from ovss_refine.images.read import read_image
 
 
 @dataclass(frozen=True, slots=True, eq=False)

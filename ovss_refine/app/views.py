@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ovss_refine import pictures
+from ovss_refine.images import draw
 from ovss_refine.segmentation import Segmentation
 
 RGB = NDArray[np.uint8]
@@ -59,15 +59,15 @@ def photograph(picture: RGB, name: str) -> str:
 
 def result(made: Segmentation) -> str:
     """Show baseline and refined side by side, and their legend below."""
-    colours = pictures.palette(made.names)
+    colours = draw.palette(made.names)
     assert made.baseline is not None  # noqa: S101 - the page always asks for it
     shown = {"Baseline: scores alone": made.baseline, "Refined": made.labels}
     figures = []
     for caption, labels in shown.items():
         array = labels.numpy()
-        top = pictures.areas(array, made.names)[:3]
+        top = draw.areas(array, made.names)[:3]
         says = ", ".join(f"{name} {share:.0%}" for _, name, share in top)
-        tinted = pictures.overlay(made.image, array, colours)
+        tinted = draw.overlay(made.image, array, colours)
         figures.append(figure(tinted, caption, f"{caption}. Largest: {says}"))
     return f'<div class="pair">{"".join(figures)}</div>{legend(made, colours)}'
 
@@ -76,7 +76,7 @@ def legend(made: Segmentation, colours: RGB) -> str:
     """Tabulate the labels that occur: colour, name, share before and after."""
     assert made.baseline is not None  # noqa: S101 - the page always asks for it
     before, after = (
-        {index: share for index, _, share in pictures.areas(x.numpy(), made.names)}
+        {index: share for index, _, share in draw.areas(x.numpy(), made.names)}
         for x in (made.baseline, made.labels)
     )
     order = sorted(before | after, key=lambda i: (-after.get(i, 0.0), -before.get(i, 0.0), i))
@@ -170,8 +170,8 @@ def sentence(text: str) -> str:
 
 def heat(scaled: NDArray[np.float32]) -> RGB:
     """Colour [gh, gw] values in [0, 1], from dark to bright: [gh, gw, 3]."""
-    stops = np.linspace(0, 1, len(pictures.HEAT))
-    channels = [np.interp(scaled, stops, pictures.HEAT[:, c]) for c in range(3)]
+    stops = np.linspace(0, 1, len(draw.HEAT))
+    channels = [np.interp(scaled, stops, draw.HEAT[:, c]) for c in range(3)]
     return np.round(np.stack(channels, axis=-1)).astype(np.uint8)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ovss_refine.app.uploads import Picture
 from ovss_refine.attention import Attention, as_attention
-from ovss_refine.commands import EXAMPLES, read_names, read_sample
+from ovss_refine.cli.refine import EXAMPLES, read_names, read_sample
 from ovss_refine.logits import Logits
 from ovss_refine.segmentation import Segmentation
 from ovss_refine.segmenter import Segmenter

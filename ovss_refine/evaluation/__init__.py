@@ -1,22 +1,9 @@
-"""Evaluation: baseline against refined, by mIoU, on eight data sets and on one's own.
+"""Evaluation: baseline against refined, by mIoU, on eight data sets and on a folder of your own.
 
-`dataset` says what a data set is, `check` and `convert` make sure of it, `engine.evaluate` does the
-work, `reproduce` does it for every table of the paper, `cli` has the commands.
+`dataset` describes data sets, `check` and `convert` verify and prepare them, `engine.evaluate` does
+the work, `run` goes from a request to the tables.
 """
 
-# Here, because the command line needs them before torch is imported.
+# Here because the command line needs them before torch is imported.
 ROWS = ("baseline", "upsampling", "refined", "propagation", "anchored")
 CONVERSIONS = ("coco-object", "coco-stuff", "cityscapes", "context")
-TABLES = (
-    "main",
-    "components",
-    "attention-weights",
-    "logits",
-    "sources",
-    "versatility",
-    "cost",
-    "timestep",
-    "resolution",
-    "tau",
-    "nms",
-)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ovss_refine.evaluation import CONVERSIONS
 from ovss_refine.evaluation.dataset import IGNORE, load_dataset
 from ovss_refine.evaluation.reading import read_mask
-from ovss_refine.files import write_whole
+from ovss_refine.folders.files import write_whole
 from ovss_refine.registry import require
 
 # Values of the maps for which COCO has no class: eleven things that were never annotated.

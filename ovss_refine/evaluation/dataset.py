@@ -248,7 +248,7 @@ def _own_folder(names: Path | None) -> DataSet:
         raise ValueError(
             "`names` must be a file with one class name a line for the data set 'folder'; got None."
         )
-    from ovss_refine.files import IMAGE_SUFFIXES  # brings numpy, which `--help` does without
+    from ovss_refine.images.read import IMAGE_SUFFIXES  # brings numpy, which `--help` does without
 
     lines = names.read_text(encoding="utf-8-sig").rstrip().split("\n")
     classes = tuple(line.strip() for line in lines)

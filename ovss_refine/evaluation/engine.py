@@ -26,13 +26,13 @@ from tqdm import tqdm
 from ovss_refine.attention import Attention
 from ovss_refine.evaluation.batches import Batch, Sample, batches
 from ovss_refine.evaluation.dataset import IGNORE, DataSet, Item
+from ovss_refine.evaluation.inputs import AttentionFrom, LogitsFrom, PerImage, read_ahead
 from ovss_refine.evaluation.metric import confusion
+from ovss_refine.evaluation.processes import Team
 from ovss_refine.evaluation.reading import ahead, read_pair
-from ovss_refine.evaluation.records import Record, Records, pack
 from ovss_refine.evaluation.rows import Row, without_background
-from ovss_refine.evaluation.sources import AttentionFrom, LogitsFrom, PerImage, read_ahead
-from ovss_refine.evaluation.team import Team
 from ovss_refine.evaluation.totals import Totals, add_up
+from ovss_refine.folders.records import Record, Records, pack
 from ovss_refine.logits import Logits
 
 # What reading a file may raise; anything else is no fault of the file.

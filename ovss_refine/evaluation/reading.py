@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ovss_refine.evaluation.dataset import IGNORE, DataSet, Item
-from ovss_refine.files import read_image
+from ovss_refine.images.read import read_image
 
 Labels = NDArray[np.uint8]
 Read = TypeVar("Read")

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ovss_refine import pictures
 from ovss_refine.evaluation.batches import Sample
 from ovss_refine.evaluation.dataset import IGNORE, DataSet
 from ovss_refine.evaluation.metric import scores
 from ovss_refine.evaluation.totals import Totals
-from ovss_refine.files import write_whole
+from ovss_refine.folders.files import write_whole
+from ovss_refine.images import draw
 
 UNLABELLED = (255, 255, 255)
 
@@ -100,24 +100,26 @@ def write_results(out: Path, dataset: DataSet, totals: Totals) -> dict[str, Any]
     return found
 
 
-def draw(out: Path, dataset: DataSet, sample: Sample, labels: dict[str, NDArray[np.int64]]) -> None:
+def draw_rows(
+    out: Path, dataset: DataSet, sample: Sample, labels: dict[str, NDArray[np.int64]]
+) -> None:
     """Write the truth, and the labels of every row, side by side over the image."""
     colours = np.vstack([colours_of(dataset), [UNLABELLED]]).astype(np.uint8)
     truth = np.where(sample.truth == IGNORE, dataset.M, sample.truth).astype(np.int64)
     panels = {"truth": truth, **labels}
-    tinted = [pictures.overlay(sample.image, panel, colours) for panel in panels.values()]
-    row = pictures.side_by_side(tinted, list(panels))
+    tinted = [draw.overlay(sample.image, panel, colours) for panel in panels.values()]
+    row = draw.side_by_side(tinted, list(panels))
     shown = sorted({int(label) for panel in panels.values() for label in np.unique(panel)})
-    page = pictures.with_legend(row, shown, [*dataset.names, "not labelled"], colours)
+    page = draw.with_legend(row, shown, [*dataset.names, "not labelled"], colours)
     path = out / "pictures" / f"{sample.id.replace('/', '_')}.png"
     path.parent.mkdir(exist_ok=True)
-    write_whole(path, partial(pictures.write_png, picture=page))
+    write_whole(path, partial(draw.write_png, picture=page))
 
 
 def colours_of(dataset: DataSet) -> NDArray[np.uint8]:
     """Return the data set's [M, 3] colours."""
     if dataset.palette == "distinct":
-        return pictures.palette(dataset.names)
+        return draw.palette(dataset.names)
     if dataset.palette == "voc":
         first = int(dataset.first_is_ignored)
         return np.array([_voc_colour(first + c) for c in range(dataset.M)], dtype=np.uint8)

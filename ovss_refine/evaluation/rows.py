@@ -11,14 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ovss_refine._checks import check_choice
 from ovss_refine.attention import Attention
+from ovss_refine.baseline.decision import decide
+from ovss_refine.baseline.pamr import pamr
+from ovss_refine.checks import check_choice
 from ovss_refine.config import RefineConfig
-from ovss_refine.distribution import confidence
 from ovss_refine.logits import Logits
+from ovss_refine.method.distribution import confidence
+from ovss_refine.method.upsample import joint_bilateral_upsample
 from ovss_refine.refiner import refine
-from ovss_refine.registry import find
-from ovss_refine.upsample import joint_bilateral_upsample
 
 Size = tuple[int, int]
 Row = Callable[[Logits, Attention, Tensor], Tensor]
@@ -48,7 +49,6 @@ class Baseline:
 
     def label(self, logits: Logits, attention: Attention, images: Tensor) -> Tensor:
         """Decide on [B, H, W] labels by the scores alone."""
-        decide = find("decision", "published").load()
         H, W = images.shape[2:]
         resized = (H, W) if self.short_side is None else resized_size(H, W, self.short_side)
         through = resized if self.enlarged_twice else None
@@ -56,14 +56,13 @@ class Baseline:
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             if self.pamr_iterations:
                 scaled, through = self._refined(scaled, images, through, resized), None
-            labels: Tensor = decide(
+            return decide(
                 scaled,
                 (H, W),
                 through=through,
                 probability_threshold=self.probability_threshold,
                 area_threshold=self.area_threshold,
             ).labels
-        return labels
 
     def _refined(
         self, logits: Logits, images: Tensor, through: Size | None, resized: Size
@@ -73,7 +72,6 @@ class Baseline:
         for size in (through, images.shape[2:]):
             if size is not None:
                 values = _resize(values, size)
-        pamr = find("decision", "pamr").load()
         guide = _resize(images, resized).to(values.device)
         return replace(logits, values=pamr(values, guide, iterations=self.pamr_iterations))
 

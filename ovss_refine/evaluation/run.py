@@ -7,21 +7,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ovss_refine import __version__
-from ovss_refine._checks import check_choice, check_count
+from ovss_refine.checks import check_choice, check_count
 from ovss_refine.config import RefineConfig
-from ovss_refine.evaluation import ROWS, manifest, report
+from ovss_refine.evaluation import ROWS, report
 from ovss_refine.evaluation.batches import Sample
 from ovss_refine.evaluation.dataset import DataSet, Item, describe, fingerprint
 from ovss_refine.evaluation.engine import Job, Labels, evaluate
-from ovss_refine.evaluation.rows import Baseline, Variant, choose, make_rows
-from ovss_refine.evaluation.sources import (
+from ovss_refine.evaluation.inputs import (
     AttentionFrom,
     Chosen,
     LogitsFrom,
     files_digest,
     weights_digest,
 )
-from ovss_refine.evaluation.team import Team, join
+from ovss_refine.evaluation.processes import Team, join
+from ovss_refine.evaluation.rows import Baseline, Variant, choose, make_rows
+from ovss_refine.folders import manifest
 
 HOME = Path("ovss-refine-results")
 # Settings of the prompts and the decision, published or the user's; all others are options of the
@@ -260,4 +261,4 @@ def check_complete(items: Sequence[Item], seen: set[str], out: Path) -> None:
 
 def _draw(out: Path, dataset: DataSet, drawn: set[str], sample: Sample, labels: Labels) -> None:
     if sample.id in drawn:
-        report.draw(out, dataset, sample, labels)
+        report.draw_rows(out, dataset, sample, labels)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ovss_refine.evaluation.metric import Counts
-from ovss_refine.evaluation.records import add_packed, read_all
+from ovss_refine.folders.records import add_packed, read_all
 
 
 @dataclass(slots=True, eq=False)

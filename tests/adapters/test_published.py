@@ -5,8 +5,8 @@ import torch
 
 from adapters.tiny_clip import images, make
 from ovss_refine import list_logits
-from ovss_refine_adapters import clip
-from ovss_refine_adapters.decision import decide
+from ovss_refine.baseline.decision import decide
+from ovss_refine_adapters.logits import clip
 from ovss_refine_adapters.published import _SETTINGS, DATA_SETS, published
 
 # Short side, window (0: whole), stride, scale, thresholds of probability and area (0: none).

@@ -16,7 +16,7 @@ from adapters.tiny_clip import CONFIG, make, tiny_clip
 from adapters.tiny_models import randomise, tiny_vit
 from ovss_refine import Refiner, load_attention, load_logits
 from ovss_refine.segmenter import Segmenter
-from ovss_refine_adapters.vit import ViTAttention
+from ovss_refine_adapters.attention.vit import ViTAttention
 
 LABELS = "cat/kitten, dog, background: wall/floor"
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)

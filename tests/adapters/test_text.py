@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from adapters.tiny_clip import tiny_clip
 from ovss_refine_adapters import text
-from ovss_refine_adapters._open_clip import load_clip
+from ovss_refine_adapters.backbones.open_clip import load_clip
 from ovss_refine_adapters.text import (
     Classes,
     as_classes,

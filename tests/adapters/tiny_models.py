@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from ovss_refine_adapters._diffusion import Parts
+from ovss_refine_adapters.backbones.diffusion import Parts
 
 FAMILIES = {
     "dino": "vit_base_patch8_224.dino",

@@ -57,6 +57,6 @@ def test_a_choice_is_described():
 
 
 def test_a_missing_library_is_named(monkeypatch):
-    monkeypatch.setattr("ovss_refine.sources.find_spec", lambda name: None)
+    monkeypatch.setattr("ovss_refine.sources.listing.find_spec", lambda name: None)
     text = describe_choice("logits", "sclip")
     assert "(missing: open_clip): run `pip install 'ovss-refine[models]'`" in text

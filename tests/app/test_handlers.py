@@ -15,7 +15,7 @@ from ovss_refine.app.handlers import Handlers
 from ovss_refine.app.session import Sessions
 from ovss_refine.app.work import GivenAttention, Worker, read_example, staged
 from ovss_refine.attention import Attention
-from ovss_refine.commands import EXAMPLES, read_sample
+from ovss_refine.cli.refine import EXAMPLES, read_sample
 from ovss_refine.config import RefineConfig
 from ovss_refine.refiner import refine
 from ovss_refine.segmenter import Segmenter

@@ -11,8 +11,8 @@ import torch
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from ovss_refine import pictures
 from ovss_refine.app import views
+from ovss_refine.images import draw
 from ovss_refine.segmentation import Segmentation
 
 NAMES = ("sky", "<b>cat</b>", "dog")
@@ -62,7 +62,7 @@ def test_the_result_has_both_pictures_and_a_legend():
     read = Reader(views.result(made()))
     assert len(read.images) == 2
     for image, labels in zip(read.images, (made().baseline, made().labels), strict=True):
-        want = pictures.overlay(RGB, labels.numpy(), pictures.palette(NAMES))
+        want = draw.overlay(RGB, labels.numpy(), draw.palette(NAMES))
         assert decode(image).shape == want.shape
         assert np.abs(decode(image).astype(int) - want).mean() < 8  # it is a JPEG
     assert read.images[0]["alt"] == "Baseline: scores alone. Largest: sky 67%, <b>cat</b> 33%"
@@ -73,13 +73,13 @@ def test_the_result_has_both_pictures_and_a_legend():
 
 
 def test_the_legend_has_the_colours_of_the_picture():
-    colours = pictures.palette(NAMES)
+    colours = draw.palette(NAMES)
     found = re.findall(r"rgb\((\d+), (\d+), (\d+)\)", views.legend(made(), colours))
     assert_array_equal(np.array(found, dtype=int), colours[:2])
 
 
 def test_labels_that_refinement_took_away_are_listed_too():
-    page = views.legend(made(labels=torch.full((20, 30), 2)), pictures.palette(NAMES))
+    page = views.legend(made(labels=torch.full((20, 30), 2)), draw.palette(NAMES))
     shares = [text for text in Reader(page).texts if "%" in text]
     assert shares == ["0.0%", "100.0%", "66.7%", "0.0%", "33.3%", "0.0%"]
 
@@ -91,9 +91,9 @@ def test_maps_are_on_one_scale_and_the_rejected_are_named():
         "Map of sky",
     ]
     cat, sky = (decode(image) for image in read.images)
-    assert_array_equal(cat[0, 1], pictures.HEAT[-1])  # the highest of all
-    assert_array_equal(sky[0, 0], pictures.HEAT[0])  # the lowest of all
-    assert_array_equal(sky[0, 1], pictures.HEAT[1])  # a quarter of the way
+    assert_array_equal(cat[0, 1], draw.HEAT[-1])  # the highest of all
+    assert_array_equal(sky[0, 0], draw.HEAT[0])  # the lowest of all
+    assert_array_equal(sky[0, 1], draw.HEAT[1])  # a quarter of the way
     assert read.images[0]["style"] == "aspect-ratio: 30 / 20"
     assert "No patch is sure of: dog." in "".join(read.texts)
     assert "b" not in read.tags
@@ -101,13 +101,13 @@ def test_maps_are_on_one_scale_and_the_rejected_are_named():
 
 def test_a_label_that_has_won_everywhere_is_bright():
     flat = made(discrepancy=torch.zeros(3, 1, 2), kept=torch.tensor([True] * 3))
-    assert_array_equal(decode(Reader(views.maps(flat)).images[0])[0, 0], pictures.HEAT[-1])
+    assert_array_equal(decode(Reader(views.maps(flat)).images[0])[0, 0], draw.HEAT[-1])
 
 
 def test_little_is_not_nothing():
     many = torch.zeros(100, 100, dtype=torch.int64)
     many[0, 0] = 1
-    page = views.legend(made(labels=many, baseline=many), pictures.palette(NAMES))
+    page = views.legend(made(labels=many, baseline=many), draw.palette(NAMES))
     shares = [text for text in Reader(page).texts if "%" in text]
     assert shares == ["100.0%", "100.0%", "<0.1%", "<0.1%"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evaluation.test_run import make, numbers, words
 from ovss_refine.cli import main
-from ovss_refine.evaluation.records import read_all
+from ovss_refine.folders.records import read_all
 
 SCRIPT = Path(__file__).with_name("interrupted.py")
 KILLS, IMAGES = 20, 90

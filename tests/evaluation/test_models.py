@@ -11,8 +11,8 @@ from evaluation.trees import write_tree
 from ovss_refine import RefineConfig
 from ovss_refine.evaluation.check import check
 from ovss_refine.evaluation.dataset import load_dataset
+from ovss_refine.evaluation.inputs import Chosen
 from ovss_refine.evaluation.run import Request, run_evaluate
-from ovss_refine.evaluation.sources import Chosen
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 COCO = DATA / "coco_real" / "coco_object"

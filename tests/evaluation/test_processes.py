@@ -11,8 +11,8 @@ import torch
 
 from evaluation.test_run import make, numbers, words
 from ovss_refine.cli import main
-from ovss_refine.evaluation.records import iterate
-from ovss_refine.evaluation.team import Team, join
+from ovss_refine.evaluation.processes import Team, join
+from ovss_refine.folders.records import iterate
 
 COMMAND = Path(sys.executable).with_name("ovss-refine")
 

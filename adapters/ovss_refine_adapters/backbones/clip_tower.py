@@ -1,0 +1,207 @@
+"""The image tower of CLIP, taken apart: its stem, its blocks and the parts of each block.
+
+The training-free methods differ in what the last block does with its queries, keys and values.
+Here the modules of an unmodified open_clip tower are called one by one; nothing is hooked,
+replaced or written to.
+
+Axes: B images, T = 1 + N tokens (class token first, then N = h * w patches, row by row),
+C channels, A heads of d channels, D channels of the joint space with text.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ovss_refine.checks import check_shape
+from ovss_refine.registry import require
+from ovss_refine_adapters.backbones.positions import resize_positions
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tower:
+    """An image tower of open_clip, callable in parts.
+
+    The blocks run in the type of the model's weights; queries, keys, values and the result of
+    `head` are float32.
+
+    Attributes:
+        visual: `model.visual` of an open_clip model: a `VisionTransformer` with a class token.
+        faithful: True: the position table is added as it is to any grid of as many patches as
+            it has, as the released code does (7 x 28 as well as 14 x 14). False: only to its
+            own grid.
+
+    Raises:
+        ValueError: if `visual` is another kind of tower.
+    """
+
+    visual: Any
+    faithful: bool = True
+
+    def __post_init__(self) -> None:
+        """Check that the parts are where we look for them."""
+        library = require("open_clip", "models").transformer
+        visual = self.visual
+        if not isinstance(visual, library.VisionTransformer):
+            raise ValueError(
+                f"`model.visual` must be a VisionTransformer of open_clip; got "
+                f"{type(visual).__name__}. SigLIP, PE, EVA and ResNet towers have no such parts."
+            )
+        kinds = {type(block).__name__ for block in visual.transformer.resblocks}
+        if kinds != {"ResidualAttentionBlock"} or visual.attn_pool is not None:
+            raise ValueError(
+                "`model.visual` must have plain attention blocks and no attention pooling; got "
+                f"{sorted(kinds)}, pooling {visual.attn_pool is not None}."
+            )
+        gh, gw = visual.grid_size
+        if gh != gw:
+            raise ValueError(f"`model.visual` must have a square native grid; got {gh} x {gw}.")
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """(height, width) of a patch in pixels."""
+        height, width = self.visual.patch_size
+        return height, width
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks, L."""
+        return len(self.visual.transformer.resblocks)
+
+    @property
+    def heads(self) -> int:
+        """Number of heads, A."""
+        return int(self.visual.transformer.resblocks[0].attn.num_heads)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        device: torch.device = self.visual.conv1.weight.device
+        return device
+
+    def grid(self, H: int, W: int) -> tuple[int, int]:
+        """Give the grid (h, w) of an image of H x W pixels; a part of a patch is dropped.
+
+        Raises:
+            ValueError: if the image is smaller than one patch.
+        """
+        h, w = H // self.patch[0], W // self.patch[1]
+        if h < 1 or w < 1:
+            height, width = self.patch
+            raise ValueError(
+                f"`images` must be at least one patch of {height} x {width} pixels; got {H} x {W}."
+            )
+        return h, w
+
+    def stem(self, pixels: Tensor) -> Tensor:
+        """Cut into patches, add class token and positions, normalise: the input of block 0.
+
+        Args:
+            pixels: [B, 3, H, W] normalised as the model wants it, any H and W of one patch or
+                more.
+
+        Returns:
+            [B, T, C] in the type of the weights.
+
+        Raises:
+            ValueError: on a wrong shape, or an image smaller than a patch.
+        """
+        sizes = check_shape("pixels", pixels, "B C H W", C=3)
+        grid = self.grid(sizes["H"], sizes["W"])
+        visual = self.visual
+        x = visual.conv1(pixels.to(visual.conv1.weight.dtype))  # [B, C, h, w]
+        x = x.flatten(2).mT  # [B, N, C]
+        first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        table = resize_positions(
+            visual.positional_embedding,
+            grid,
+            skip="count" if self.faithful else "count and square",
+        )
+        x = torch.cat([first, x], dim=1) + table.to(x.dtype)  # [B, T, C]
+        normal: Tensor = visual.ln_pre(x)
+        return normal
+
+    def block(self, i: int, tokens: Tensor) -> Tensor:
+        """Run block `i`, from 0, as it is: [B, T, C] to [B, T, C]."""
+        out: Tensor = self.visual.transformer.resblocks[i](tokens)
+        return out
+
+    def blocks(
+        self, tokens: Tensor, start: int, stop: int, keep: Collection[int] = ()
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Run blocks `start` to `stop` - 1 as they are.
+
+        Args:
+            tokens: [B, T, C] input of block `start`.
+            start: first block, from 0.
+            stop: one past the last block.
+            keep: numbers of the blocks whose outputs are wanted.
+
+        Returns:
+            [B, T, C] output of the last one, and those of the blocks in `keep` by number.
+        """
+        kept = {}
+        for i in range(start, stop):
+            tokens = self.block(i, tokens)
+            if i in keep:
+                kept[i] = tokens
+        return tokens, kept
+
+    def qkv(self, i: int, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute queries, keys and values of block `i` from its input.
+
+        Args:
+            i: number of the block, from 0.
+            tokens: [B, T, C] input of the block; any tokens, with or without the class token.
+
+        Returns:
+            Three of [B, A, T, d], float32.
+        """
+        block = self.visual.transformer.resblocks[i]
+        joint = F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias)
+        B, T, _ = tokens.shape
+        q, k, v = joint.float().view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def project(self, i: int, heads: Tensor) -> Tensor:
+        """Join the heads by the output projection of block `i`: [B, A, T, d] to [B, T, C]."""
+        block = self.visual.transformer.resblocks[i]
+        joined = heads.transpose(1, 2).flatten(2)  # [B, T, C]
+        out: Tensor = block.ls_1(block.attn.out_proj(joined.to(block.attn.out_proj.weight.dtype)))
+        return out
+
+    def feed_forward(self, i: int, tokens: Tensor) -> Tensor:
+        """Compute what block `i` adds after its attention: [B, T, C] to [B, T, C]."""
+        block = self.visual.transformer.resblocks[i]
+        out: Tensor = block.ls_2(block.mlp(block.ln_2(tokens)))
+        return out
+
+    def head(self, tokens: Tensor) -> Tensor:
+        """Normalise and project into the joint space: [B, T, C] to [B, T, D] float32."""
+        out: Tensor = self.visual.ln_post(tokens)
+        if self.visual.proj is not None:
+            out = out @ self.visual.proj
+        return out.float()
+
+
+def self_similarity(x: Tensor, y: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Attend: softmax over the last axis of x y^T / sqrt(d), plus `bias` before the softmax.
+
+    Args:
+        x: [B, A, T, d] queries.
+        y: [B, A, S, d] keys.
+        bias: broadcast to [B, A, T, S].
+
+    Returns:
+        [B, A, T, S]; rows sum to one. B * A * T * S floats.
+    """
+    logits = (x @ y.mT).mul(x.shape[-1] ** -0.5)
+    return (logits if bias is None else logits + bias).softmax(dim=-1)
+
+
+def to_map(patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Lay patches out on their grid: [B, N, D] to [B, D, h, w]."""
+    return patches.mT.reshape(len(patches), -1, *grid)

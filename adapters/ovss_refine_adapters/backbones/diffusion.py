@@ -1,0 +1,199 @@
+"""Load the parts of Stable Diffusion, and embed the empty prompt once.
+
+The original repositories of Stable Diffusion 2 are deleted; whoever has them in the cache can still
+pass their names with HF_HUB_OFFLINE=1.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ovss_refine.registry import require
+from ovss_refine_adapters.backbones.weights import check_config, from_hub, local_folder
+from ovss_refine_adapters.text import default_cache
+
+INSTEAD = "a folder with the subfolders vae, unet, scheduler, text_encoder and tokenizer"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parts:
+    """What is used of Stable Diffusion.
+
+    Attributes:
+        vae: an `AutoencoderKL` of diffusers.
+        unet: a `UNet2DConditionModel` of diffusers.
+        scheduler: of diffusers, with `add_noise`; gives the number of time steps.
+        prompt: [1, tokens, channels] embedding of the empty prompt.
+    """
+
+    vae: Any
+    unet: Any
+    scheduler: Any
+    prompt: Tensor
+
+
+def load_parts(
+    model: str | Path | Parts,
+    *,
+    revision: str | None,
+    variant: str | None,
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+    cache_dir: str | Path | Literal["default"] | None,
+) -> Parts:
+    """Load vae, UNet, scheduler and the empty prompt; or take the ready parts.
+
+    Arguments and exceptions are those of `StableDiffusionAttention`.
+    """
+    options = {"revision": revision, "variant": variant, "device": device, "dtype": dtype}
+    if isinstance(model, Parts):
+        for name, value in options.items():
+            if value is not None:
+                raise ValueError(f"`{name}` must be None beside ready parts; got {value!r}.")
+        return model
+    folder = local_folder(model)
+    source = str(model) if folder is None else str(folder)
+    if folder is not None:
+        for part, kind in (("vae", "AutoencoderKL"), ("unet", "UNet2DConditionModel")):
+            found = check_config(folder, f"{part}/config.json", "_class_name")
+            if found != kind:
+                raise ValueError(f"`{folder / part}` must hold {kind}; got {found!r}.")
+    vae, unet, scheduler = _load(source, options)
+    path = _cache_path(source, revision, cache_dir)
+    prompt = _read(path)
+    if prompt is None:
+        prompt = _embed_nothing(source, revision, variant)
+        if path is not None:
+            _write(path, prompt)
+    return Parts(vae, unet, scheduler, prompt)
+
+
+@contextmanager
+def _reached(source: str) -> Iterator[None]:
+    """Say what is missing from a folder, or cannot be fetched."""
+    if not Path(source).is_dir():
+        with from_hub(source, argument="model", instead=INSTEAD):
+            yield
+        return
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        kind = FileNotFoundError if isinstance(error, OSError) else ValueError
+        raise kind(f"`{source}` must be {INSTEAD}; {reason}") from error
+
+
+def _load(source: str, options: dict[str, Any]) -> tuple[nn.Module, nn.Module, Any]:
+    """Load vae, UNet and scheduler."""
+    diffusers = require("diffusers", "models")
+    revision, variant = options["revision"], options["variant"]
+
+    def load(kind: str, part: str) -> nn.Module:
+        model, report = getattr(diffusers, kind).from_pretrained(
+            source,
+            subfolder=part,
+            revision=revision,
+            variant=variant,
+            torch_dtype=options["dtype"],
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        _check_complete(f"{source}, {part}", report)
+        loaded: nn.Module = model.to(device=options["device"]).eval()
+        return loaded
+
+    with _reached(source):
+        scheduler = diffusers.DDPMScheduler.from_pretrained(
+            source, subfolder="scheduler", revision=revision
+        )
+        return load("AutoencoderKL", "vae"), load("UNet2DConditionModel", "unet"), scheduler
+
+
+def _check_complete(what: str, report: dict[str, Any]) -> None:
+    """Raise ValueError where parameters were left random."""
+    short = [key for name in ("missing_keys", "mismatched_keys") for key in report[name]]
+    if short:
+        raise ValueError(
+            f"the weights `{what}` must be complete; got {len(short)} parameters too few, "
+            f"{sorted(map(str, short))[:3]}."
+        )
+
+
+def _read(path: Path | None) -> Tensor | None:
+    """Return the embedding [1, 77, C] that is kept, or None; a damaged file counts as none."""
+    tensors = require("safetensors", "models")
+    if path is None or not path.is_file():
+        return None
+    try:
+        with tensors.safe_open(path, framework="pt") as file:
+            kept: Tensor = file.get_tensor("prompt")
+    except tensors.SafetensorError:
+        return None
+    return kept
+
+
+def _write(path: Path, prompt: Tensor) -> None:
+    """Keep the embedding: whole or not at all, though others may do so at the same time."""
+    tensors = require("safetensors.torch", "models")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        written = Path(folder) / path.name
+        tensors.save_file({"prompt": prompt}, written)
+        written.replace(path)
+
+
+def _embed_nothing(source: str, revision: str | None, variant: str | None) -> Tensor:
+    """Run the model's own text encoder on the empty prompt; it is let go afterwards."""
+    transformers = require("transformers", "models")
+    if Path(source).is_dir():  # where a part is missing, transformers makes one of its own
+        check_config(Path(source), "text_encoder/config.json", "hidden_size")
+        check_config(Path(source), "tokenizer/tokenizer_config.json", "tokenizer_class")
+    with _reached(source):
+        tokenizer = transformers.CLIPTokenizer.from_pretrained(
+            source, subfolder="tokenizer", revision=revision
+        )
+        encoder, report = transformers.CLIPTextModel.from_pretrained(
+            source,
+            subfolder="text_encoder",
+            revision=revision,
+            variant=variant,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    _check_complete(f"{source}, text_encoder", report)
+    if len(tokenizer) != encoder.config.vocab_size:
+        raise ValueError(
+            f"`{source}/tokenizer` must have the {encoder.config.vocab_size} tokens of the text "
+            f"encoder; got {len(tokenizer)}."
+        )
+    tokens = tokenizer(
+        "", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt"
+    ).input_ids
+    with torch.no_grad():
+        embedded: Tensor = encoder.eval()(tokens)[0]
+    return embedded.contiguous()
+
+
+def _cache_path(
+    source: str, revision: str | None, cache_dir: str | Path | Literal["default"] | None
+) -> Path | None:
+    """Name the file by what the embedding depends on."""
+    if cache_dir is None:
+        return None
+    folder = default_cache() if cache_dir == "default" else Path(cache_dir)
+    key = [source, str(revision)]
+    for part in ("text_encoder", "tokenizer"):
+        inside = Path(source) / part
+        for path in sorted(inside.iterdir()) if inside.is_dir() else ():
+            facts = path.stat()
+            key += [str(path.resolve()), str(facts.st_size), str(facts.st_mtime_ns)]
+    digest = hashlib.sha256("\n".join(key).encode()).hexdigest()[:32]
+    return folder / f"prompt-{digest}.safetensors"

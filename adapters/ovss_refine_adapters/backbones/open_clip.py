@@ -1,0 +1,199 @@
+"""Load an open_clip model: by name and tag, from a folder or a file, or one that is there already.
+
+open_clip only warns where a name and its weights disagree on the activation, and starts from
+random weights where it finds none. Here both raise.
+"""
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ovss_refine.registry import require
+from ovss_refine_adapters.backbones.weights import check_config, from_hub
+
+# OpenAI's own weights, as all the published training-free methods use them.
+PRESETS = {
+    "B/16": ("ViT-B-16-quickgelu", "openai"),
+    "L/14": ("ViT-L-14-quickgelu", "openai"),
+}
+LOCAL, HUB = "local-dir:", "hf-hub:"
+CONFIG = "open_clip_config.json"
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth")
+INSTEAD = f"a folder with {CONFIG} and the weights"
+
+Tokenizer = Callable[[list[str]], Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clip:
+    """A model of open_clip and what belongs to it.
+
+    Attributes:
+        model: with `visual` and `encode_text`.
+        tokenizer: texts to [n, context] int64 token numbers.
+        mean: of the pixels that the model was trained with, RGB in [0, 1].
+        std: of the same pixels.
+    """
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def load_clip(
+    model: str | Path | nn.Module = "B/16",
+    pretrained: str | Path | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    device: str | torch.device | None = None,
+) -> Clip:
+    """Load a model, or take the one that is given.
+
+    Args:
+        model: "B/16" or "L/14" (OpenAI's weights), a name of open_clip, "hf-hub:owner/name", a
+            folder ("local-dir:PATH" or its path, with open_clip_config.json and the weights), or
+            a ready model, which is left on its device and in its mode.
+        pretrained: for a name of open_clip: a tag of its weights, or a file of tensors
+            (.safetensors, or a state dict that `torch.load(weights_only=True)` reads). The
+            activation (GELU or QuickGELU) is compared with a tag's, not with a file's: choose
+            the name with "-quickgelu" for weights that OpenAI trained.
+        tokenizer: for a ready model whose vocabulary is not CLIP's.
+        device: where to put a model that is loaded; None: the CPU.
+
+    Raises:
+        ModuleNotFoundError: if open_clip is not installed.
+        ValueError: on an unknown name or tag, an activation that differs from that of the
+            weights, weights that do not fit, or `pretrained` missing or out of place.
+        FileNotFoundError: if a folder, a file or weights cannot be found, on disk or online.
+    """
+    library = require("open_clip", "models")
+    if isinstance(model, nn.Module):
+        if pretrained is not None:
+            raise ValueError(f"`pretrained` must be None beside a ready model; got {pretrained!r}.")
+        return _clip(library, model, tokenizer or _own_tokenizer(library, model))
+    name = str(model)
+    if name in PRESETS:
+        name, tag = PRESETS[name]
+        pretrained = pretrained or tag
+    if name not in library.list_models() and not name.startswith(HUB):
+        name = _folder(library, model)
+    if name.startswith((LOCAL, HUB)):
+        if pretrained is not None:
+            raise ValueError(
+                f"`pretrained` must be None beside {name!r}, which has its own weights; "
+                f"got {pretrained!r}."
+            )
+        if name.startswith(HUB):
+            _check_hub(library, name.removeprefix(HUB))
+    else:
+        _check_weights(library, name, pretrained)
+    loaded = _create(library, name, pretrained, device)
+    return _clip(library, loaded, tokenizer or library.get_tokenizer(name))
+
+
+def _clip(library: ModuleType, model: nn.Module, tokenizer: Tokenizer) -> Clip:
+    pixels = getattr(getattr(model, "visual", None), "preprocess_cfg", None) or {}
+    mean = pixels.get("mean", library.OPENAI_DATASET_MEAN)
+    std = pixels.get("std", library.OPENAI_DATASET_STD)
+    return Clip(model, tokenizer, tuple(mean), tuple(std))
+
+
+def _own_tokenizer(library: ModuleType, model: nn.Module) -> Tokenizer:
+    tokenizer: Any = library.SimpleTokenizer(context_length=getattr(model, "context_length", 77))
+    vocabulary = getattr(model, "vocab_size", tokenizer.vocab_size)
+    if vocabulary != tokenizer.vocab_size:
+        raise ValueError(
+            f"`tokenizer` must be given for a model of {vocabulary} tokens; CLIP's own has "
+            f"{tokenizer.vocab_size}."
+        )
+    own: Tokenizer = tokenizer
+    return own
+
+
+def _folder(library: ModuleType, model: str | Path) -> str:
+    """Read a name that open_clip does not know as a folder, or raise."""
+    folder = Path(str(model).removeprefix(LOCAL)).expanduser()
+    if not folder.is_dir():
+        if isinstance(model, Path) or model.startswith(LOCAL):
+            raise FileNotFoundError(f"`model` must be an existing folder; `{folder}` is none.")
+        near = _near(model, [*PRESETS, *library.list_models()])
+        raise ValueError(f"`model` must be a name of open_clip or a folder; got {model!r}.{near}")
+    check_config(folder, CONFIG, "model_cfg")
+    # Without weights open_clip would go on with random ones.
+    if not any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES):
+        raise FileNotFoundError(
+            f"`model` must be {INSTEAD}; `{folder}` has no {' or '.join(WEIGHT_FILES)}."
+        )
+    return f"{LOCAL}{folder}"
+
+
+def _near(value: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(value, known, n=3)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def _check_hub(library: ModuleType, repository: str) -> None:
+    with from_hub(repository, argument="model='local-dir:PATH'", instead=INSTEAD):
+        for filename in (CONFIG, None):  # None: the weights, whatever their name
+            library.pretrained.download_pretrained_from_hf(repository, filename=filename)
+
+
+def _check_weights(library: ModuleType, name: str, pretrained: str | Path | None) -> None:
+    tags = library.list_pretrained_tags_by_model(name)
+    if pretrained is None:
+        raise ValueError(f"`pretrained` must be one of {tags} or a file for {name!r}; got None.")
+    if Path(pretrained).is_file():
+        return
+    wanted = library.get_pretrained_cfg(name, str(pretrained))
+    if not wanted:
+        if Path(pretrained).suffix:
+            raise FileNotFoundError(f"`pretrained` must be a file; `{pretrained}` does not exist.")
+        raise ValueError(
+            f"`pretrained` must be one of {tags} or a file for {name!r}; "
+            f"got {pretrained!r}.{_near(str(pretrained), tags)}"
+        )
+    _check_activation(library, name, str(pretrained), wanted.get("quick_gelu", False))
+    repository = "/".join(wanted["hf_hub"].split("/")[:2])  # a file's name may follow
+    with from_hub(repository, argument="pretrained='PATH.safetensors'", instead="a file of them"):
+        library.download_pretrained(wanted)
+
+
+def _check_activation(library: ModuleType, name: str, tag: str, trained: bool) -> None:
+    built = bool(library.get_model_config(name).get("quick_gelu", False))
+    if built == trained:
+        return
+    stem = name.removesuffix("-quickgelu")
+    other = f"{stem}-quickgelu" if trained else stem
+    fix = f" Use {other!r}." if other in library.list_models() else ""
+    raise ValueError(
+        f"`model` must have the activation that its weights were trained with: {tag!r} has "
+        f"{'QuickGELU' if trained else 'GELU'}; got {name!r}, which has "
+        f"{'QuickGELU' if built else 'GELU'}.{fix}"
+    )
+
+
+def _create(
+    library: ModuleType, name: str, pretrained: str | Path | None, device: str | torch.device | None
+) -> nn.Module:
+    source = name if pretrained is None else str(pretrained)
+    try:
+        model: nn.Module = library.create_model(
+            name,
+            pretrained=None if pretrained is None else str(pretrained),
+            device=device or "cpu",
+            require_pretrained=True,
+            weights_only=True,
+        )
+    except Exception as error:  # a damaged file fails in as many ways as there are formats
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"the weights `{source}` must be tensors that fit the model `{name}`; {first}"
+        ) from error
+    return model.eval()

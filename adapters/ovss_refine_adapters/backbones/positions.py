@@ -1,0 +1,71 @@
+"""Position embeddings at other sizes, by the rule of the released CLIP-segmentation and DINO code.
+
+The table is resized by bicubic interpolation with the *scale factors* (h + 0.1) / g and
+(w + 0.1) / g, without antialiasing. The sampling grid follows those factors, so the result is not
+the one of a resize to the size (h, w): on white noise they differ by several per cent.
+
+Axes: C channels, g the side of the table's square grid, (h, w) the wanted grid, row-major tokens.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ovss_refine.checks import check_choice, check_count, check_float, check_shape
+
+# Added to the wanted size, so that rounding in g * (h / g) never loses a row.
+OFFSET = 0.1
+
+Skip = Literal["count", "count and square"]
+
+
+def resize_positions(
+    table: Tensor, grid: tuple[int, int], *, skip: Skip, prefix: int = 1
+) -> Tensor:
+    """Resize a table of position embeddings to another grid.
+
+    Args:
+        table: [prefix + g * g, C] embeddings, prefix tokens first, then the patches of a square
+            grid; any float type.
+        grid: (h, w), both >= 1.
+        skip: when the table comes back untouched: "count", if it has h * w patches already,
+            whatever their arrangement (the CLIP code); "count and square", if moreover h = w
+            (the DINO code).
+        prefix: number of tokens that are no patches: class token, registers. They are kept.
+
+    Returns:
+        [prefix + h * w, C] of the type and on the device of `table`.
+
+    Raises:
+        TypeError: if `table` is not a floating-point tensor.
+        ValueError: on a wrong shape, a table whose patches form no square, a grid without
+            patches or an unknown `skip`.
+    """
+    sizes = check_shape("table", table, "T C")
+    check_float("table", table)
+    check_count("prefix", prefix, 0)
+    check_choice("skip", skip, ["count", "count and square"])
+    h, w = grid
+    check_count("grid[0]", h, 1)
+    check_count("grid[1]", w, 1)
+    g = math.isqrt(max(sizes["T"] - prefix, 0))
+    if g == 0 or g * g != sizes["T"] - prefix:
+        raise ValueError(
+            f"`table` must have a square number of tokens after its prefix of {prefix}; "
+            f"got {sizes['T'] - prefix}."
+        )
+    if h * w == g * g and (skip == "count" or h == w):
+        return table
+    patches = table[prefix:].float().mT.reshape(1, -1, g, g)
+    with torch.autocast(table.device.type, enabled=False):
+        resized = F.interpolate(
+            patches,
+            scale_factor=((h + OFFSET) / g, (w + OFFSET) / g),
+            mode="bicubic",
+            align_corners=False,
+            antialias=False,
+        )
+    return torch.cat([table[:prefix], resized[0].flatten(1).mT.to(table.dtype)])

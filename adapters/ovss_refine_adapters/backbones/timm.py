@@ -1,0 +1,305 @@
+"""Any timm backbone as a giver of dense features, and of queries, keys and values if it is a ViT.
+
+Axes: B images, C channels, A heads, T tokens (prefix tokens first), N = gh * gw patches, d channels
+of a head.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ovss_refine.checks import check_choice
+from ovss_refine.registry import require
+from ovss_refine_adapters.backbones.capture import (
+    check_images,
+    check_size,
+    device_of,
+    dtype_of,
+    resize,
+    target_size,
+    undisturbed,
+)
+from ovss_refine_adapters.backbones.positions import resize_positions
+from ovss_refine_adapters.backbones.weights import load_timm
+
+Positions = Literal["timm", "reference"]
+POSITIONS = ("timm", "reference")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Projections:
+    """What one block's attention works on.
+
+    Attributes:
+        q: [B, A, T, d] queries, normed and rotated as the block does, not scaled.
+        k: [B, A, T, d] keys, likewise.
+        v: [B, A, T, d] values.
+        scale: factor that the block puts on q k^T.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scale: float
+
+
+class TimmBackbone:
+    """A timm model, asked for dense features of images in [0, 1].
+
+    Args:
+        model: name of a timm model, with its tag ("vit_base_patch8_224.dino"), "hf-hub:owner/name",
+            a folder ("local-dir:PATH" or a path) with config.json and the weights, or a ready
+            model.
+        weights: file of weights, or folder with one, in place of the download. Only safetensors
+            files and pickles that hold nothing but weights are read.
+        size: what the images are resized to: None: their own size, each side rounded to a multiple
+            of the patch; a number: the shorter side; a pair: (height, width).
+        positions: how a table of position embeddings is resized for other grids: "timm", or
+            "reference", the rule of the released DINO code (`resize_positions`).
+        device: where the model is put; None: where it is.
+        dtype: type of the model's parameters; None: as they are.
+
+    Raises:
+        ModuleNotFoundError: if timm is not installed.
+        FileNotFoundError: if the weights are not to be had; says what to do.
+        ValueError: on an unknown model, weights of another model, a `size` that is no multiple of
+            the patch, "reference" for a model without a table, or `weights`, `device` or `dtype`
+            beside a ready model.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | nn.Module,
+        *,
+        weights: str | Path | None = None,
+        size: int | tuple[int, int] | None = None,
+        positions: Positions = "timm",
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Load the model, or take the ready one."""
+        check_choice("positions", positions, POSITIONS)
+        timm_data = require("timm.data", "models")
+        # Any: the attributes used below are timm's, not those of a plain module.
+        self.model: Any = load_timm(model, weights=weights, device=device, dtype=dtype)
+        patch = getattr(getattr(self.model, "patch_embed", None), "patch_size", (1, 1))
+        self.patch_size: tuple[int, int] = (int(patch[0]), int(patch[1]))
+        self.size = check_size("size", size, self.patch_size)
+        self.prefix = int(getattr(self.model, "num_prefix_tokens", 0))
+        if positions == "reference" and getattr(self.model, "pos_embed", None) is None:
+            raise ValueError(
+                "`positions` must be 'timm' for a model without a table of position embeddings; "
+                f"{type(self.model).__name__} has none."
+            )
+        self.positions = positions
+        config = timm_data.resolve_model_data_config(self.model)
+        self.mean, self.std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
+
+    def features(self, images: Tensor, layer: int = -1) -> Tensor:
+        """Return the dense features of a layer, after the model's final norm where it has one.
+
+        Args:
+            images: [B, 3, H, W] in [0, 1].
+            layer: block of a ViT, or stage of another model; negative from the end.
+
+        Returns:
+            [B, C, gh, gw] float32 on the device of `images`, without prefix tokens.
+
+        Raises:
+            TypeError: if `images` are not floating-point.
+            ValueError: on images of another shape or range, a layer that does not exist, or a size
+                that the model was not made for.
+        """
+        (index,) = self.check_layers([layer])
+        maps = self._run(images, index, norm=True)
+        return maps.float().to(images.device)
+
+    def queries(self, images: Tensor, layer: int = -1) -> Tensor:
+        """Return the queries of a block, [B, A, N, d] float32; arguments as `features`."""
+        return self._patches(self.projections(images, [layer])[0].q, images)
+
+    def keys(self, images: Tensor, layer: int = -1) -> Tensor:
+        """Return the keys of a block, [B, A, N, d] float32; arguments as `features`."""
+        return self._patches(self.projections(images, [layer])[0].k, images)
+
+    def values(self, images: Tensor, layer: int = -1) -> Tensor:
+        """Return the values of a block, [B, A, N, d] float32; arguments as `features`."""
+        return self._patches(self.projections(images, [layer])[0].v, images)
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Return (gh, gw), the patches that a ViT makes of `images`."""
+        H, W = target_size(self.size, images.shape[2], images.shape[3], self.patch_size)
+        return H // self.patch_size[0], W // self.patch_size[1]
+
+    def projections(self, images: Tensor, layers: Sequence[int]) -> list[Projections]:
+        """Return queries, keys and values of blocks, prefix tokens included, on the model's device.
+
+        Args:
+            images: [B, 3, H, W] in [0, 1].
+            layers: blocks, negative from the end; the result is in their order.
+
+        Raises:
+            TypeError: if `images` are not floating-point.
+            ValueError: as `features` does, or if the model is no ViT with plain attention.
+            RuntimeError: if a block ran without computing attention.
+        """
+        indices = self.check_layers(layers)
+        modules = {index: self._attention_of(index) for index in indices}
+        caught: dict[int, dict[str, Any]] = {index: {} for index in indices}
+        with ExitStack() as stack:
+            for index, attn in modules.items():
+                for handle in _watch(attn, caught[index]):
+                    stack.callback(handle.remove)
+            self._run(images, max(indices), norm=False)
+        return [_project(modules[index], caught[index], index) for index in indices]
+
+    def check_layers(self, layers: Sequence[int]) -> list[int]:
+        """Return `layers` counted from the start.
+
+        Raises:
+            ValueError: if there are none, or one does not exist.
+        """
+        count = len(self.model.feature_info)
+        if len(layers) == 0:
+            raise ValueError("`layers` must name at least one layer; got none.")
+        for layer in layers:
+            if isinstance(layer, bool) or not isinstance(layer, int):
+                raise TypeError(f"`layers` must be whole numbers; got {layer!r}.")
+            if not -count <= layer < count:
+                raise ValueError(f"`layers` must be in [-{count}, {count - 1}]; got {layer}.")
+        return [layer % count for layer in layers]
+
+    def check_attention(self, layers: Sequence[int]) -> None:
+        """Raise ValueError unless the blocks have plain softmax attention."""
+        for index in layers:
+            self._attention_of(index)
+
+    def _attention_of(self, index: int) -> Any:
+        """Return the attention module of a block whose formula is known."""
+        vit, eva = (require(f"timm.models.{m}", "models") for m in ("vision_transformer", "eva"))
+        known = (vit.Attention, eva.EvaAttention, eva.AttentionRope)
+        blocks = getattr(self.model, "blocks", None)
+        attn = getattr(blocks[index], "attn", None) if blocks is not None else None
+        # Not isinstance: a subclass may add a bias to the products, which would be missed.
+        if type(attn) not in known:
+            found = type(attn).__name__ if attn is not None else "none"
+            raise ValueError(
+                "`model` must be a vision transformer with plain softmax attention in its blocks; "
+                f"got {type(self.model).__name__} with {found}. Use features and their affinity."
+            )
+        return attn
+
+    def _run(self, images: Tensor, index: int, *, norm: bool) -> Tensor:
+        """Run up to layer `index`: its [B, C, gh, gw] features."""
+        _, H, W = check_images(images)
+        size = target_size(self.size, H, W, self.patch_size)
+        self._check_fixed_size(size)
+        with undisturbed(self.model), ExitStack() as stack:
+            if self.positions == "reference":
+                for handle in _place(self.model, size, self.patch_size):
+                    stack.callback(handle.remove)
+            x = resize(images.to(device_of(self.model)), size)
+            x = (x - self.mean.to(x.device)) / self.std.to(x.device)
+            maps: list[Tensor] = self.model.forward_intermediates(
+                x.to(dtype_of(self.model)),
+                indices=[index],
+                norm=norm,
+                stop_early=True,
+                intermediates_only=True,
+            )
+        return maps[0]
+
+    def _check_fixed_size(self, size: tuple[int, int]) -> None:
+        embed = getattr(self.model, "patch_embed", None)
+        own = getattr(embed, "img_size", None)
+        if own and getattr(embed, "strict_img_size", False) and tuple(own) != size:
+            raise ValueError(
+                f"`images` must have the size {own[0]} x {own[1]} that the model was made for; got "
+                f"{size[0]} x {size[1]}. Make it with `dynamic_img_size=True`, or pass "
+                f"`size={tuple(own)}`."
+            )
+
+    def _patches(self, tokens: Tensor, images: Tensor) -> Tensor:
+        return tokens[:, :, self.prefix :].float().to(images.device)
+
+
+def _watch(attn: Any, caught: dict[str, Any]) -> list[Any]:
+    """Note the input of `attn`, and its queries and keys just before rotation."""
+
+    def note(name: str) -> Any:
+        return lambda _module, _args, output: caught.__setitem__(name, output)
+
+    def note_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught["x"] = args[0]
+        caught["rope"] = kwargs.get("rope")
+
+    return [
+        attn.register_forward_pre_hook(note_input, with_kwargs=True),
+        attn.q_norm.register_forward_hook(note("q")),
+        attn.k_norm.register_forward_hook(note("k")),
+    ]
+
+
+def _project(attn: Any, caught: dict[str, Any], index: int) -> Projections:
+    """Finish what was caught: rotate queries and keys, make the values."""
+    missing = {"x", "q", "k"} - caught.keys()
+    if missing:
+        raise RuntimeError(
+            f"block {index} ran without computing attention: no {sorted(missing)} were seen."
+        )
+    q, k, x, rope = (caught[name] for name in ("q", "k", "x", "rope"))
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        v = _values(attn, x).reshape(*x.shape[:2], attn.num_heads, -1).transpose(1, 2)
+        if rope is not None:
+            q, k = (_rotate(attn, y, rope).type_as(v) for y in (q, k))
+    return Projections(q, k, v, float(attn.scale))
+
+
+def _rotate(attn: Any, y: Tensor, rope: Tensor) -> Tensor:
+    """Rotate the patches of [B, A, T, d]; the prefix tokens have no place in the image."""
+    layers = require("timm.layers", "models")
+    prefix = attn.num_prefix_tokens
+    half = getattr(attn, "rotate_half", False)
+    patches = layers.apply_rot_embed_cat(y[:, :, prefix:], rope, half=half)
+    return torch.cat([y[:, :, :prefix], patches], dim=2)
+
+
+def _values(attn: Any, x: Tensor) -> Tensor:
+    """Project the input of the attention to its values, [B, T, A * d]."""
+    if attn.qkv is None:
+        values: Tensor = attn.v_proj(x)
+        return values
+    bias = attn.qkv.bias.chunk(3)[2] if attn.qkv.bias is not None else None
+    own = getattr(attn, "v_bias", None)  # where timm keeps the bias apart from the projection
+    return F.linear(x, attn.qkv.weight.chunk(3)[2], bias if own is None else own)
+
+
+def _place(model: Any, size: tuple[int, int], patch_size: tuple[int, int]) -> list[Any]:
+    """Give the tokens the reference's positions: between patch embedding and the first block."""
+    patches: list[Tensor] = []
+    grid = (size[0] // patch_size[0], size[1] // patch_size[1])
+    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    table = resize_positions(model.pos_embed[0], grid, skip="count and square", prefix=prefix)
+
+    def note(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+        x = output
+        patches.append(x.flatten(1, 2) if x.ndim == 4 else x)
+
+    def place(_module: nn.Module, _args: tuple[Any, ...], _output: Tensor) -> Tensor:
+        x = patches.pop()
+        tokens = [model.cls_token, getattr(model, "reg_token", None)]
+        lead = [token.expand(len(x), -1, -1) for token in tokens if token is not None]
+        if model.no_embed_class:
+            return torch.cat([*lead, x + table], dim=1)
+        return torch.cat([*lead, x], dim=1) + table
+
+    return [
+        model.patch_embed.register_forward_hook(note),
+        model.pos_drop.register_forward_hook(place),
+    ]

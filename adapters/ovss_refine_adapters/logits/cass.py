@@ -1,0 +1,356 @@
+"""CASS: CLIP's k-k attention joined with a low-rank graph of a self-supervised model's keys.
+
+Source: C. Kim et al., "Distilling Spectral Graph for Object-Context Aware Open-Vocabulary Semantic
+Segmentation", CVPR 2025. Each head of CLIP gets a head of DINO whose graph has a most different
+spectrum; of that graph the ten strongest components are kept, and the sum, weighted by that
+difference, is the attention of the last block, with a Gaussian of the distance.
+
+The released code draws its low-rank factors from the global random numbers, so that a result
+depends on all images before; here every image starts from `seed`.
+
+Axes: B images, A heads of d channels (as many in both models), N = h * w patches of CLIP's grid,
+q components.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ovss_refine.checks import check_count, check_number, check_shape
+from ovss_refine.registry import require
+from ovss_refine_adapters.backbones.clip_tower import to_map
+from ovss_refine_adapters.backbones.timm import TimmBackbone
+from ovss_refine_adapters.logits.clip import ClassNames, gaussian
+from ovss_refine_adapters.logits.global_text import GlobalTextClip
+from ovss_refine_adapters.logits.proxyclip import as_backbone, denormalise, whole_patches
+from ovss_refine_adapters.logits.windows import upsample
+
+# Eigenvalues that two graphs are compared by; components of a graph that are kept.
+EIGENVALUES = 20
+RANK = 10
+# Rounds of the randomised factorisation.
+POWER_ROUNDS = 2
+# Above what float32 leaves of a difference of spectra, far below what half precision does.
+TIE_BREAK = 1e-6
+# Weight of DINO's graph against CLIP's, times the difference of the spectra.
+GRAPH_WEIGHT = 10.0
+# Stretched singular values reach from half the least to one and a half times the largest.
+LEAST, MOST = 0.5, 1.5
+# The released code undoes CLIP's normalisation with ImageNet's statistics, and one slip: 0.225.
+RELEASED_MEAN, RELEASED_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.255)
+
+
+@runtime_checkable
+class KeySource(Protocol):
+    """Anything with keys of patches, such as a `TimmBackbone`."""
+
+    def keys(self, images: Tensor) -> Tensor:
+        """Turn [B, 3, H, W] images in [0, 1] into keys [B, A, gh * gw, d]."""
+        ...
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Return (gh, gw) for such images."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pairing:
+    """Which heads go together.
+
+    Attributes:
+        cost: [B, A, A] one minus the difference of the spectra; row: DINO's head, column: CLIP's.
+        heads: [B, A] int64 DINO's head for each of CLIP's.
+        weight: [B, A] difference that the pair of each of CLIP's heads is weighted by.
+    """
+
+    cost: Tensor
+    heads: Tensor
+    weight: Tensor
+
+
+class CassLogits(GlobalTextClip):
+    """CLIP on a graph that DINO completes, its text moved towards the image.
+
+    Beside both models: 5 * B * A * N * N floats.
+
+    Args:
+        classes: names with synonyms, a file, or `Classes`.
+        proxy: where the keys come from: "dino-b8" (published), any other name, folder or ready
+            model that `TimmBackbone` takes, or an object with `keys` and `grid`. It must have as
+            many heads as CLIP.
+        spectrum_stretch: stretch the kept singular values. The released code does not on
+            PASCAL VOC 20 and Cityscapes.
+        gaussian_std: standard deviation of the Gaussian in patches, > 0.
+        seed: of the factorisation's random numbers, >= 0. Without `faithful` it is not used.
+        assignment: DINO's head for each of CLIP's, in place of the computed one.
+        options: `global_weight`, `patch_weight`, `cluster_distance` and `global_from` of
+            `GlobalTextClip`, and fields of `ClipOptions`. `faithful` does as the released code:
+            DINO sees an 8-bit square image of false colours; the factorisation is a random
+            approximation; and the rows and columns of the cost are exchanged when pairs are
+            formed. Otherwise DINO sees the image, the factorisation is exact, and a pair's
+            weight is its own.
+
+    Raises:
+        TypeError: on an option that does not exist, a number that is none, or a proxy of no such
+            kind.
+        ValueError: on classes, options or a model that will not do.
+        FileNotFoundError: if weights cannot be found.
+        ModuleNotFoundError: if open_clip, timm or scipy is not installed.
+    """
+
+    linkage = "ward"
+
+    def __init__(
+        self,
+        classes: ClassNames,
+        *,
+        proxy: str | Path | nn.Module | KeySource = "dino-b8",
+        spectrum_stretch: bool = True,
+        gaussian_std: float = 5.0,
+        seed: int = 42,
+        assignment: Sequence[int] | None = None,
+        **options: Any,
+    ) -> None:
+        """Load both models, embed the classes and group the prompts."""
+        check_number("gaussian_std", gaussian_std, 0, open_ends=True)
+        check_count("seed", seed, 0)
+        super().__init__(classes, **options)
+        if isinstance(proxy, (str, Path, nn.Module)):
+            proxy = as_backbone(proxy, self.tower.device)
+        if isinstance(proxy, TimmBackbone):
+            _check_heads(proxy, self.tower.heads)
+        if not isinstance(proxy, KeySource):
+            raise TypeError(
+                "`proxy` must be a name, a model, or have `keys` and `grid`; got "
+                f"{type(proxy).__name__}."
+            )
+        if assignment is not None and sorted(assignment) != list(range(self.tower.heads)):
+            raise ValueError(
+                f"`assignment` must name each of the {self.tower.heads} heads once; got "
+                f"{list(assignment)}."
+            )
+        self.proxy = proxy
+        self.spectrum_stretch = spectrum_stretch
+        self.gaussian_std = gaussian_std
+        self.seed = seed
+        self.assignment = None if assignment is None else tuple(assignment)
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute patch features [B, D, h, w] and the class embedding [B, D], both float32."""
+        tower = self.tower
+        grid = tower.grid(*pixels.shape[-2:])
+        last = tower.layers - 1
+        x, _ = tower.blocks(tower.stem(pixels), 0, last)
+        _, k, v = (part[:, :, 1:] for part in tower.qkv(last, x))  # [B, A, N, d]
+        keys = match_range(self.proxy_keys(pixels, grid), k)
+        pairing = self.pair(keys, k)
+        clip = scaled_products(k)  # [B, A, N, N]
+        graph = match_range(self.low_rank(_of_heads(keys, pairing.heads)), clip, per_head=True)
+        weight = GRAPH_WEIGHT * pairing.weight[..., None, None]
+        joined = (weight * graph + clip) / (weight + 1)
+        bias = gaussian(grid, self.gaussian_std, x.device)[1:, 1:]
+        y = tower.project(last, (joined + bias).softmax(dim=-1) @ v)
+        return to_map(tower.head(y), grid), tower.head(tower.block(last, x)[:, :1])[:, 0]
+
+    def class_embedding(self, pixels: Tensor) -> Tensor:
+        """Compute the class embedding alone: [B, 3, H, W] normalised pixels to [B, D]."""
+        tower = self.tower
+        x, _ = tower.blocks(tower.stem(pixels), 0, tower.layers)
+        return tower.head(x[:, :1])[:, 0]
+
+    def proxy_keys(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Compute DINO's keys on CLIP's grid: normalised pixels to [B, A, N, d'] float32.
+
+        Raises:
+            ValueError: if the proxy has another number of heads, or keys that do not fit its grid.
+        """
+        images = self._shown(pixels)
+        gh, gw = self.proxy.grid(images)
+        keys = self.proxy.keys(images).to(pixels.device).float()
+        A = self.tower.heads
+        sizes = check_shape("keys of the proxy", keys, "B A N d", B=len(pixels), A=A, N=gh * gw)
+        maps = keys.mT.reshape(sizes["B"], -1, gh, gw)
+        return upsample(maps, grid).view(sizes["B"], A, sizes["d"], -1).mT
+
+    def pair(self, proxy: Tensor, clip: Tensor) -> Pairing:
+        """Give each of CLIP's heads one of DINO's, by keys [B, A, N, d'] and [B, A, N, d].
+
+        Pairs are those of least total cost, which is of most different spectra.
+        """
+        # [B, A of DINO, A of CLIP]
+        apart = (spectrum(proxy)[:, :, None] - spectrum(clip)[:, None]).abs().sum(dim=-1)
+        # The released code reads the rows, DINO's heads, as CLIP's.
+        rows = apart if self.options.faithful else apart.mT
+        if self.assignment is None:
+            heads = assign(rows).to(rows.device)
+        else:
+            heads = torch.tensor([self.assignment] * len(rows), device=rows.device)
+        weight = rows.gather(2, heads[..., None])[..., 0]
+        return Pairing(1 - apart.float(), heads, weight.float())
+
+    def low_rank(self, keys: Tensor) -> Tensor:
+        """Keep the strongest components of the graphs of keys: [B, A, N, d] to [B, A, N, N].
+
+        The diagonal is 0.
+        """
+        keys = keys.double() * keys.shape[-1] ** -0.25
+        N = keys.shape[2]
+        if self.options.faithful:
+            u, s, v = randomised_svd(keys, min(RANK, N), self.seed)
+        else:
+            u, s, _ = torch.linalg.svd(keys, full_matrices=False)
+            u, s = u[..., :RANK], s[..., :RANK] ** 2
+            v = u
+        if self.spectrum_stretch:
+            s = stretch(s)
+        graph = ((u * s[..., None, :]) @ v.mT).float()
+        own = torch.eye(N, dtype=torch.bool, device=graph.device)
+        return graph.masked_fill(own, 0.0)
+
+    def _shown(self, pixels: Tensor) -> Tensor:
+        """Return the images that DINO sees, in [0, 1]."""
+        patch = getattr(self.proxy, "patch_size", (1, 1))
+        if not self.options.faithful:
+            return whole_patches(denormalise(pixels, self._mean, self._std), self.tower.patch)
+        return whole_patches(released_view(pixels), patch)
+
+
+def _check_heads(proxy: TimmBackbone, heads: int) -> None:
+    proxy.check_attention(proxy.check_layers([-1]))
+    found = proxy.model.blocks[-1].attn.num_heads
+    if found != heads:
+        raise ValueError(
+            f"`proxy` must have as many heads in its last block as CLIP, {heads}; got {found}."
+        )
+
+
+def released_view(pixels: Tensor) -> Tensor:
+    """Make the images that the released code shows to DINO.
+
+    Args:
+        pixels: [B, 3, H, W] as CLIP wants them.
+
+    Returns:
+        [B, 3, m, m] multiples of 1/255 in [0, 1], m = min(H, W): ImageNet's normalisation undone
+        where CLIP's was done, cut to 8 bits and squeezed into a square.
+    """
+    mean, std = (pixels.new_tensor(x).view(3, 1, 1) for x in (RELEASED_MEAN, RELEASED_STD))
+    levels = ((pixels * std + mean).clamp(0, 1) * 255).floor()
+    side = min(pixels.shape[-2:])
+    if pixels.shape[-2:] != (side, side):
+        # As Pillow's bicubic filter does, which widens with the factor; to one level.
+        resized = F.interpolate(levels, (side, side), mode="bicubic", antialias=True)
+        levels = resized.round().clamp(0, 255)
+    return levels / 255
+
+
+def scaled_products(keys: Tensor) -> Tensor:
+    """Compare keys with keys: k k^T / sqrt(d), [B, A, N, d] to [B, A, N, N]."""
+    return (keys @ keys.mT).mul(keys.shape[-1] ** -0.5)
+
+
+def match_range(x: Tensor, like: Tensor, *, per_head: bool = False) -> Tensor:
+    """Map values linearly onto the range of others: [B, A, ...] each, one range for each image.
+
+    With `per_head` one for each head. A constant goes to the lower end.
+    """
+    start = 2 if per_head else 1
+    (low, high), (least, most) = (
+        (y.flatten(start).amin(-1), y.flatten(start).amax(-1)) for y in (x, like)
+    )
+    low, high, least, most = (
+        y.reshape(*y.shape, *[1] * (x.ndim - start)) for y in (low, high, least, most)
+    )
+    share = (x - low) / (high - low).clamp(min=torch.finfo(x.dtype).tiny)
+    return share * (most - least) + least
+
+
+def assign(worth: Tensor) -> Tensor:
+    """Pair rows with columns for the largest total, by the Hungarian method.
+
+    Where one eigenvalue dominates every graph, worth is about a sum of what is the row's and what
+    is the column's, and all assignments are equally good; rounding would choose. So a little is
+    taken off with the distance from the diagonal.
+
+    Args:
+        worth: [B, A, A].
+
+    Returns:
+        [B, A] int64 column of each row, on the CPU.
+    """
+    solve = require("scipy.optimize", "models").linear_sum_assignment
+    places = torch.arange(worth.shape[-1], dtype=torch.float64)
+    total = worth.double().cpu() - TIE_BREAK * (places[:, None] - places) ** 2
+    return torch.stack([torch.from_numpy(solve(-one.numpy())[1]) for one in total])
+
+
+def spectrum(keys: Tensor) -> Tensor:
+    """Compute the largest eigenvalues of the graph k k^T / sqrt(d), as shares of their sum.
+
+    Args:
+        keys: [B, A, N, d].
+
+    Returns:
+        [B, A, 20] float64, ascending, summing to one; fewer where there are fewer patches.
+    """
+    # k^T k has the same eigenvalues but for zeros, and is d x d.
+    keys = keys.double()
+    values = torch.linalg.eigvalsh(keys.mT @ keys).clamp(min=0)
+    count = min(EIGENVALUES, keys.shape[2])
+    values = F.pad(values, (max(count - values.shape[-1], 0), 0))[..., -count:]
+    return values / values.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
+
+
+def randomised_svd(factor: Tensor, q: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Factor F F^T by random projection, as `torch.svd_lowrank` does, from a seed of its own.
+
+    N. Halko et al., "Finding structure with randomness", SIAM Review 2011, algorithms 4.4 and 5.1.
+    The random matrices are drawn head by head; every image gets the same.
+
+    Args:
+        factor: [B, A, N, d] F.
+        q: number of components, at most N.
+        seed: of the random numbers.
+
+    Returns:
+        U [B, A, N, q], singular values [B, A, q] descending, V [B, A, N, q], in the type of
+        `factor`: F F^T is about U diag(s) V^T.
+    """
+    N = factor.shape[2]
+    # On the CPU, so that a seed means the same everywhere.
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [
+        torch.randn(N, q, dtype=factor.dtype, generator=generator) for _ in range(factor.shape[1])
+    ]
+    basis = torch.stack(drawn).to(factor.device).expand(len(factor), -1, -1, -1)
+    # F F^T is symmetric, so that each round of the algorithm multiplies by it twice.
+    for _ in range(1 + 2 * POWER_ROUNDS):
+        basis = torch.linalg.qr(factor @ (factor.mT @ basis)).Q
+    projected = (basis.mT @ factor) @ factor.mT  # [B, A, q, N]
+    u, s, vh = torch.linalg.svd(projected, full_matrices=False)
+    return basis @ u, s, vh.mT
+
+
+def stretch(values: Tensor) -> Tensor:
+    """Spread singular values: their range becomes half the least to 1.5 times the largest.
+
+    Args:
+        values: [..., q] >= 0, descending.
+
+    Returns:
+        [..., q]; unchanged where all are equal.
+    """
+    least, most = values[..., -1:], values[..., :1]
+    span = most - least
+    share = (values - least) / span.clamp(min=torch.finfo(values.dtype).tiny)
+    return torch.where(span > 0, share * (MOST * most - LEAST * least) + LEAST * least, values)
+
+
+def _of_heads(keys: Tensor, heads: Tensor) -> Tensor:
+    """Reorder the heads of [B, A, N, d] by [B, A] numbers."""
+    return keys.gather(1, heads[..., None, None].expand_as(keys))

@@ -1,0 +1,221 @@
+"""CLIP's patches as a segmenter, and the methods that only rewire the last block.
+
+Sources: A. Radford et al., ICML 2021 (`clip`); C. Zhou et al., "Extract Free Dense Labels from
+CLIP", ECCV 2022 (`maskclip`); F. Wang et al., "SCLIP", ECCV 2024; M. Lan et al., "ClearCLIP", ECCV
+2024; S. Hajimiri et al., "Pay Attention to Your Neighbours", WACV 2025 (`naclip`). `qq`, `kk` and
+their means over the blocks are the logits that J. Li et al., CVPR 2026, refine.
+
+With z = ln_1(x) the input of the last block's attention, q, k, v its heads and O the output
+projection, all of them compute y = O(A v), add x or not, add the feed-forward part or not, and
+project the patches. They differ in A and in the two switches.
+
+Axes: B images, A heads, T = 1 + N tokens (class token first), D channels, (h, w) grid, N = h * w.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ovss_refine.checks import check_choice, check_number
+from ovss_refine_adapters.backbones.clip_tower import self_similarity, to_map
+from ovss_refine_adapters.logits.dense import DenseClip
+from ovss_refine_adapters.text import ClassNames as ClassNames
+
+Similarity = Literal["qk", "qq", "kk", "qq + kk", "own"]
+SIMILARITIES = ("qk", "qq", "kk", "qq + kk", "own")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastBlock:
+    """What the last block does.
+
+    Attributes:
+        similarity: what the attention compares: "qk", "qq", "kk", softmax each over all tokens;
+            "qq + kk": the sum of both maps, whose rows sum to two; "own": every token attends
+            to itself alone.
+        residual: add the input of the block.
+        feed_forward: add the feed-forward part.
+        over_blocks: average the attention over all blocks, head by head, each block's from its
+            own input; the values remain the last block's.
+        gaussian_std: standard deviation, in patches, of a Gaussian of the distance between two
+            patches, with peak 1, that is added before the softmax of the last block; None: none.
+
+    Raises:
+        ValueError: on an unknown similarity, a standard deviation that is not > 0, or
+            `over_blocks` or `gaussian_std` with a similarity that takes none.
+    """
+
+    similarity: Similarity
+    residual: bool = False
+    feed_forward: bool = False
+    over_blocks: bool = False
+    gaussian_std: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the combination."""
+        check_choice("similarity", self.similarity, SIMILARITIES)
+        if self.gaussian_std is not None:
+            check_number("gaussian_std", self.gaussian_std, 0, open_ends=True)
+            if self.over_blocks or self.similarity == "own":
+                raise ValueError("`gaussian_std` must be None with `over_blocks` or 'own'.")
+
+
+class ClipLogits(DenseClip):
+    """CLIP with a rewired last block.
+
+    On top of what the tower needs, attention takes B * A * T * T floats, a few times.
+
+    Args:
+        classes: names with synonyms, a file, or `Classes`.
+        last_block: what the last block does.
+        pad_windows: pad windows with zeros to whole patches.
+        options: fields of `ClipOptions`.
+
+    Raises:
+        TypeError: on an option that does not exist.
+        ValueError: on classes, options or a model that will not do.
+        FileNotFoundError: if the weights cannot be found.
+        ModuleNotFoundError: if open_clip is not installed.
+    """
+
+    def __init__(
+        self,
+        classes: ClassNames,
+        last_block: LastBlock,
+        *,
+        pad_windows: bool = False,
+        **options: Any,
+    ) -> None:
+        """Load the model and embed the classes."""
+        super().__init__(classes, **options)
+        self.last_block = last_block
+        if pad_windows:
+            self.window_multiple = self.tower.patch[0]
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Compute patch features: [B, 3, H, W] normalised pixels to [B, D, h, w] float32."""
+        tower, how = self.tower, self.last_block
+        grid = tower.grid(*pixels.shape[-2:])
+        last = tower.layers - 1
+        x = tower.stem(pixels)  # [B, T, C]
+        others = torch.zeros((), device=x.device)
+        for i in range(last):
+            if how.over_blocks:
+                others = others + _attend(how.similarity, *tower.qkv(i, x)[:2])
+            x = tower.block(i, x)
+        q, k, v = tower.qkv(last, x)
+        if how.similarity != "own":
+            bias = None if how.gaussian_std is None else gaussian(grid, how.gaussian_std, x.device)
+            attention = _attend(how.similarity, q, k, bias)  # [B, A, T, T]
+            if how.over_blocks:
+                attention = (others + attention) / tower.layers
+            v = attention @ v
+        y = tower.project(last, v)  # [B, T, C]
+        if how.residual:
+            y = x + y
+        if how.feed_forward:
+            y = y + tower.feed_forward(last, y)
+        return to_map(tower.head(y)[:, 1:], grid)
+
+
+def _attend(similarity: Similarity, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Attend by queries and keys [B, A, T, d]: [B, A, T, T]."""
+    if similarity == "qq + kk":
+        return self_similarity(q, q, bias) + self_similarity(k, k, bias)
+    pairs = {"qk": (q, k), "qq": (q, q), "kk": (k, k)}
+    return self_similarity(*pairs[similarity], bias)
+
+
+def gaussian(grid: tuple[int, int], std: float, device: torch.device | None = None) -> Tensor:
+    """Gaussian of the distance between patches, NACLIP's additive map.
+
+    Args:
+        grid: (h, w) of the patches.
+        std: in patches, > 0.
+        device: where to make it.
+
+    Returns:
+        [1 + N, 1 + N] float32: exp(-distance^2 / (2 std^2)); 0 in the row and the column of the
+        class token, which comes first.
+    """
+    rows, columns = (torch.arange(n, device=device, dtype=torch.float32) for n in grid)
+    y = (rows[:, None] - rows) ** 2  # [h, h]
+    x = (columns[:, None] - columns) ** 2  # [w, w]
+    squared = y[:, None, :, None] + x[None, :, None, :]  # [h, w, h, w]
+    N = grid[0] * grid[1]
+    patches = (squared / (-2 * std**2)).exp().reshape(N, N)
+    return F.pad(patches, (1, 0, 1, 0))
+
+
+def clip(classes: ClassNames, **options: Any) -> ClipLogits:
+    """CLIP as it is: the last block unchanged, its patches projected like the class token."""
+    block = LastBlock(similarity="qk", residual=True, feed_forward=True)
+    return ClipLogits(classes, block, **options)
+
+
+def maskclip(
+    classes: ClassNames, *, reading: Literal["a", "b"] = "a", **options: Any
+) -> ClipLogits:
+    """MaskCLIP: no attention in the last block, the values alone.
+
+    Args:
+        classes: names with synonyms, a file, or `Classes`.
+        reading: "a" keeps residual and feed-forward part (CLIP-DINOiser, LPOSS), "b" drops both
+            (ClearCLIP's comparison). Both are called MaskCLIP in print.
+        options: fields of `ClipOptions`.
+
+    Raises:
+        ValueError: on another reading.
+    """
+    check_choice("reading", reading, ("a", "b"))
+    kept = reading == "a"
+    block = LastBlock(similarity="own", residual=kept, feed_forward=kept)
+    published = {"short_side": 448, "window": 448, "stride": 224}
+    scale = {"logit_scale": 100.0} if kept else {"logit_scale": 50.0}
+    return ClipLogits(classes, block, **{**published, **scale, **options})
+
+
+def sclip(classes: ClassNames, **options: Any) -> ClipLogits:
+    """SCLIP: q-q plus k-k attention, rows summing to two, residual and feed-forward part kept."""
+    block = LastBlock(similarity="qq + kk", residual=True, feed_forward=True)
+    return ClipLogits(classes, block, **options)
+
+
+def clearclip(classes: ClassNames, **options: Any) -> ClipLogits:
+    """ClearCLIP: q-q attention, no residual, no feed-forward part; windows padded to patches."""
+    published = {"short_side": 448, "window": 448, "stride": 224, "logit_scale": 50.0}
+    return ClipLogits(
+        classes, LastBlock(similarity="qq"), pad_windows=True, **{**published, **options}
+    )
+
+
+def naclip(classes: ClassNames, *, gaussian_std: float = 5.0, **options: Any) -> ClipLogits:
+    """NACLIP: k-k attention plus a Gaussian of the distance, no residual, no feed-forward part."""
+    return ClipLogits(classes, LastBlock(similarity="kk", gaussian_std=gaussian_std), **options)
+
+
+def qq(classes: ClassNames, **options: Any) -> ClipLogits:
+    """q-q attention of the last block, no residual, no feed-forward part; the whole image."""
+    return _whole(classes, LastBlock(similarity="qq"), options)
+
+
+def kk(classes: ClassNames, **options: Any) -> ClipLogits:
+    """k-k attention of the last block, no residual, no feed-forward part; the whole image."""
+    return _whole(classes, LastBlock(similarity="kk"), options)
+
+
+def qq_mean(classes: ClassNames, **options: Any) -> ClipLogits:
+    """q-q attention averaged over all blocks, else as `qq`."""
+    return _whole(classes, LastBlock(similarity="qq", over_blocks=True), options)
+
+
+def kk_mean(classes: ClassNames, **options: Any) -> ClipLogits:
+    """k-k attention averaged over all blocks, else as `kk`: the default of J. Li et al."""
+    return _whole(classes, LastBlock(similarity="kk", over_blocks=True), options)
+
+
+def _whole(classes: ClassNames, block: LastBlock, options: dict[str, Any]) -> ClipLogits:
+    return ClipLogits(classes, block, **{"window": None, **options})

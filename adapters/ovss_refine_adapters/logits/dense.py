@@ -1,0 +1,262 @@
+"""What every producer of logits on CLIP shares: text, preparation of images, windows, the result.
+
+A producer adds `features`: normalised pixels to patch features in the space of the text.
+
+Axes: B images, K prompts, D channels, (H, W) pixels, (h, w) grid.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ovss_refine.checks import (
+    check_count,
+    check_finite,
+    check_float,
+    check_number,
+    check_shape,
+)
+from ovss_refine.logits import Logits
+from ovss_refine_adapters.backbones.capture import check_images, undisturbed
+from ovss_refine_adapters.backbones.clip_tower import Tower
+from ovss_refine_adapters.backbones.open_clip import Clip, Tokenizer, load_clip
+from ovss_refine_adapters.backbones.resize import resize_8bit
+from ovss_refine_adapters.logits.windows import resized_size, slide
+from ovss_refine_adapters.text import (
+    ClassNames,
+    Templates,
+    as_classes,
+    default_cache,
+    text_features,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ClipOptions:
+    """The options that all producers on CLIP have.
+
+    Attributes:
+        model: "B/16", "L/14", a name of open_clip, "hf-hub:owner/name", a folder, or a ready
+            model.
+        pretrained: tag or file of the weights, for a name of open_clip.
+        tokenizer: texts to token numbers, for a ready model whose vocabulary is not CLIP's.
+        device: where to put a model that is loaded; None: the CPU. A ready one stays where it is.
+        templates: "imagenet" (80), "single" ("a photo of a {}.") or a list with "{}" in each.
+        text_features: [K, D], one row for each prompt, in place of the text tower's.
+        cache_dir: folder that keeps text features; "default": that of `default_cache`; None: no.
+        short_side: images are resized to it, > 0; None: they keep their size.
+        window: side of the sliding windows in pixels of the resized image; None: whole image.
+        stride: step from window to window in pixels, in [1, window].
+        logit_scale: what the cosines are multiplied by before a softmax over prompts, > 0.
+        faithful: do as the released code does where that is odd: resize as OpenCV does, 8-bit and
+            without antialiasing; round mean and deviation to 0.001 of a grey level; add the
+            position table as it is on any grid of as many patches. False: none of that.
+
+    Raises:
+        TypeError: if a number is none.
+        ValueError: if one is out of range.
+    """
+
+    model: str | Path | nn.Module = "B/16"
+    pretrained: str | Path | None = None
+    tokenizer: Tokenizer | None = None
+    device: str | torch.device | None = None
+    templates: Templates = "imagenet"
+    text_features: Tensor | None = None
+    cache_dir: str | Path | None = "default"
+    short_side: int | None = 336
+    window: int | None = 224
+    stride: int = 112
+    logit_scale: float = 40.0
+    faithful: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.short_side is not None:
+            check_count("short_side", self.short_side, 1)
+        check_count("stride", self.stride, 1)
+        if self.window is not None:
+            check_count("window", self.window, 1)
+            if self.stride > self.window:
+                raise ValueError(
+                    f"`stride` must be at most `window` = {self.window}, or pixels between the "
+                    f"windows get no score; got {self.stride}."
+                )
+        check_number("logit_scale", self.logit_scale, 0, open_ends=True)
+
+
+class DenseClip(ABC):
+    """A source of logits on the image tower of CLIP.
+
+    A subclass defines `features`, or `cosines` if the text changes with the image, and the
+    options that its publication differs in, as `defaults`.
+
+    Attributes:
+        options: all options.
+        classes: the classes and their prompts.
+        tower: the image tower.
+        text: [K, D] float32 unit rows on the tower's device.
+
+    Args:
+        classes: see `as_classes`.
+        options: fields of `ClipOptions`.
+
+    Raises:
+        TypeError: on an option that does not exist.
+        ValueError: on classes, options or a model that will not do.
+        FileNotFoundError: if the weights cannot be found.
+        ModuleNotFoundError: if open_clip is not installed.
+    """
+
+    defaults: ClassVar[dict[str, Any]] = {}
+    # Windows are padded with zeros to a multiple of this many pixels.
+    window_multiple: int = 1
+
+    def __init__(self, classes: ClassNames, **options: Any) -> None:
+        """Load the model and embed the classes."""
+        self.classes = as_classes(classes)
+        self.options = ClipOptions(**{**self.defaults, **options})
+        self._clip = clip = load_clip(
+            self.options.model,
+            self.options.pretrained,
+            tokenizer=self.options.tokenizer,
+            device=self.options.device,
+        )
+        self.tower = Tower(getattr(clip.model, "visual", None), self.options.faithful)
+        self.text = self._text()
+        self._mean, self._std = _statistics(clip, self.options.faithful, self.tower.device)
+        if self.options.window is not None:
+            self.tower.grid(self.options.window, self.options.window)
+
+    def with_classes(self, classes: ClassNames) -> Self:
+        """Return a source of the same kind for other classes, on the same model.
+
+        Nothing is loaded or copied; this source stays as it is.
+
+        Raises:
+            ValueError: on classes that will not do, or if `text_features` were given, which belong
+                to their classes.
+        """
+        if self.options.text_features is not None:
+            raise ValueError("`text_features` must be None to take other classes; got a tensor.")
+        other = copy.copy(self)
+        other.classes = as_classes(classes)
+        other.text = other._text()
+        return other
+
+    def logits(self, images: Tensor) -> Logits:
+        """Score `images`; a batch gives what its images give one by one.
+
+        Args:
+            images: [B, 3, H, W] RGB in [0, 1], any float type.
+
+        Returns:
+            Cosines in [-1, 1], [B, K, h, w] float32 on the device of `images`. On whole images
+            the grid is the producer's own. With windows it is the pixels of the resized image,
+            over which the windows were averaged: B * K * H' * W' floats.
+
+        Raises:
+            TypeError: if `images` is not a floating-point tensor.
+            ValueError: on a wrong shape, values that are not finite or outside [0, 1], or
+                images smaller than a patch.
+        """
+        with undisturbed(self.tower.visual):
+            pixels = self.prepare(images)
+            context = self.context(pixels)
+
+            def score(part: Tensor) -> Tensor:
+                return self.cosines(part, context)
+
+            if self.options.window is None:
+                values = score(pixels)
+            else:
+                values = slide(
+                    pixels,
+                    score,
+                    window=self.options.window,
+                    stride=self.options.stride,
+                    multiple=self.window_multiple,
+                )
+        return Logits(
+            values.to(images.device),
+            self.options.logit_scale,
+            self.classes.prompt_index,
+            self.classes.names,
+        )
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Resize and normalise: [B, 3, H, W] in [0, 1] to [B, 3, H', W'] float32 pixels."""
+        _, H, W = check_images(images)
+        pixels = images.to(self.tower.device).float()
+        if self.options.short_side is not None:
+            size = resized_size(H, W, self.options.short_side)
+            pixels = _resize(pixels, size, self.options.faithful)
+        self.tower.grid(*pixels.shape[-2:])
+        return (pixels * 255 - self._mean) / self._std
+
+    def context(self, pixels: Tensor) -> Any:
+        """What `cosines` has to know of the whole resized images; nothing here."""
+        return None
+
+    def cosines(self, pixels: Tensor, context: Any) -> Tensor:
+        """Compare patches with prompts.
+
+        Args:
+            pixels: [B, 3, H, W] normalised pixels of whole images, or of a window of each.
+            context: what `context` returned for the whole images.
+
+        Returns:
+            [B, K, h, w] float32 in [-1, 1], on the producer's grid.
+        """
+        unit = F.normalize(self.features(pixels), dim=1)  # [B, D, h, w]
+        return torch.einsum("bdhw,kd->bkhw", unit, self.text)
+
+    @abstractmethod
+    def features(self, pixels: Tensor) -> Tensor:
+        """Compute patch features in the space of the text, before they are made unit vectors.
+
+        Args:
+            pixels: [B, 3, H, W] normalised pixels.
+
+        Returns:
+            [B, D, h, w] float32.
+        """
+
+    def _text(self) -> Tensor:
+        given = self.options.text_features
+        if given is None:
+            folder = self.options.cache_dir
+            return text_features(
+                self._clip,
+                self.classes,
+                self.options.templates,
+                default_cache() if folder == "default" else folder,
+            )
+        check_shape("text_features", given, "K D", K=len(self.classes.prompts))
+        check_float("text_features", given)
+        check_finite("text_features", given)
+        return F.normalize(given.detach().to(self.tower.device).float(), dim=-1)
+
+
+def _statistics(clip: Clip, faithful: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the pixels in grey levels of 0 to 255, [1, 3, 1, 1] each."""
+    mean, std = (
+        torch.tensor([round(255 * x, 3) if faithful else 255 * x for x in row], device=device)
+        for row in (clip.mean, clip.std)
+    )
+    return mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
+
+
+def _resize(images: Tensor, size: tuple[int, int], faithful: bool) -> Tensor:
+    if images.shape[-2:] == size:
+        return images
+    if faithful:
+        return resize_8bit(images, size)
+    resized = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+    return resized.clamp(0, 1)

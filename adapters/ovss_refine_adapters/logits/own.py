@@ -1,0 +1,163 @@
+"""Logits of one's own: a function, or files with one array for each image.
+
+Axes: B images, K prompts, (h, w) grid.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ovss_refine.logits import Logits
+from ovss_refine_adapters.backbones.capture import check_images
+from ovss_refine_adapters.text import Classes, ClassNames, as_classes
+
+
+class CallableLogits:
+    """A function as a source of logits.
+
+    Args:
+        fn: [B, 3, H, W] images in [0, 1] to [B, K, h, w] scores, K prompts in the order of
+            `classes`. Called without gradient.
+        classes: names with synonyms, a file, or `Classes`; None: K classes without names.
+        scale: factor that turns the scores into the argument of a softmax over prompts, > 0:
+            1 for a segmenter's logits, 40 to 100 for cosines of CLIP.
+
+    Raises:
+        ValueError: on classes that will not do.
+    """
+
+    def __init__(
+        self, fn: Callable[[Tensor], Tensor], classes: ClassNames | None = None, scale: float = 1.0
+    ) -> None:
+        """Keep the function and read the classes."""
+        self.fn = fn
+        self.classes = None if classes is None else as_classes(classes)
+        self.scale = scale
+
+    def logits(self, images: Tensor) -> Logits:
+        """Call the function.
+
+        Args:
+            images: [B, 3, H, W] RGB in [0, 1].
+
+        Returns:
+            [B, K, h, w] scores on the device of `images`.
+
+        Raises:
+            TypeError: if `images` or the result is not a floating-point tensor.
+            ValueError: on images of another shape or range, or a result that is not one map
+                for each image and prompt, or not finite.
+        """
+        check_images(images)
+        with torch.no_grad():
+            values = self.fn(images)
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        if not isinstance(values, Tensor) or values.ndim != 4 or len(values) != len(images):
+            raise ValueError(f"`fn` must return [B={len(images)}, K, h, w] scores; got {got}.")
+        return _logits(values.to(images.device), self.scale, self.classes, "fn")
+
+
+class NpzLogits:
+    """Logits from files: `<image id>.npz`, one for each image.
+
+    A file has `logits` [K, h, w], and `prompt_index` [K] where there are synonyms. Files know
+    no images, so that the images' ids have to be given.
+
+    Args:
+        folder: where the files are.
+        classes: names with synonyms, a file, or `Classes`; None: no names.
+        scale: factor that turns the scores into the argument of a softmax over prompts, > 0.
+        key: name of the array in the files.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: on classes that will not do.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        classes: ClassNames | None = None,
+        scale: float = 1.0,
+        key: str = "logits",
+    ) -> None:
+        """Look for the folder and read the classes."""
+        self.folder = Path(folder).expanduser()
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"`folder` must be a folder; `{self.folder}` is none.")
+        self.classes = None if classes is None else as_classes(classes)
+        self.scale = scale
+        self.key = key
+
+    def for_image(self, image_id: str) -> Logits:
+        """Read the logits of one image: [K, h, w] on the CPU.
+
+        Raises:
+            FileNotFoundError: if it has no file.
+            ValueError: if the file lacks the array, or does not fit the classes.
+        """
+        return self.read(image_id)()
+
+    def read(self, image_id: str) -> Callable[[], Logits]:
+        """Read the file of one image; return what makes logits of it. Raises as `for_image`."""
+        path = self.folder / f"{image_id}.npz"
+        if not path.is_file():
+            raise FileNotFoundError(f"`image_id` must have a file; `{path}` does not exist.")
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            if self.key not in arrays:
+                raise ValueError(f"`{path}` must have an array {self.key!r}; got {arrays.files}.")
+            values = torch.from_numpy(arrays[self.key])
+            index = arrays["prompt_index"].tolist() if "prompt_index" in arrays else None
+        if self.classes is None:
+            return partial(Logits, values, self.scale, index)
+        if index is not None and index != list(self.classes.prompt_index):
+            raise ValueError(
+                f"`prompt_index` of `{path}` must be that of `classes`, "
+                f"{list(self.classes.prompt_index)}; got {index}."
+            )
+        return partial(_logits, values, self.scale, self.classes, str(path))
+
+    def logits(self, images: Tensor, image_ids: Sequence[str] = ()) -> Logits:
+        """Read the logits of a batch.
+
+        Args:
+            images: [B, 3, H, W] images; only their number and device are looked at.
+            image_ids: B ids, in the order of `images`. All have the same grid.
+
+        Returns:
+            [B, K, h, w] scores on the device of `images`.
+
+        Raises:
+            FileNotFoundError: if an image has no file.
+            ValueError: if there are not B ids, or the files' shapes or prompts differ.
+        """
+        if len(image_ids) != len(images):
+            raise ValueError(
+                f"`image_ids` must name the B={len(images)} images, whose files are read; got "
+                f"{list(image_ids)}."
+            )
+        read = [self.for_image(image_id) for image_id in image_ids]
+        shapes = {(tuple(one.values.shape), str(one.prompt_index)) for one in read}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"`image_ids` must have logits of one shape and the same prompts; got "
+                f"{sorted(shapes)}."
+            )
+        values = torch.stack([one.values for one in read]).to(images.device)
+        return Logits(values, self.scale, read[0].prompt_index, read[0].names)
+
+
+def _logits(values: Tensor, scale: float, classes: Classes | None, origin: str) -> Logits:
+    if classes is None:
+        return Logits(values, scale)
+    K = len(classes.prompts)
+    if values.shape[-3] != K:
+        raise ValueError(
+            f"`{origin}` must have K={K} maps, one for each prompt of `classes`; got "
+            f"{values.shape[-3]}."
+        )
+    return Logits(values, scale, classes.prompt_index, classes.names)

@@ -1,0 +1,224 @@
+"""RF-CLIP: attention of all blocks on patches from which the sinks have been taken out.
+
+Source: J. Li et al., "Target Refocusing via Attention Redistribution for Open-Vocabulary Semantic
+Segmentation: An Explainability Perspective", AAAI 2026. After every block, tokens of which a few
+known channels take more than their share are blended with their neighbours; patches gather those
+that are alike; and the last block's values are averaged by k-k attention of all blocks, once from
+the last block's input and once from the mean of all blocks.
+
+Axes: B images, A heads, T = 1 + N tokens (class token first), N = h * w patches, C channels,
+L blocks.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ovss_refine.checks import check_count
+from ovss_refine_adapters.backbones.clip_tower import self_similarity, to_map
+from ovss_refine_adapters.backbones.open_clip import PRESETS
+from ovss_refine_adapters.logits.clip import ClassNames
+from ovss_refine_adapters.logits.global_text import GlobalTextClip
+
+# Channels of the tokens between blocks that sinks overuse: of OpenAI's weights, and no others.
+SINK_CHANNELS = {
+    "B/16": (4, 162, 189, 326, 429, 474, 633, 713),
+    "L/14": (250, 261, 437, 650, 720, 779, 936, 1005),
+}
+# A token is a sink if one of these channels has more than SINK_SHARE / C of its sum ...
+SINK_SHARE = 5.0
+# ... and then keeps 1 - SINK_BLEND of itself, the rest is the mean of its surroundings.
+SINK_BLEND = 0.4
+# Cosines below it count as 0 where patches are gathered.
+SIMILARITY_THRESHOLD = 0.4
+# A patch is refocused from where it gets more than this share of the mean attention, and keeps
+# this part of it.
+REFOCUS_THRESHOLD = 0.1
+REFOCUS_DECAY = 0.6
+
+
+class RfClipLogits(GlobalTextClip):
+    """CLIP without its sinks, its text moved towards the image.
+
+    Beside the tower: a few times B * A * T * T floats.
+
+    Args:
+        classes: names with synonyms, a file, or `Classes`.
+        sink_channels: numbers of the channels that tell a sink, >= 0 and below the tower's width;
+            they belong to one set of weights. None: the published ones of OpenAI's B/16 and L/14.
+        refocus: move attention away from patches that attract it, see `refocus`. The paper does
+            something of the kind; its published code never runs it.
+        options: `global_weight`, `patch_weight`, `cluster_distance` and `global_from` of
+            `GlobalTextClip`, and fields of `ClipOptions`. `faithful` counts the outside of the
+            image as zeros where sinks are blended, and leaves attention rows as they are without
+            the class token; otherwise the mean is over the patches that exist, and rows are
+            divided by their sum.
+
+    Raises:
+        TypeError: on an option that does not exist, or a number that is none.
+        ValueError: on classes, options or a model that will not do, or no `sink_channels` for
+            other weights.
+        FileNotFoundError: if the weights cannot be found.
+        ModuleNotFoundError: if open_clip or scipy is not installed.
+    """
+
+    linkage = "complete"
+
+    def __init__(
+        self,
+        classes: ClassNames,
+        *,
+        sink_channels: Sequence[int] | None = None,
+        refocus: bool = False,
+        **options: Any,
+    ) -> None:
+        """Load the model, embed the classes and group the prompts."""
+        super().__init__(classes, **options)
+        if sink_channels is None:
+            sink_channels = known_channels(self.options.model, self.options.pretrained)
+        width = int(self.tower.visual.class_embedding.shape[-1])
+        self.sink_channels = _check_channels(sink_channels, width)
+        self.refocus = refocus
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute patch features [B, D, h, w] and the class embedding [B, D], both float32."""
+        tower = self.tower
+        grid = tower.grid(*pixels.shape[-2:])
+        last = tower.layers - 1
+        total, keys = (torch.zeros((), device=tower.device) for _ in range(2))
+        for i, (x, out) in enumerate(self._walk(pixels, grid)):
+            total = total + out.float()
+            if i < last:
+                k = tower.qkv(i, x)[1]
+                keys = keys + self_similarity(k, k)  # [B, A, T, T]
+        mean = total / tower.layers  # [B, T, C]
+        unit = F.normalize(mean[:, 1:], dim=-1)
+        similarity = unit @ unit.mT  # [B, N, N]
+        similarity = similarity.masked_fill(similarity < SIMILARITY_THRESHOLD, 0.0)
+        one, two = (self._last_block(y, similarity, keys).float() for y in (x.float(), mean))
+        patches = tower.head(((one + two) / 2).to(out.dtype))
+        return to_map(patches, grid), tower.head(out[:, :1])[:, 0]
+
+    def class_embedding(self, pixels: Tensor) -> Tensor:
+        """Compute the class embedding alone: [B, 3, H, W] normalised pixels to [B, D]."""
+        walk = self._walk(pixels, self.tower.grid(*pixels.shape[-2:]))
+        _, out = deque(walk, maxlen=1).pop()  # the last block's
+        return self.tower.head(out[:, :1])[:, 0]
+
+    def _walk(self, pixels: Tensor, grid: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Run block after block, blending sinks after each: input and output, [B, T, C]."""
+        tower = self.tower
+        x = tower.stem(pixels)
+        for i in range(tower.layers):
+            refocused = self.refocus and i < tower.layers - 1
+            out = self._refocused(i, x) if refocused else tower.block(i, x)
+            out = blend_sinks(out, grid, self.sink_channels, self.options.faithful)
+            yield x, out
+            x = out
+
+    def _refocused(self, i: int, tokens: Tensor) -> Tensor:
+        """Run block `i` with refocused attention: [B, T, C] to [B, T, C]."""
+        q, k, v = self.tower.qkv(i, tokens)
+        y = tokens + self.tower.project(i, refocus(self_similarity(q, k)) @ v)
+        return y + self.tower.feed_forward(i, y)
+
+    def _last_block(self, tokens: Tensor, similarity: Tensor, keys: Tensor) -> Tensor:
+        """Gather patches by [B, N, N] `similarity`, then attend: [B, T, C] to [B, N, C]."""
+        tower = self.tower
+        last = tower.layers - 1
+        gathered = torch.cat([tokens[:, :1], similarity @ tokens[:, 1:]], dim=1)
+        _, k, v = tower.qkv(last, gathered.to(tower.visual.conv1.weight.dtype))
+        attention = ((keys + self_similarity(k, k)) / tower.layers)[:, :, 1:, 1:]
+        if not self.options.faithful:
+            attention = attention / attention.sum(dim=-1, keepdim=True)
+        return tower.project(last, attention @ v[:, :, 1:])
+
+
+def known_channels(model: str | Path | nn.Module, pretrained: str | Path | None) -> tuple[int, ...]:
+    """Return the published sink channels of OpenAI's weights.
+
+    Args:
+        model: as in `ClipOptions`.
+        pretrained: as in `ClipOptions`.
+
+    Raises:
+        ValueError: on any other weights.
+    """
+    name, tag = PRESETS.get(str(model), (model, None))
+    for preset, channels in SINK_CHANNELS.items():
+        if (name, pretrained or tag) == PRESETS[preset]:
+            return channels
+    raise ValueError(
+        "`sink_channels` must be given for other weights than OpenAI's B/16 and L/14; they are "
+        "numbers of channels of one set of weights."
+    )
+
+
+def _check_channels(channels: Sequence[int], width: int) -> tuple[int, ...]:
+    for channel in channels:
+        check_count("sink_channels", channel, 0)
+        if channel >= width:
+            raise ValueError(
+                f"`sink_channels` must be below the tower's width {width}; got {channel}."
+            )
+    return tuple(channels)
+
+
+def blend_sinks(
+    tokens: Tensor, grid: tuple[int, int], channels: Sequence[int], faithful: bool
+) -> Tensor:
+    """Blend sinks with their surroundings.
+
+    Args:
+        tokens: [B, T, C], class token first, any float type.
+        grid: (h, w).
+        channels: those that tell a sink: one of them has more than 5 / C of the token's sum,
+            after the least channel was taken from all.
+        faithful: True: the mean of the 3 x 3 patches takes the outside of the image for zeros.
+            False: it is over those that exist.
+
+    Returns:
+        [B, T, C] in the type of `tokens`; the class token and what is no sink is unchanged.
+    """
+    if not channels:
+        return tokens
+    patches = tokens[:, 1:].float()
+    above = patches - patches.amin(dim=-1, keepdim=True)
+    share = above[..., list(channels)].amax(dim=-1) / above.sum(dim=-1)  # [B, N]
+    sinks = (share > SINK_SHARE / tokens.shape[-1])[..., None]
+    around = F.avg_pool2d(to_map(patches, grid), 3, stride=1, padding=1, count_include_pad=faithful)
+    blended = (1 - SINK_BLEND) * patches + SINK_BLEND * around.flatten(2).mT
+    return torch.cat([tokens[:, :1], torch.where(sinks, blended, patches).to(tokens.dtype)], dim=1)
+
+
+def refocus(attention: Tensor) -> Tensor:
+    """Move attention from patches that attract much of it to all other patches.
+
+    The published constants, in the plainest reading: a patch that gets more than 0.1 of the
+    attention, in the mean over the patches of a head, keeps 0.6 of it; what it loses goes to the
+    other patches in proportion to theirs.
+
+    Args:
+        attention: [B, A, T, T], class token first; rows sum to one.
+
+    Returns:
+        [B, A, T, T]; rows sum to one; what goes to the class token is unchanged.
+    """
+    patches = attention[..., 1:]  # [B, A, T, N]
+    sinks = patches[:, :, 1:].mean(dim=2, keepdim=True) > REFOCUS_THRESHOLD
+    kept = torch.where(sinks, REFOCUS_DECAY * patches, patches)
+    others = patches.masked_fill(sinks, 0.0)
+    room = others.sum(dim=-1, keepdim=True)
+    lost = (patches - kept).sum(dim=-1, keepdim=True)
+    # Where every patch is a sink there is nowhere to go.
+    moved = torch.where(room > 0, kept + lost * others / room.clamp(min=_tiny(room)), patches)
+    return torch.cat([attention[..., :1], moved], dim=-1)
+
+
+def _tiny(x: Tensor) -> float:
+    return torch.finfo(x.dtype).tiny

@@ -1,0 +1,1 @@
+"""Folders of results: whole files, settings, records of what is finished."""

@@ -1,0 +1,62 @@
+"""Reading arrays, and writing files whole or not at all."""
+
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def read_arrays(
+    path: Path, *wanted: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, NDArray[Any]]:
+    """Read arrays of an `.npz` file.
+
+    Args:
+        path: the file.
+        wanted: for each array that is needed, the keys that it may have, best first.
+        optional: keys of arrays that are read if they are there.
+
+    Returns:
+        The arrays under their keys.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged or lacks an array; the message names the file.
+    """
+    try:
+        # Opened here, because np.load leaves a damaged archive that it opened itself open.
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise ValueError("a single array, not an archive of named ones")
+            keys = [next((k for k in group if k in arrays), "") for group in wanted]
+            if "" not in keys:
+                keys += [key for key in optional if key in arrays]
+                return {key: arrays[key] for key in keys}
+            found = sorted(arrays)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as err:
+        raise ValueError(f"`{path}` must be a readable .npz file; got {err}.") from err
+    needed = " or ".join(repr(key) for key in wanted[keys.index("")])
+    raise ValueError(f"`{path}` must have the array {needed}; got {found}.")
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file under a temporary name beside `path`, then rename it.
+
+    Whoever looks at `path` sees the old file, or none, or all of the new one.
+    """
+    # Not the whole name again: with more letters it might be too long for a file.
+    temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

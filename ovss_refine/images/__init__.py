@@ -1,0 +1,1 @@
+"""Reading images in any form, and drawing segmentations."""

@@ -1,0 +1,132 @@
+"""From logits to one distribution over patches per class: the method's steps 1 to 5.
+
+Source: J. Li et al., "Direct Segmentation without Logits Optimization for Training-Free
+Open-Vocabulary Semantic Segmentation", CVPR 2026, section 3 and supplement (early rejection,
+NMS). The relative bar and the area gate are ours.
+
+Axes: B images, K prompts, M classes, N = gh * gw patches.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ovss_refine.tensors.tracing import whole_number
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seeds:
+    """Which classes go on, and from where.
+
+    Attributes:
+        kept: [B, M] bool, at least one True per image.
+        mask: [B, M, N] bool, the seeds of the kept classes; every kept class has one or more,
+            and no patch is a seed of two classes.
+    """
+
+    kept: Tensor
+    mask: Tensor
+
+
+def confidence(
+    logits: Tensor,
+    prompt_index: Tensor | None,
+    logit_scale: float,
+    background: tuple[int, float] | None,
+) -> tuple[Tensor, Tensor]:
+    """Probability of every class at every patch.
+
+    Args:
+        logits: [B, K, N] scores on the attention's grid.
+        prompt_index: [K] class of each prompt, or None where every prompt is its own class.
+        logit_scale: factor on the logits before the softmax over prompts.
+        background: None or (class, threshold): a patch whose best class is less probable
+            than the threshold becomes that class, one-hot.
+
+    Returns:
+        P: [B, M, N]; sums to one over classes at every patch.
+        assigned: [B, N] bool, the patches that the background rule decided.
+    """
+    P = (logit_scale * logits).softmax(dim=1)
+    if prompt_index is not None:
+        B, _, N = P.shape
+        M = whole_number(prompt_index.max() + 1)
+        P = P.new_zeros(B, M, N).index_add_(1, prompt_index, P)
+    if background is None:
+        return P, torch.zeros_like(P[:, 0], dtype=torch.bool)
+    index, threshold = background
+    assigned = P.amax(dim=1) < threshold  # [B, N]
+    one_hot = torch.zeros_like(P)
+    one_hot[:, index] = 1
+    return torch.where(assigned[:, None], one_hot, P), assigned
+
+
+def find_seeds(
+    P: Tensor,
+    assigned: Tensor,
+    *,
+    suppress: bool,
+    nms: str,
+    nms_threshold: float,
+    min_area: float,
+) -> Seeds:
+    """Reject classes that win nowhere, then patches that are not confident enough.
+
+    Args:
+        P: [B, M, N] class confidence.
+        assigned: [B, N] bool, patches that the background rule decided. Their confidence is 1
+            by decree, so they do not set the relative bar: everything else would fall under it.
+        suppress: whether weak patches are dropped at all. If not, every patch is a seed
+            of the class that wins it.
+        nms: "relative" (bar = `nms_threshold` times the image's highest confidence) or
+            "absolute" (bar = `nms_threshold`).
+        nms_threshold: in [0, 1].
+        min_area: share of the patches that a class must win.
+    """
+    top, winner = P.max(dim=1)  # both [B, N]
+    wins = torch.zeros_like(P, dtype=torch.bool).scatter_(1, winner[:, None], True)
+    area = wins.sum(dim=2, keepdim=True) / P.shape[2]  # [B, M, 1]
+    large = wins & (area >= min_area)
+    # An image must not end up empty: where no class is large enough, all that win go on.
+    wins = large | (wins & ~large.any(dim=(1, 2), keepdim=True))
+    if suppress:
+        bar = torch.full_like(top[:, :1], nms_threshold)  # [B, 1]
+        if nms == "relative":
+            bar = bar * top.masked_fill(assigned, 0).amax(dim=1, keepdim=True)
+        confident = wins & (top >= bar)[:, None]  # [B, M, N]
+        wins = confident | (wins & ~confident.any(dim=(1, 2), keepdim=True))
+    return Seeds(wins.any(dim=2), wins)
+
+
+def normalise(P: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the seed patches of each class; zero elsewhere.
+
+    Args:
+        P: [B, M, N] class confidence.
+        mask: [B, M, N] bool, at least one seed for every class.
+
+    Returns:
+        [B, M, N], every row sums to one.
+    """
+    return P.masked_fill(~mask, -torch.inf).softmax(dim=2)
+
+
+def kept_index(kept: Tensor) -> Tensor:
+    """Indices of the kept classes, ascending, as one rectangular tensor.
+
+    Args:
+        kept: [B, M] bool, at least one True per image.
+
+    Returns:
+        [B, m] int64, m = the most that any image keeps. An image that keeps fewer repeats its
+        first one at the end: the repeats compute the same values again, so nobody has to mask.
+    """
+    counts = kept.sum(dim=1, keepdim=True)
+    # Kept ones first; no two keys are equal, so that no sort can turn them around.
+    M = kept.shape[1]
+    index = torch.arange(M, device=kept.device)
+    order = torch.where(kept, M - index, -index).sort(dim=1, descending=True).indices
+    order = order[:, : whole_number(counts.max(), M)]
+    within = torch.arange(order.shape[1], device=kept.device) < counts
+    return torch.where(within, order, order[:, :1])

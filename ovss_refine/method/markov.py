@@ -1,0 +1,167 @@
+"""Markov chains on the attention graph: scaling, propagation, first passage.
+
+Sources: J. Li et al., CVPR 2026, section 3.5 (maximum velocity); M. Karmann and O. Urfalioglu,
+"M2N2", CVPR 2025 (first passage, tau, 15 rounds of iterative proportional fitting). Anchored
+propagation is ours.
+
+Axes: B images, M classes, N patches. Distributions are rows: one step is x @ T.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ovss_refine.attention import Attention
+from ovss_refine.tensors.blocks import add_left, right
+from ovss_refine.tensors.tracing import State, repeat
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chain:
+    """The doubly stochastic chain T = diag(r) attention diag(c), never written out.
+
+    Attributes:
+        attention: B maps of N tokens.
+        r: [B, 1, N] factor of each row.
+        c: [B, 1, N] factor of each column.
+        turned: [B, N, N] the attention's columns as rows, or None.
+    """
+
+    attention: Attention
+    r: Tensor
+    c: Tensor
+    turned: Tensor | None = None
+
+    def step(self, x: Tensor) -> Tensor:
+        """Return x T, [B, M, N] in and out."""
+        x = x * self.r
+        x = self.attention.left(x) if self.turned is None else right(x, self.turned)
+        return x.mul_(self.c)
+
+    def spread(self, f: Tensor) -> Tensor:
+        """Return f T with every class's largest entry scaled to one, [B, M, N] in and out."""
+        f = self.step(f)
+        return f.div_(f.amax(dim=2, keepdim=True))
+
+
+def doubly_stochastic(attention: Attention, rounds: int, *, many_steps: bool = False) -> Chain:
+    """Scale columns, then rows, to sum to one, `rounds` times.
+
+    The rows sum to one exactly, the columns as nearly as the rounds allow. One walk over the
+    attention does a round's rows together with the next round's columns.
+
+    Args:
+        attention: B maps of N tokens.
+        rounds: how many, >= 1.
+        many_steps: whether so many steps will be taken that a turned copy, B * N * N floats,
+            saves time. It changes results by rounding only.
+    """
+    turned = attention.turned() if many_steps else None
+    N = attention.shape[-1]
+    column_sums = torch.zeros(attention.batch, 1, N, device=attention.device)
+    for _, block in attention.blocks():
+        column_sums += block.sum(dim=1, keepdim=True)
+    for _ in range(rounds):
+        c = _reciprocal(column_sums)
+        r = torch.empty_like(c)
+        column_sums = torch.zeros_like(c)
+        for rows, block in attention.blocks():
+            r[..., rows] = _reciprocal(right(c, block))
+            if turned is None:
+                add_left(column_sums, r[..., rows], block)
+        if turned is not None:
+            column_sums = right(r, turned)
+    return Chain(attention, r, c, turned)
+
+
+def propagate(x: Tensor, chain: Chain, steps: int) -> Tensor:
+    """Return x T^steps, [B, M, N] in and out."""
+    for _ in range(steps):
+        x = chain.step(x)
+    return x
+
+
+def anchored(x: Tensor, w: Tensor, chain: Chain, steps: int) -> Tensor:
+    """Propagate with a restart at `x` whose probability is the patch's own.
+
+    Args:
+        x: [B, M, N] class confidence.
+        w: [B, 1, N] restart weight in [0, 1]: 1 keeps a patch's own scores, 0 listens only.
+        chain: B chains over N patches.
+        steps: how many.
+
+    Returns:
+        [B, M, N] X(steps), X(0) = x, X(t+1) = w x + (1 - w) X(t) T.
+    """
+    moved = x
+    for _ in range(steps):
+        moved = torch.lerp(chain.step(moved), x, w)
+    return moved
+
+
+def first_passage(q: Tensor, chain: Chain, tau: float, max_steps: int) -> Tensor:
+    """How soon a walk that starts from `q` reaches each patch.
+
+    Args:
+        q: [B, M, N] distributions over patches.
+        chain: B chains over N patches.
+        tau: a patch is reached once its mass is over `tau` times the largest, in (0, 1).
+        max_steps: upper bound on steps, and the time of a patch never reached.
+
+    Returns:
+        [B, M, N] D = 1 / (1 + l), l = steps, interpolated between the two around the crossing.
+    """
+    f = q / q.amax(dim=2, keepdim=True)
+    pending = f <= tau
+
+    def step(t: int, before: Tensor, pending: Tensor, time: Tensor) -> State:
+        f = chain.spread(before)
+        crossed = pending & (f > tau)
+        time = torch.where(crossed, t - 1 + (tau - before) / (f - before), time)
+        return f, pending & ~crossed, time
+
+    start = (f, pending, pending * float(max_steps))
+    steps = range(1, max_steps + 1)
+    _, _, time = repeat(step, _none_pending, start, steps, chain.attention.test_every)
+    return 1 / (1 + time)
+
+
+def increment(q: Tensor, chain: Chain, tau: float, max_steps: int) -> Tensor:
+    """How long a walk that starts from `q` keeps changing each patch (the paper's Eq. 12).
+
+    Args:
+        q: [B, M, N] distributions over patches.
+        chain: B chains over N patches.
+        tau: a patch is at rest once it changes by `tau` times its class's largest first change
+            or less, in (0, 1).
+        max_steps: upper bound on steps, and the time of a patch never at rest.
+
+    Returns:
+        [B, M, N] D = l, the first step at which the patch is at rest, >= 1.
+    """
+    f = q / q.amax(dim=2, keepdim=True)
+    before, f = f, chain.spread(f)
+    change = (f - before).abs()
+    bar = tau * change.amax(dim=2, keepdim=True)
+
+    def step(t: int, before: Tensor, pending: Tensor, time: Tensor) -> State:
+        f = chain.spread(before)
+        rested = pending & ((f - before).abs() <= bar)
+        return f, pending & ~rested, torch.where(rested, t, time)
+
+    pending = ~(change <= bar)
+    start = (f, pending, torch.where(pending, float(max_steps), torch.ones_like(f)))
+    steps = range(2, max_steps + 1)
+    _, _, time = repeat(step, _none_pending, start, steps, chain.attention.test_every)
+    return time
+
+
+def _none_pending(before: State, after: State) -> Tensor:
+    return ~after[1].any()
+
+
+def _reciprocal(sums: Tensor) -> Tensor:
+    # The sum is 0 for a patch that nobody attends to. Any finite factor then does, since it
+    # multiplies zeros; an infinite one would make them NaN.
+    return 1 / sums.clamp_min(torch.finfo(sums.dtype).tiny)

@@ -1,0 +1,1 @@
+"""`ovss-refine segment`: folders of images in, files of segmentations out."""

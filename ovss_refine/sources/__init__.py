@@ -1,0 +1,1 @@
+"""Sources of logits and attention: listed, and loaded lazily."""

@@ -1,0 +1,335 @@
+"""ProxyCLIP: formula, kinds of proxies, grids, windows, manners."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from adapters import tiny_models
+from adapters.tiny_clip import CLASSES, images, make, tiny_clip
+from ovss_refine import Attention, load_logits
+from ovss_refine.testing.logits import check_logits_source
+from ovss_refine_adapters.attention.vit import ViTAttention
+from ovss_refine_adapters.backbones.timm import TimmBackbone
+from ovss_refine_adapters.logits import clip, proxyclip
+from ovss_refine_adapters.logits.proxyclip import ProxyClipLogits, masked_softmax, proxy_attention
+
+
+def smooth(shot, size=(6, 16)):
+    """Features of 4 channels that differ from patch to patch and lie in all directions."""
+    coarse = torch.nn.functional.adaptive_avg_pool2d(shot, size)
+    return torch.cat([coarse, coarse.square().sum(dim=1, keepdim=True)], dim=1) - 0.5
+
+
+def resized(maps, size):
+    """Bilinear with half-pixel centres, one pixel after another."""
+    C, h, w = maps.shape
+    out = np.zeros((C, *size))
+    for y in range(size[0]):
+        for x in range(size[1]):
+            v, u = (
+                np.clip((i + 0.5) * n / m - 0.5, 0, n - 1)
+                for i, n, m in ((y, h, size[0]), (x, w, size[1]))
+            )
+            top, left = int(v), int(u)
+            low, right = min(top + 1, h - 1), min(left + 1, w - 1)
+            dy, dx = v - top, u - left
+            upper = (1 - dx) * maps[:, top, left] + dx * maps[:, top, right]
+            lower = (1 - dx) * maps[:, low, left] + dx * maps[:, low, right]
+            out[:, y, x] = (1 - dy) * upper + dy * lower
+    return out
+
+
+def written(source, pixels, features, beta, gamma):
+    """[N, D] features of one image, in float64 loops on the tower's values."""
+    tower = source.tower
+    last = tower.layers - 1
+    with torch.no_grad():
+        x, _ = tower.blocks(tower.stem(pixels), 0, last)
+        v = tower.qkv(last, x)[2][0, :, 1:].double().numpy()  # [A, N, d]
+    A, _, d = v.shape
+    C, gh, gw = features.shape
+    e = features.reshape(C, -1).T
+    e = e / np.linalg.norm(e, axis=1, keepdims=True)
+    S = e @ e.T
+    scaled = gamma * (S - beta * S.mean())
+    out = np.zeros((A, gh * gw, d))
+    for head in range(A):
+        values = resized(v[head].T.reshape(d, *tower.grid(*pixels.shape[-2:])), (gh, gw))
+        values = values.reshape(d, -1).T
+        for p in range(gh * gw):
+            weight = np.where(scaled[p] < 0, 0, np.exp(scaled[p]))
+            out[head, p] = weight @ values / weight.sum()
+    with torch.no_grad():
+        y = tower.project(last, torch.from_numpy(out).float()[None])
+        return tower.head(y)[0]
+
+
+@pytest.mark.parametrize(("beta", "gamma"), [(1.2, 3.0), (0.5, 10.0)])
+def test_formula(beta, gamma):
+    source = make(ProxyClipLogits, proxy=smooth, beta=beta, gamma=gamma)
+    shot = images(1, 24, 64)
+    pixels = source.prepare(shot)
+    features = smooth(shot)[0].double().numpy()
+    with torch.no_grad():
+        got = source.features(pixels)
+    assert got.shape == (1, 24, 6, 16)
+    wanted = written(source, pixels, features, beta, gamma)
+    assert_close(got[0].flatten(1).mT, wanted, atol=1e-5, rtol=0)
+
+
+def test_something_is_masked_and_something_is_not():
+    """Else the formula above would prove less than it seems to."""
+    map_ = proxy_attention(smooth(images(1, 24, 64)), 1.2, 3.0)
+    assert 0.1 < float((map_ == 0).float().mean()) < 0.9
+    assert_close(map_.sum(dim=-1), torch.ones(1, 96))
+
+
+def test_published_constants():
+    source = ProxyClipLogits(
+        CLASSES, proxy=smooth, model=tiny_clip(), templates="single", cache_dir=None
+    )
+    options = source.options
+    got = (options.short_side, options.window, options.stride, options.logit_scale)
+    assert got == (336, 336, 112, 40.0)
+    assert (source.beta, source.gamma, source.window_multiple) == (1.2, 3.0, 56)
+
+
+@pytest.mark.parametrize(
+    ("given", "model", "positions"),
+    [
+        ("dino-b8", "vit_base_patch8_224.dino", "reference"),
+        ("dino-b16", "vit_base_patch16_224.dino", "reference"),
+        ("dinov2-b14-reg", "vit_base_patch14_reg4_dinov2.lvd142m", "timm"),
+        ("vit_small_patch8_224.dino", "vit_small_patch8_224.dino", "timm"),
+    ],
+)
+def test_named_backbones(monkeypatch, given, model, positions):
+    asked = {}
+    tiny = TimmBackbone(tiny_models.tiny_vit())
+
+    def load(name, positions="timm", device=None):
+        asked.update(name=name, positions=positions, device=str(device))
+        return tiny
+
+    monkeypatch.setattr(
+        proxyclip, "TimmBackbone", type("T", (), {"__new__": lambda c, *a, **o: load(*a, **o)})
+    )
+    proxyclip.as_backbone(given, torch.device("cpu"))
+    assert asked == {"name": model, "positions": positions, "device": "cpu"}
+
+
+def eye(shot, size=(6, 10)):
+    n = size[0] * size[1]
+    return Attention(torch.eye(n).expand(len(shot), n, n), size)
+
+
+class Source:
+    """An attention source of one's own."""
+
+    def __init__(self, attend):
+        self.attention = attend
+
+
+def test_attention_that_mixes_nothing_is_maskclip():
+    wanted = make(functools.partial(clip.maskclip, reading="b")).logits(images()).values
+    got = make(ProxyClipLogits, proxy=Source(eye)).logits(images()).values
+    assert_close(got, wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_attention_held_as_factors_is_the_same():
+    source = ViTAttention(tiny_models.tiny_vit(), factors=True)
+    plain = Source(lambda shot: Attention(whole(source.attention(shot)), (6, 10)))
+    got = make(ProxyClipLogits, proxy=source).logits(images()).values
+    assert_close(got, make(ProxyClipLogits, proxy=plain).logits(images()).values)
+
+
+def whole(attention):
+    return torch.cat([rows for _, rows in attention.blocks()], dim=1)
+
+
+def test_rows_of_attention_are_queries():
+    """Everybody looks at patch 7 alone."""
+    n = 60
+    to_seven = torch.zeros(n, n)
+    to_seven[:, 7] = 1
+    proxy = Source(lambda shot: Attention(to_seven.expand(len(shot), n, n), (6, 10)))
+    got = make(ProxyClipLogits, proxy=proxy).logits(images(1)).values.flatten(2)
+    mask = make(functools.partial(clip.maskclip, reading="b")).logits(images(1)).values
+    assert_close(got, mask.flatten(2)[..., 7:8].expand(-1, -1, n), atol=1e-6, rtol=1e-5)
+
+
+def test_beta_and_gamma_are_not_used_with_attention():
+    one = make(ProxyClipLogits, proxy=Source(eye)).logits(images()).values
+    two = make(ProxyClipLogits, proxy=Source(eye), beta=0.1, gamma=9.0).logits(images()).values
+    assert_close(one, two)
+
+
+def test_the_mean_is_that_of_each_image():
+    features = smooth(images(2, 24, 64))
+    both = proxy_attention(features, 1.2, 3.0)
+    assert_close(both[:1], proxy_attention(features[:1], 1.2, 3.0))
+    assert_close(both[1:], proxy_attention(features[1:], 1.2, 3.0))
+
+
+def test_one_colour():
+    """All patches alike, below 1.2 times their mean, would be 0 / 0."""
+    assert_close(masked_softmax(torch.ones(1, 5, 5), 1.2, 3.0), torch.eye(5)[None])
+    flat = make(ProxyClipLogits, proxy=lambda shot: torch.ones(len(shot), 3, 6, 10))
+    assert_close(
+        flat.logits(images(1)).values,
+        make(ProxyClipLogits, proxy=Source(eye)).logits(images(1)).values,
+    )
+
+
+PROXIES = {
+    "dino": lambda: tiny_models.tiny_vit("dino"),
+    "dinov2 with registers": lambda: TimmBackbone(tiny_models.tiny_vit("registers")),
+    "reference positions": lambda: TimmBackbone(tiny_models.tiny_vit(), positions="reference"),
+    "convolutions": lambda: tiny_models.randomise(tiny_resnet(), std=0.1),
+    "function": lambda: smooth_by_patches,
+    "attention": lambda: ViTAttention(tiny_models.tiny_vit(), size=48),
+    "factors": lambda: ViTAttention(tiny_models.tiny_vit(), factors=True),
+}
+
+
+def tiny_resnet():
+    import timm
+
+    return timm.create_model("resnet10t", pretrained=False, num_classes=0)
+
+
+def smooth_by_patches(shot):
+    return smooth(shot, tuple(side // 4 for side in shot.shape[-2:]))
+
+
+@pytest.mark.parametrize("name", PROXIES)
+@pytest.mark.parametrize("options", [{}, {"window": 32, "stride": 24, "short_side": 40}])
+def test_conformance(name, options):
+    check_logits_source(lambda: make(ProxyClipLogits, proxy=PROXIES[name](), **options))
+
+
+@pytest.mark.parametrize("faithful", [True, False])
+def test_conformance_unfaithful_or_not(faithful):
+    options = {"window": 40, "stride": 24, "faithful": faithful}
+    check_logits_source(lambda: make(ProxyClipLogits, proxy=tiny_models.tiny_vit(), **options))
+
+
+def test_scores_lie_on_the_grid_of_the_proxy():
+    source = make(ProxyClipLogits, proxy=smooth)
+    assert source.logits(images(2, 24, 64)).values.shape == (2, 4, 6, 16)
+    one_for_all = make(ProxyClipLogits, proxy=functools.partial(smooth, size=(5, 5)))
+    assert one_for_all.logits(images(2, 24, 64)).values.shape == (2, 4, 5, 5)
+
+
+class Watched(TimmBackbone):
+    """A backbone that notes what it is shown."""
+
+    def features(self, shot, layer=-1):
+        self.shown = shot
+        return super().features(shot, layer)
+
+
+@pytest.mark.parametrize(
+    ("faithful", "size"), [(True, (42, 70)), (False, (48, 80))]
+)  # whole patches of 14 pixels, or of CLIP's 8
+def test_what_the_proxy_is_shown(faithful, size):
+    watched = Watched(tiny_models.tiny_vit("registers"))
+    shot = images(1, 50, 83)
+    make(ProxyClipLogits, proxy=watched, faithful=faithful).logits(shot)
+    assert_close(watched.shown, shot[..., : size[0], : size[1]], atol=1e-6, rtol=0)
+
+
+def test_an_image_smaller_than_a_patch_of_the_proxy():
+    watched = Watched(tiny_models.tiny_vit("registers"))
+    values = make(ProxyClipLogits, proxy=watched).logits(images(1, 9, 30)).values
+    assert watched.shown.shape[-2:] == (9, 28)
+    assert values.shape == (1, 4, 1, 2)
+
+
+@pytest.mark.parametrize(("family", "multiple"), [("dino", 8), ("registers", 56)])
+def test_windows_without_faithful_have_whole_patches_of_both(family, multiple):
+    proxy = tiny_models.tiny_vit(family)
+    assert make(ProxyClipLogits, proxy=proxy, faithful=False).window_multiple == multiple
+    assert make(ProxyClipLogits, proxy=proxy).window_multiple == 56
+
+
+def test_windows_are_padded():
+    """A window of 40 pixels makes 56 for the proxy, 8 more on either side."""
+    watched = Watched(tiny_models.tiny_vit("dino"))
+    source = make(ProxyClipLogits, proxy=watched, window=40, stride=40)
+    shot = images(1, 40, 40)
+    source.logits(shot)
+    assert watched.shown.shape[-2:] == (56, 56)
+    assert_close(watched.shown[..., 8:48, 8:48], shot, atol=1e-6, rtol=0)
+    # Zeros after normalisation are the mean colour.
+    assert_close(watched.shown[0, 0, 0, 0], torch.tensor(122.771 / 255), atol=1e-6, rtol=0)
+
+
+def test_by_name():
+    model, proxy = tiny_clip(), tiny_models.tiny_vit()
+    source = make(functools.partial(load_logits, "proxyclip"), model=model, proxy=proxy)
+    wanted = make(ProxyClipLogits, model=model, proxy=proxy).logits(images(1)).values
+    assert_close(source.logits(images(1)).values, wanted)
+
+
+class Both:
+    def features(self, shot):
+        return smooth(shot)
+
+    def attention(self, shot):
+        return eye(shot)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"proxy": 7}, TypeError, r"`proxy` must be a name, a model, a function.*; got int"),
+        ({"proxy": Both()}, TypeError, r"`features` or `attention`, as only one.*got Both"),
+        ({"proxy": "dino"}, ValueError, r"`proxy` must be one of \['dino-b16', .*got 'dino'"),
+        ({"proxy": "./none"}, FileNotFoundError, r"must be an existing folder"),
+        ({"beta": -0.1}, ValueError, r"`beta` must be a finite number >= 0; got -0.1"),
+        ({"gamma": 0}, ValueError, r"`gamma` must be a finite number > 0; got 0"),
+        ({"betta": 1.2}, TypeError, r"unexpected keyword argument 'betta'"),
+    ],
+)
+def test_bad_options(options, error, message):
+    with pytest.raises(error, match=message):
+        make(ProxyClipLogits, **({"proxy": smooth} | options))
+
+
+@pytest.mark.parametrize(
+    ("proxy", "error", "message"),
+    [
+        (lambda x: smooth(x).mT, ValueError, r"lies as the image does.*got 16 x 6 for 24 x 64"),
+        (lambda x: smooth(x)[:1], ValueError, r"`features of the proxy` must have.*\[B=2, C"),
+        (lambda x: smooth(x).flatten(2), ValueError, r"must have shape \[B=2, C, gh, gw\]"),
+        (lambda x: smooth(x) / 0, ValueError, r"`features of the proxy` must be finite"),
+        (lambda x: smooth(x).long(), TypeError, r"`features of the proxy` must be a floating"),
+        (lambda x: None, TypeError, r"`features of the proxy` must be a torch.Tensor"),
+        (Source(lambda x: eye(x, (16, 6))), ValueError, r"got 16 x 6 for 24 x 64 pixels"),
+        (Source(lambda x: eye(x[:1])), ValueError, r"must give B=2 attention maps; got 1"),
+    ],
+)
+def test_a_proxy_whose_grid_cannot_be_matched(proxy, error, message):
+    source = make(ProxyClipLogits, proxy=proxy)
+    with pytest.raises(error, match=message):
+        source.logits(images(2, 24, 64))
+
+
+def test_a_proxy_of_one_size_only():
+    fixed = tiny_models.tiny_vit("dino", dynamic_img_size=False)
+    with pytest.raises(ValueError, match=r"must have the size 224 x 224 that the model was made"):
+        make(ProxyClipLogits, proxy=fixed).logits(images(1))
+    sized = TimmBackbone(fixed, size=(224, 224))
+    assert make(ProxyClipLogits, proxy=sized).logits(images(1)).values.shape == (1, 4, 28, 28)
+
+
+def test_half_precision_tower():
+    model, proxy = tiny_clip(), tiny_models.tiny_vit()
+    wanted = make(ProxyClipLogits, model=model, proxy=proxy).logits(images(1)).values
+    half = make(ProxyClipLogits, model=model.to(torch.bfloat16), proxy=proxy)
+    # bfloat16 has three digits.
+    assert float((half.logits(images(1)).values - wanted).abs().max()) < 0.1

@@ -1,0 +1,150 @@
+"""Records on disk: whole lines only, durable, one writer; and what they add up to."""
+
+import errno
+import os
+import resource
+
+import numpy as np
+import pytest
+
+from ovss_refine.evaluation.totals import add_up
+from ovss_refine.folders.records import Records, add_packed, encode, iterate, pack, read_all
+
+
+def record(id, value=1):
+    return {"id": id, "counts": {"a": [[0, 3], [value, 2]]}, "seconds": {"a": 0.5}}
+
+
+def write(folder, *records, rank=0):
+    kept = Records(folder, rank)
+    for one in records:
+        kept.append(one)
+    kept.close()
+    return kept.path
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = write(tmp_path, record("x"), record("ü\n\u2028"))
+    assert [one["id"] for one in read_all(tmp_path)] == ["x", "ü\n\u2028"]
+    assert path.read_bytes().count(b"\n") == 2
+
+
+@pytest.mark.parametrize("cut", range(1, len(encode(record("last")))))
+def test_a_torn_last_line_is_cut_off_at_every_byte(tmp_path, cut):
+    path = write(tmp_path, record("x"))
+    whole = path.read_bytes()
+    path.write_bytes(whole + encode(record("last"))[:cut])
+    assert [one["id"] for one in read_all(tmp_path)] == ["x"]
+    write(tmp_path, record("y"))
+    assert [one["id"] for one in read_all(tmp_path)] == ["x", "y"]
+    assert path.read_bytes() == whole + encode(record("y"))
+
+
+def test_a_last_line_of_garbage_is_cut_off(tmp_path):
+    path = write(tmp_path, record("x"))
+    path.write_bytes(path.read_bytes() + bytes(50) + b"\n")
+    write(tmp_path)
+    assert path.read_bytes() == encode(record("x"))
+
+
+def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):
+    path = write(tmp_path, record("x"), record("y"), record("z"))
+    data = path.read_bytes()
+    at = len(encode(record("x")))
+    path.write_bytes(data.replace(b'"y"', b'"w"'))
+    with pytest.raises(ValueError, match=f"must have whole lines; the one at byte {at} is damaged"):
+        list(iterate(path))
+    with pytest.raises(ValueError, match="whole lines"):
+        Records(tmp_path)
+
+
+def test_one_writer_at_a_time(tmp_path):
+    first = Records(tmp_path)
+    with pytest.raises(BlockingIOError, match="must be written by one run at a time"):
+        Records(tmp_path)
+    Records(tmp_path, rank=1).close()
+    first.close()
+    Records(tmp_path).close()
+
+
+def test_records_are_on_the_disk_before_the_next(tmp_path, monkeypatch):
+    calls = []
+    for name in ("write", "fsync"):
+        real = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda fd, *a, n=name, real=real: (calls.append(n), real(fd, *a))[1]
+        )
+    kept = Records(tmp_path)
+    calls.clear()
+    kept.append(record("x"))
+    kept.append(record("y"))
+    kept.close()
+    assert calls == ["write", "fsync"] * 2
+
+
+def test_a_write_in_pieces_is_finished(tmp_path, monkeypatch):
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:7]))
+    write(tmp_path, record("x"), record("y"))
+    assert [one["id"] for one in read_all(tmp_path)] == ["x", "y"]
+
+
+def test_a_full_disk_leaves_the_earlier_records(tmp_path, monkeypatch):
+    real, kept = os.write, Records(tmp_path)
+    kept.append(record("x"))
+    room = [10]
+
+    def write_a_little(fd, data):
+        if not room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(fd, data[: room.pop()])
+
+    monkeypatch.setattr(os, "write", write_a_little)
+    with pytest.raises(OSError, match=r"No space left on device.*those before it are safe") as err:
+        kept.append(record("y"))
+    assert err.value.errno == errno.ENOSPC
+    monkeypatch.setattr(os, "write", real)
+    assert kept.path.read_bytes() == encode(record("x"))
+    kept.append(record("y"))  # there is room again
+    kept.close()
+    assert [one["id"] for one in read_all(tmp_path)] == ["x", "y"]
+
+
+def test_a_limit_of_the_system_is_met_the_same_way(tmp_path):
+    """No stand-in: the kernel refuses to let the file grow."""
+    kept = Records(tmp_path)
+    kept.append(record("x"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(encode(record("x"))) + 20, hard))
+    try:
+        with pytest.raises(OSError, match="could not be written"):
+            kept.append(record("y"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    kept.close()
+    assert kept.path.read_bytes() == encode(record("x"))
+
+
+def test_counts_come_back_whole(rng):
+    counts = rng.integers(0, 2, (5, 5)) * rng.integers(0, 2**40, (5, 5))
+    total = np.ones((5, 5), dtype=np.int64)
+    add_packed(total, pack(counts))
+    np.testing.assert_array_equal(total, counts + 1)
+
+
+def test_totals_over_all_files(tmp_path):
+    write(tmp_path, record("x", 1), record("y", 10), rank=0)
+    write(tmp_path, record("z", 100), {"id": "w", "failure": "no mask"}, rank=1)
+    totals = add_up(tmp_path, ["a"], 2)
+    assert totals.counts["a"].tolist() == [[111, 0], [0, 6]]
+    assert totals.done == {"x", "y", "z"}
+    assert totals.failures == {"w": "no mask"}
+    assert totals.seconds == {"a": 1.5}
+
+
+def test_a_result_replaces_a_failure_and_never_a_result(tmp_path):
+    write(tmp_path, {"id": "x", "failure": "no mask"}, record("x"))
+    assert add_up(tmp_path, ["a"], 2).failures == {}
+    write(tmp_path, record("x"), rank=1)
+    with pytest.raises(ValueError, match="one result for each image; got two for 'x'"):
+        add_up(tmp_path, ["a"], 2)

@@ -1,0 +1,94 @@
+"""Optimal path: marginals, laws, closed forms."""
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+import reference
+from conftest import RANGE_TOLERANCE, SUM_TOLERANCE
+from ovss_refine import Attention
+from ovss_refine.method.transport import optimal_path
+from strategies import block_attention, random_attention, random_sources
+
+
+def solve(weights, q, epsilon=0.1, iterations=50):
+    return optimal_path(q, Attention(weights, (1, weights.shape[-1])), epsilon, iterations)
+
+
+@st.composite
+def problems(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    B, N = draw(st.integers(1, 3)), draw(st.integers(2, 30))
+    sharpness = draw(st.sampled_from([0.2, 1.5, 4.0]))
+    maps = np.stack([random_attention(rng, N, sharpness) for _ in range(B)])
+    return torch.from_numpy(maps).float(), random_sources(rng, B, draw(st.integers(1, 4)), N)
+
+
+@given(problems(), st.sampled_from([0.02, 0.1, 1.0]))
+def test_equals_the_reference(problem, epsilon):
+    weights, q = problem
+    result = solve(weights, q, epsilon).numpy()
+    for b in range(len(q)):
+        expected = reference.optimal_path(
+            q[b].double().numpy(), weights[b].double().numpy(), epsilon, 50
+        )
+        span = max(np.ptp(expected), 0.1 * np.abs(expected).max())
+        np.testing.assert_allclose(result[b], expected, atol=RANGE_TOLERANCE * span, rtol=0)
+
+
+@given(problems(), st.integers(1, 3))
+def test_few_iterations_are_counted_like_the_reference(problem, iterations):
+    weights, q = problem
+    result = solve(weights, q, iterations=iterations)[0].numpy()
+    expected = reference.optimal_path(
+        q[0].double().numpy(), weights[0].double().numpy(), 0.1, iterations
+    )
+    span = max(np.ptp(expected), 0.1 * np.abs(expected).max())
+    np.testing.assert_allclose(result, expected, atol=RANGE_TOLERANCE * span, rtol=0)
+
+
+@given(problems())
+def test_the_total_is_the_transport_cost_and_bounded_by_the_cost(problem):
+    """Every column of the plan holds 1 / N, so D is 1 / N times a mean of costs."""
+    weights, q = problem
+    carried = solve(weights, q)
+    cost = weights / weights.amax(dim=(1, 2), keepdim=True)
+    N = weights.shape[-1]
+    slack = 1 + SUM_TOLERANCE
+    assert (carried <= cost.amax(dim=1)[:, None] / N * slack).all()
+    assert (cost.amin(dim=1)[:, None] / N <= carried * slack).all()
+
+
+def test_a_single_source_carries_its_row_of_the_cost(rng):
+    """From one patch there is one plan: 1 / N to everywhere."""
+    weights = torch.from_numpy(random_attention(rng, 9)).float()
+    q = torch.zeros(1, 1, 9)
+    q[..., 4] = 1
+    assert_close(solve(weights, q)[0, 0], weights[4] / weights.max() / 9)
+
+
+def test_large_epsilon_gives_the_product_of_the_marginals(rng):
+    weights = torch.from_numpy(random_attention(rng, 9)).float()
+    q = random_sources(rng, 1, 2, 9)
+    expected = q[0] @ (weights / weights.max()) / 9
+    assert_close(solve(weights, q, epsilon=1e4)[0], expected, rtol=1e-3, atol=0)
+
+
+def test_two_blocks_avoid_the_dear_one():
+    """Cost is 1 within a block, 0 across. The half that has mass moves to the other half."""
+    weights = block_attention([4, 4])
+    q = torch.tensor([[[0.25] * 4 + [0] * 4]])
+    D = solve(weights, q, epsilon=0.02)[0, 0]
+    # Columns must hold 1/8 each and all mass starts in the first block: no choice is left.
+    assert_close(D, torch.tensor([1 / 8] * 4 + [0.0] * 4))
+
+
+def test_stopping_early_does_not_show(rng):
+    weights = torch.from_numpy(random_attention(rng, 64, 3.0)).float()
+    q = random_sources(rng, 1, 5, 64)
+    short, full = solve(weights, q, iterations=50), solve(weights, q, iterations=500)
+    expected = reference.optimal_path(q[0].double().numpy(), weights.double().numpy(), 0.1, 50)
+    np.testing.assert_allclose(short[0].numpy(), expected, atol=1e-5 * np.ptp(expected), rtol=0)
+    assert_close(full, short)

@@ -1,0 +1,141 @@
+"""The report of `reproduce`, from evaluations that are made up: costs, machines, columns."""
+
+import csv
+import io
+import json
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from ovss_refine.evaluation.dataset import load_dataset  # noqa: E402
+from ovss_refine.folders.records import Records  # noqa: E402
+from ovss_refine.reproduce.cells import Cell, make_run, read_seconds  # noqa: E402
+from ovss_refine.reproduce.inputs import Found  # noqa: E402
+from ovss_refine.reproduce.report import (  # noqa: E402
+    Outcome,
+    make_report,
+    write_sheet,
+)
+from ovss_refine.reproduce.tables import book  # noqa: E402
+
+SECONDS = {
+    "sources": 1.5,
+    "logits": 0.5,
+    "attention": 1.0,
+    "baseline": 0.125,
+    "upsampling": 0.25,
+    "propagation": 2.0,
+    "anchored": 2.0,
+    "optimal_path_timed": 3.0,
+    "optimal_path_bilinear": 2.5,
+    "maximum_velocity_timed": 4.0,
+    "maximum_velocity_bilinear": 4.5,  # more than with edges: two measurements
+}
+
+
+def report(table, folder, machines=("a machine",), measured=True):
+    """Make the report of a table on voc21, of which every evaluation has the same results."""
+    table = book().tables[table]
+    found = Found(load_dataset("voc21"))
+    cells, folders = [], {}
+    for row in table.rows:
+        runs = []
+        if not row.missing:
+            runs = [make_run(row, found, limit=32, tiny=False, device=torch.device("cpu"))]
+            folders[runs[0].key] = folder
+        cells.append(
+            Cell(table=table, row=row, dataset="voc21", official=1449, published=None, runs=runs)
+        )
+    if not measured:
+        folders = {}
+    rows = {row.show: {"miou": 30.0} for row in table.rows if not row.missing}
+    results = {"images": 32, "skipped": {}, "rows": rows}
+    outcome = Outcome(
+        tiny=False,
+        folders=folders,
+        machines=dict(zip(folders, [[name] for name in machines] * len(folders), strict=False)),
+        results=dict.fromkeys(folders, results),
+        lacks={},
+        failures={},
+        to_do={},
+    )
+    made = make_report(folder, table, cells, outcome)
+    write_sheet(folder / "sheet.csv", [made])
+    return made.text, list(csv.DictReader(io.StringIO((folder / "sheet.csv").read_text())))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    records = Records(tmp_path)
+    records.append({"id": "a", "counts": {}, "seconds": SECONDS, "batch": 2})
+    records.close()
+    (tmp_path / "manifest.json").write_text(json.dumps({"settings": {}, "starts": []}))
+    return tmp_path
+
+
+def test_costs_are_of_what_a_row_needs(folder):
+    _, lines = report("cost", folder)
+    of = {}
+    for line in lines:
+        if line["quantity"] != "mIoU":
+            of.setdefault(line["method"], {})[line["quantity"]] = line["ours"]
+    assert of["CLIP"]["seconds"] == "0.625"
+    # Of an evaluation that has Stable Diffusion's attention, but for rows that do not look at it.
+    assert of["kk-mean, not refined"]["seconds"] == "0.625"
+    assert of["kk-mean, upsampling alone"]["seconds"] == "0.75"
+    assert of["kk-mean, upsampling alone"]["attention"] == ""
+    assert of["kk-mean + sd2, propagation"]["seconds"] == "3.5"
+    assert of["Ours O.P."]["seconds"] == "4.5"
+    assert (of["Ours O.P."]["distribution"], of["Ours O.P."]["JBU"]) == ("2.5", "0.5")
+    assert (of["Ours M.V."]["distribution"], of["Ours M.V."]["JBU"]) == ("4.5", "0.0")
+    assert of["Ours M.V."]["seconds"] == "5.5"
+
+
+def test_costs_stand_beside_the_miou_that_they_buy(folder):
+    text, lines = report("cost", folder)
+    of = {line["method"]: line for line in lines if line["quantity"] == "mIoU"}
+    assert (of["Ours M.V."]["published"], of["Ours M.V."]["ours"]) == ("67.8", "30.0")
+    assert "67.8 / 30.0* / -37.8" in text
+    assert "\\* voc21 32 of 1449 images: not comparable with what was published." in text
+    assert "seconds, and mIoU in percent" in text
+    assert "0.57 / 5.50 / +4.93" in text  # no star: every image takes its time
+    assert (
+        "- GFLOPs and parameters are not measured here; `benchmarks/sources.py` in the repository "
+        "counts those of the attention sources\n"
+    ) in text
+
+
+def test_the_machines_are_those_that_measured(folder):
+    text, _ = report("main", folder, machines=("one", "two"))
+    assert "mIoU in percent; measured on one and on two." in text
+    text, _ = report("main", folder, measured=False)
+    assert "measured on" not in text
+
+
+def test_lines_without_a_measurement_have_no_models(folder):
+    _, lines = report("cost", folder)
+    assert {line["models"] for line in lines if line["ours"]} == {"real"}
+    assert {line["models"] for line in lines if not line["ours"]} == {""}
+    _, lines = report("main", folder, measured=False)
+    assert {line["models"] for line in lines} == {""}
+
+
+def test_seconds_are_medians_of_the_images_after_the_first(tmp_path):
+    records = Records(tmp_path)
+    # Killed after the fourth image, so that a new process begins with the fifth.
+    for number, (batch, seconds) in enumerate(
+        [(0, 50), (1, 40), (2, 1), (3, 9), (0, 60), (1, 70), (2, 2)]
+    ):
+        made = {"counts": {}, "seconds": {"logits": seconds}, "batch": batch}
+        records.append({"id": str(number), **made})
+    records.append({"id": "bad", "failure": "damaged"})
+    records.close()
+    assert read_seconds(tmp_path) == {"logits": 2}
+
+
+def test_seconds_of_the_first_images_alone_are_better_than_none(tmp_path):
+    records = Records(tmp_path)
+    records.append({"id": "a", "counts": {}, "seconds": {"logits": 5}, "batch": 0})
+    records.close()
+    assert read_seconds(tmp_path) == {"logits": 5}

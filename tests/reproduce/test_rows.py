@@ -1,0 +1,87 @@
+"""Variants: rows of an evaluation beside the usual ones."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from evaluation.trees import write_arrays, write_tree
+from ovss_refine import Attention, Logits, RefineConfig, refine
+from ovss_refine.evaluation.dataset import load_dataset
+from ovss_refine.evaluation.inputs import Chosen
+from ovss_refine.evaluation.rows import Variant
+from ovss_refine.evaluation.run import Request, run_evaluate
+
+
+def problem(B=2, K=5, grid=(4, 6), size=(33, 50)):
+    generator = torch.Generator().manual_seed(0)
+    N = grid[0] * grid[1]
+    values = 4 * torch.rand(B, K, *grid, generator=generator)
+    for b in range(B):
+        values[b, [b, 2]] -= 9  # two classes that win nowhere, one of them in no image
+    logits = Logits(values)
+    attention = Attention(torch.rand(B, N, N, generator=generator).softmax(-1), grid)
+    return logits, attention, torch.rand(B, 3, *size, generator=generator)
+
+
+def test_edges_is_the_refinement():
+    config = RefineConfig(mode="optimal_path")
+    given = problem()
+    assert torch.equal(Variant(config=config).label(*given), refine(*given, config).labels)
+
+
+@pytest.mark.parametrize("mode", ["kl", "maximum_velocity"])
+def test_bilinear_enlarges_the_discrepancies(mode):
+    config = RefineConfig(mode=mode)
+    logits, attention, images = problem()
+    got = Variant(config=config, upsampling="bilinear").label(logits, attention, images)
+    result = refine(logits, attention, images, config)
+    for b in range(2):
+        best = torch.full(images.shape[2:], -torch.inf)
+        label = torch.zeros(images.shape[2:], dtype=torch.long)
+        for c in result.kept[b].nonzero()[:, 0].tolist():
+            low = result.discrepancy[b, c][None, None]
+            large = F.interpolate(low, images.shape[2:], mode="bilinear", align_corners=False)
+            better = large[0, 0] > best
+            best = torch.where(better, large[0, 0], best)
+            label[better] = c
+        assert torch.equal(got[b], label)
+    assert not torch.equal(got, result.labels)
+    assert not result.kept.all()  # so that a rejected class could have been chosen
+
+
+def test_variants_are_rows_of_an_evaluation(tmp_path):
+    ids = write_tree(tmp_path, "voc21", count=3)
+    source = Chosen(f"npz:{write_arrays(tmp_path / 'arrays', ids, 21)}")
+
+    def found(out, variants, **config):
+        return run_evaluate(
+            Request(
+                dataset=load_dataset("voc21"),
+                root=tmp_path,
+                logits=source,
+                attention=source,
+                config=RefineConfig(**config),
+                rows=("baseline", "refined"),
+                variants={name: Variant(config=one) for name, one in variants.items()},
+                out=tmp_path / out,
+                device="cpu",
+            )
+        )["rows"]
+
+    variants = {"o": RefineConfig(mode="optimal_path"), "tau": RefineConfig(tau=0.8)}
+    rows = found("variants", variants)
+    assert list(rows) == ["baseline", "refined", "o", "tau"]
+    for name, config in (("o", {"mode": "optimal_path"}), ("tau", {"tau": 0.8}), ("refined", {})):
+        assert rows[name]["iou"] == found(name, {}, **config)["refined"]["iou"]
+    assert len({row["miou"] for row in rows.values()}) == 4
+    with pytest.raises(ValueError, match=r"variant tau was .*, is absent"):
+        found("variants", {"o": variants["o"]})
+    with pytest.raises(ValueError, match=r"`variants` must have names .*; got \['refined'\]"):
+        found("taken", {"refined": RefineConfig()})
+
+
+def test_another_upsampling_is_refused():
+    with pytest.raises(
+        ValueError, match=r"`upsampling` must be one of .*'bilinear'.*; got 'cubic'"
+    ):
+        Variant(config=RefineConfig(), upsampling="cubic")

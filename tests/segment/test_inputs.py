@@ -1,0 +1,93 @@
+"""Which pictures files, folders and patterns stand for, and what their results are called."""
+
+import pytest
+
+from ovss_refine.segment.inputs import find_pictures
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """Some files in `p`, results of an earlier run among them."""
+    for name in (
+        *("p/a/x.jpg", "p/b/x.png", "p/b/c/y.webp", "p/z.JPG", "p/u.v.tif", "p/[1].png"),
+        *("p/notes.txt", "p/._z.JPG", "p/g.gif", "p/out/z_labels.png"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def found(inputs, out):
+    return {p.name: p.path.as_posix() for p in find_pictures(inputs.split(), out)}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "names"),
+    [
+        ("p/z.JPG", {"z": "p/z.JPG"}),
+        ("p/g.gif", {"g": "p/g.gif"}),  # whatever is named is tried
+        ("p/notes.txt", {"notes": "p/notes.txt"}),
+        ("p", {"[1]": "p/[1].png", "u.v": "p/u.v.tif", "z": "p/z.JPG"}),
+        ("p/z.JPG p ./p", {"z": "p/z.JPG", "[1]": "p/[1].png", "u.v": "p/u.v.tif"}),  # once each
+        ("p/[1].png", {"[1]": "p/[1].png"}),
+        ("p/[uz].*", {"u.v": "p/u.v.tif", "z": "p/z.JPG"}),
+        ("p/*.gif", {"g": "p/g.gif"}),
+        ("p/*/x.*", {"a/x": "p/a/x.jpg", "b/x": "p/b/x.png"}),
+        ("p/b/**/*.*", {"x": "p/b/x.png", "c/y": "p/b/c/y.webp"}),
+        ("p/?/**", {"a/x": "p/a/x.jpg", "b/x": "p/b/x.png", "b/c/y": "p/b/c/y.webp"}),
+    ],
+)
+@pytest.mark.parametrize("absolute", [False, True])
+def test_names(photos, inputs, names, absolute):
+    prefix = f"{photos}/" if absolute else ""
+    inputs = " ".join(prefix + word for word in inputs.split())
+    expected = {name: prefix + path for name, path in names.items()}
+    assert found(inputs, photos / "p" / "out") == expected
+    assert list(found(inputs, photos / "p" / "out")) == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error", "text"),
+    [
+        ("q", FileNotFoundError, "IMAGE must be a file, a folder or a pattern; `q` does not exist"),
+        ("p/z.JPG https://x.org/y.jpg", ValueError, r"got 'https://x\.org/y\.jpg'\. Nothing is"),
+        ("p/*.bmp", FileNotFoundError, r"must match a picture .*; the pattern 'p/\*\.bmp' has"),
+        ("p/out/*", FileNotFoundError, "must match a picture outside of `--out`"),
+        ("p/a p/b", ValueError, r"must differ in name, .*; got `p/a/x\.jpg` and `p/b/x\.png`\."),
+        ("p/out", ValueError, "`--out` must not be or hold what is to be segmented; got `p/out`"),
+        ("p/out/z_labels.png", ValueError, "`--out` must not be or hold .*; got `p/out/z_labels"),
+        ("e", ValueError, r"`e` must hold pictures \(\.jpg, .*\); got none\. .* 'e/\*\*/\*'"),
+    ],
+)
+def test_what_is_refused(photos, inputs, error, text):
+    (photos / "e").mkdir()
+    with pytest.raises(error, match=text):
+        found(inputs, photos / "p" / "out")
+
+
+def test_upper_and_lower_case_are_one_name(photos):
+    (photos / "Z.png").touch()
+    with pytest.raises(ValueError, match=r"got `Z\.png` and `p/z\.JPG`\..*'photos/\*\*/\*\.jpg'"):
+        found("Z.png p/z.JPG", photos / "out")
+
+
+def test_home_is_known_in_patterns_too(photos, monkeypatch):
+    monkeypatch.setenv("HOME", str(photos))
+    for word in ("~/p/z.JPG", "~/p/z*"):
+        assert found(word, photos / "out") == {"z": f"{photos}/p/z.JPG"}
+
+
+def test_a_tilde_without_a_home_is_a_letter(photos):
+    (photos / "~tmp.png").touch()
+    assert found("~tmp.png", photos / "out") == {"~tmp": "~tmp.png"}
+    with pytest.raises(FileNotFoundError, match="`~nobody/x` does not exist"):
+        found("~nobody/x", photos / "out")
+
+
+def test_hidden_folders_are_passed_over_unless_named(photos):
+    (photos / "p" / ".small").mkdir()
+    (photos / "p" / ".small" / "s.png").touch()
+    assert ".small/s" not in found("p/**/*", photos / "out")
+    assert found("p/.small/*", photos / "out") == {"s": "p/.small/s.png"}
+    assert list(found("p/.s*/*", photos / "out")) == [".small/s"]

@@ -1,0 +1,43 @@
+"""What is known of a source without loading it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from ovss_refine.sources import listing as sources
+from ovss_refine.sources.listing import COLUMNS, facts, list_sources
+
+
+def test_facts_are_those_of_the_table():
+    found = facts("attention", "dinov2-b14-reg")
+    assert tuple(found) == COLUMNS
+    assert found["weights"] == "timm/vit_base_patch14_reg4_dinov2.lvd142m"
+    assert found["download"] == "0.3 GB"
+    row = next(line for line in list_sources().splitlines() if line.startswith("dinov2-b14-reg "))
+    assert all(text in row for text in found.values())
+
+
+def test_missing_libraries_are_named(monkeypatch):
+    monkeypatch.setattr(sources, "find_spec", lambda name: None if name == "timm" else "there")
+    assert facts("attention", "dino-b8")["needs"] == "timm (missing: timm)"
+    assert facts("logits", "kk-mean")["needs"] == "open_clip"
+
+
+def test_a_source_that_is_not_there():
+    with pytest.raises(ValueError, match="`logits` must be the name of a source; got 'dino-b8'"):
+        facts("logits", "dino-b8")
+
+
+def test_a_package_that_says_nothing(monkeypatch):
+    monkeypatch.setattr(sources, "_about", lambda package: {})
+    assert facts("logits", "kk") == dict.fromkeys(COLUMNS, "not stated")
+
+
+def test_no_torch_is_needed():
+    code = (
+        "import sys; from ovss_refine.sources.listing import facts; facts('logits', 'kk-mean'); "
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "False\n"
