@@ -26,7 +26,7 @@ from torch import Tensor
 from machine import machine
 from ovss_refine import RefineConfig, RefineResult, joint_bilateral_upsample, refine
 from ovss_refine.config import Mode
-from ovss_refine.tensors.blocks import add_left, right
+from ovss_refine.tensors.blocks import add_matmul, matmul_t
 from problems import Problem, problem
 from timing import floor, rates, seconds
 
@@ -189,10 +189,10 @@ def product_rows(repeats: int, rate: dict[str, float]) -> dict[str, object]:
     rows: dict[str, object] = {}
     for m in (1, 20):
         x, out = torch.rand(1, m, N), torch.zeros(1, m, N)
-        torch.testing.assert_close(right(x, A), x @ A.mT, rtol=1e-4, atol=0)
+        torch.testing.assert_close(matmul_t(x, A), x @ A.mT, rtol=1e-4, atol=0)
         rows[f"m = {m}"] = {
-            "x A^T": seconds(lambda x=x: right(x, A), "cpu", 10 * repeats),
-            "x A": seconds(lambda x=x, o=out: add_left(o, x, A), "cpu", 10 * repeats),
+            "x A^T": seconds(lambda x=x: matmul_t(x, A), "cpu", 10 * repeats),
+            "x A": seconds(lambda x=x, o=out: add_matmul(o, x, A), "cpu", 10 * repeats),
             "x A^T, torch": seconds(lambda x=x: x @ A.mT, "cpu", 10 * repeats),
             "x A, torch": seconds(lambda x=x: x @ A, "cpu", 10 * repeats),
             "floor": max(floor(rate, multiply_adds=m * N * N), floor(rate, bytes=4 * N * N)),

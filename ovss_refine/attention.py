@@ -4,20 +4,29 @@ Axes: B images, A heads, N tokens of the grid (gh, gw), row-major, N = gh * gw; 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ovss_refine.checks import check_finite, check_float, check_number, check_shape
-from ovss_refine.tensors.blocks import add_left, dense_blocks, factor_blocks, turned
+from ovss_refine.checks import (
+    as_tensor,
+    check_finite,
+    check_float,
+    check_number,
+    check_rows,
+    check_shape,
+    check_weights_shape,
+)
+from ovss_refine.tensors.blocks import Dense, Factors, add_matmul
 
-ROW_SUM_TOLERANCE = 1e-2
-# Steps of a loop between two looks at its stopping test: on a GPU a look waits for all that
-# was launched before it.
+# Steps of a loop between two checks of its stopping test: on a GPU a check waits for everything
+# launched before it.
 GPU_TEST_EVERY = 4
 
 
@@ -25,25 +34,32 @@ GPU_TEST_EVERY = 4
 class Attention:
     """A self-attention map over a grid of patches, held as a matrix or as its factors.
 
+    `attention[b]` is the map of one image of a batch; `for one in attention` iterates over them.
+
     Attributes:
-        weights: [N, N], [B, N, N] or [B, A, N, N]; row = query; entries >= 0; every row sums
-            to one within 1e-2. Heads are averaged on construction, so the attribute has no
-            head axis afterwards. None where the map is held as factors.
+        weights: [N, N], [B, N, N] or [B, A, N, N], a tensor or an array; row = query; entries
+            >= 0; every row sums to one within 1e-2. Heads are averaged on construction, so the
+            attribute has no head axis afterwards. None where the map is held as factors.
         grid: (gh, gw) with gh * gw = N; token n is the patch in row n // gw, column n % gw.
         factors: None, or scaled queries and keys, each [B, A, N, d] or [A, N, d]: `from_factors`.
-        shrink: divides the size of the blocks in which the map is walked over; above 1 nothing
-            of N * N entries is formed beside what is held. Same results, slower, less memory.
+        block_divisor: divides the size of the blocks in which the map is processed; above 1 no
+            other N x N map is formed beside it. Same results, slower, less memory.
 
     Raises:
         TypeError: if `weights` is not a floating-point tensor.
         ValueError: on a wrong shape, a grid that does not have N patches, entries that are
             negative or not finite, or rows that do not sum to one.
+
+    Example:
+        >>> import torch
+        >>> Attention(torch.full((2, 6, 6), 1 / 6), grid=(2, 3))[0].shape
+        torch.Size([6, 6])
     """
 
-    weights: Tensor | None
+    weights: Tensor | None  # an array becomes a tensor on construction
     grid: tuple[int, int]
     factors: tuple[Tensor, Tensor] | None = None
-    shrink: int = 1
+    block_divisor: int = 1
 
     def __post_init__(self) -> None:
         """Check the map and average its heads."""
@@ -52,13 +68,14 @@ class Attention:
                 raise ValueError("`weights` must be None beside `factors`; got both.")
             object.__setattr__(self, "grid", _checked_grid(self.grid, self.shape[-1]))
             return
-        weights = check_weights_shape("weights", self.weights)
+        given = self.weights if self.weights is None else as_tensor(self.weights)
+        weights = check_weights_shape("weights", given)
         object.__setattr__(self, "grid", _checked_grid(self.grid, weights.shape[-1]))
         # Per head, so that a negative entry of one head cannot hide behind another's.
         lowest = weights.detach().amin()
         if weights.ndim == 4:
-            weights = weights.mean(dim=1, dtype=_work_dtype(weights))
-        _check_rows(weights, float(lowest))
+            weights = weights.mean(dim=1, dtype=torch.promote_types(weights.dtype, torch.float32))
+        check_rows(weights, float(lowest))
         object.__setattr__(self, "weights", weights)
 
     @classmethod
@@ -90,14 +107,53 @@ class Attention:
         check_number("scale", scale, 0, open_ends=True)
         return cls(None, grid, factors=(q.float() * scale, k.float()))
 
+    @classmethod
+    def stack(cls, maps: Sequence["Attention"]) -> "Attention":
+        """Put the maps of B images into one batch.
+
+        Args:
+            maps: at least one, without batch axis, on one grid, all held in the same way.
+
+        Raises:
+            ValueError: if there is none, or they differ in grid, shape or the way they are held.
+        """
+        kinds = {(tuple(part.shape for part in one._held), one.grid) for one in maps}
+        if len(kinds) != 1 or len(maps[0].shape) != 2:
+            raise ValueError(
+                "`maps` must be maps without batch axis, on one grid and held in the same way; got "
+                f"{[(*one.shape, one.grid) for one in maps]}."
+            )
+        return maps[0]._with(map(torch.stack, zip(*(one._held for one in maps), strict=True)))
+
+    def __getitem__(self, b: int) -> "Attention":
+        """Return the map of image `b` of a batch, counted from the end if negative; not a copy.
+
+        Raises:
+            TypeError: if the map has no batch axis.
+            IndexError: if there is no such image.
+        """
+        if len(self.shape) != 3:
+            raise TypeError("`attention[b]` must be of a batch; this is the map of one image.")
+        return self._each(lambda x: x[b])
+
+    def batched(self) -> "Attention":
+        """Return the same maps with a batch axis, of one if there was none; not a copy."""
+        return self if len(self.shape) == 3 else self._each(lambda x: x[None])
+
+    def to(self, device: torch.device | str) -> "Attention":
+        """Return the same maps on a device."""
+        return self._each(lambda x: x.to(device))
+
+    def in_blocks(self, divisor: int) -> "Attention":
+        """Return the same maps, processed in blocks that are `divisor` times smaller."""
+        other = copy(self)
+        object.__setattr__(other, "block_divisor", divisor)
+        return other
+
     @property
     def shape(self) -> torch.Size:
         """[N, N] or [B, N, N], held or not."""
-        if self.factors is None:
-            assert self.weights is not None  # noqa: S101 - checked on construction
-            return self.weights.shape
-        *lead, _, N, _ = self.factors[0].shape
-        return torch.Size((*lead, N, N))
+        return self._held.shape
 
     @property
     def batch(self) -> int:
@@ -106,46 +162,57 @@ class Attention:
 
     @property
     def device(self) -> torch.device:
-        """Where the map, or its factors, lie."""
-        held = self.weights if self.factors is None else self.factors[0]
-        assert held is not None  # noqa: S101 - checked on construction
-        return held.device
+        """The device of the map, or of its factors."""
+        return self._held[0].device
 
     @property
-    def roomy(self) -> bool:
+    def fits_twice(self) -> bool:
         """Whether other N x N maps may be formed beside this one, to save time."""
-        return self.weights is not None and self.weights.dtype == torch.float32 and self.shrink == 1
+        held = self.weights
+        return held is not None and held.dtype == torch.float32 and self.block_divisor == 1
 
     @property
     def test_every(self) -> int:
-        """How many steps a loop over this map takes between two looks at its stopping test."""
+        """How many steps a loop over this map takes between two checks of its stopping test."""
         return 1 if self.device.type == "cpu" else GPU_TEST_EVERY
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Walk over the rows in order: (rows, [B, n, N] float32 weights of those rows).
+        """Iterate over the rows in order: (rows, [B, n, N] float32 weights of those rows).
 
         Float32 weights are not copied. Half precision is widened a block at a time, and factors
         are multiplied out a block at a time, so that the full float32 map is never held.
         """
-        if self.factors is not None:
-            q, k = (x if x.ndim == 4 else x[None] for x in self.factors)
-            return factor_blocks(q, k, self.shrink)
-        return dense_blocks(self._batched(), self.shrink)
+        return self.batched()._held.blocks(self.block_divisor)
 
-    def left(self, x: Tensor) -> Tensor:
+    def left_matmul(self, x: Tensor) -> Tensor:
         """Return `x` times the attention, [B, M, N] float32 in and out."""
         out = torch.zeros_like(x)
         for rows, block in self.blocks():
-            add_left(out, x[..., rows], block)
+            add_matmul(out, x[..., rows], block)
         return out
 
-    def turned(self) -> Tensor | None:
+    def transposed(self) -> Tensor | None:
         """Return the columns as rows, [B, N, N], or None: no room for it, or no use here."""
-        return turned(self._batched()) if self.roomy else None
+        return self.batched()._held.transposed() if self.fits_twice else None
 
-    def _batched(self) -> Tensor:
-        assert self.weights is not None  # noqa: S101 - the callers have looked
-        return self.weights if self.weights.ndim == 3 else self.weights[None]
+    @property
+    def _held(self) -> Dense | Factors:
+        if self.factors is not None:
+            return Factors(*self.factors)
+        assert self.weights is not None  # noqa: S101 - checked on construction
+        return Dense(self.weights)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Attention":
+        """Apply `change` to every tensor that is held."""
+        return self._with(map(change, self._held))
+
+    def _with(self, parts: Iterable[Tensor]) -> "Attention":
+        """Return a copy that holds other tensors, without the checks."""
+        other, held = copy(self), tuple(parts)
+        dense = self.factors is None
+        object.__setattr__(other, "weights", held[0] if dense else None)
+        object.__setattr__(other, "factors", None if dense else held)
+        return other
 
 
 @runtime_checkable
@@ -194,7 +261,9 @@ def affinity(features: Tensor, temperature: float) -> Attention:
     return Attention((unit.mT @ unit / temperature).softmax(dim=-1), (gh, gw))
 
 
-def as_attention(attn: Tensor | Attention, logits_size: tuple[int, int]) -> Attention:
+def as_attention(
+    attn: Tensor | NDArray[Any] | Attention, logits_size: tuple[int, int]
+) -> Attention:
     """Give a bare tensor its grid, by the rule of the method's section 0.
 
     Args:
@@ -206,7 +275,7 @@ def as_attention(attn: Tensor | Attention, logits_size: tuple[int, int]) -> Atte
     """
     if isinstance(attn, Attention):
         return attn
-    check_weights_shape("attn", attn)
+    attn = check_weights_shape("attn", as_tensor(attn))
     N = attn.shape[-1]
     side = math.isqrt(N)
     if math.prod(logits_size) == N:
@@ -218,33 +287,3 @@ def as_attention(attn: Tensor | Attention, logits_size: tuple[int, int]) -> Atte
         f"`attn` must have N = h * w = {h * w} tokens (the logits' grid) or a square number; "
         f"got N={N}. Pass `Attention(attn, grid=(gh, gw))` to name its grid."
     )
-
-
-def check_weights_shape(name: str, weights: Tensor | None) -> Tensor:
-    """Return `weights`, floating-point and [N, N], [B, N, N] or [B, A, N, N], or raise."""
-    ndim = getattr(weights, "ndim", 2)
-    check_shape(name, weights, {2: "N N", 4: "B A N N"}.get(ndim, "B N N"))
-    assert weights is not None  # noqa: S101 - or it had no shape
-    check_float(name, weights)
-    return weights
-
-
-def _work_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def _check_rows(weights: Tensor, lowest: float) -> None:
-    """Check the values of [..., N, N] `weights`, whose smallest entry is `lowest`."""
-    sums = weights.sum(dim=-1, dtype=_work_dtype(weights))
-    low, high = (float(x) for x in sums.detach().aminmax())
-    # A NaN or an infinity anywhere is one in its row's sum as well.
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError("the attention `weights` must be finite; got NaN or infinite entries.")
-    if not lowest >= 0:
-        raise ValueError(f"the attention `weights` must be >= 0; got {lowest:.3g}.")
-    if not (low >= 1 - ROW_SUM_TOLERANCE and high <= 1 + ROW_SUM_TOLERANCE):
-        raise ValueError(
-            f"the rows of the attention `weights` must sum to one within {ROW_SUM_TOLERANCE}; "
-            f"got sums from {low:.4g} to {high:.4g}. Take a softmax over the last axis, or divide "
-            "by `weights.sum(-1, keepdim=True)`; row = query."
-        )

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
+
+ROW_SUM_TOLERANCE = 1e-2
 
 
 def check_shape(name: str, tensor: Tensor | None, spec: str, **known: int) -> dict[str, int]:
@@ -63,40 +66,102 @@ def check_finite(name: str, tensor: Tensor) -> None:
         )
 
 
-def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Raise ValueError unless `value` is one of `choices`."""
+def check_weights_shape(name: str, weights: Tensor | None) -> Tensor:
+    """Return `weights`, floating-point and [N, N], [B, N, N] or [B, A, N, N], or raise."""
+    ndim = getattr(weights, "ndim", 2)
+    check_shape(name, weights, {2: "N N", 4: "B A N N"}.get(ndim, "B N N"))
+    assert weights is not None  # noqa: S101 - or it had no shape
+    check_float(name, weights)
+    return weights
+
+
+def check_rows(weights: Tensor, lowest: float) -> None:
+    """Raise ValueError unless attention `weights` [..., N, N] are finite, >= 0 and sum to one.
+
+    Args:
+        weights: the map, its heads averaged.
+        lowest: the smallest entry before the average.
+    """
+    import torch
+
+    dtype = torch.promote_types(weights.dtype, torch.float32)
+    low, high = (float(x) for x in weights.sum(dim=-1, dtype=dtype).detach().aminmax())
+    # A NaN or an infinity anywhere is one in its row's sum as well.
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("the attention `weights` must be finite; got NaN or infinite entries.")
+    if not lowest >= 0:
+        raise ValueError(f"the attention `weights` must be >= 0; got {lowest:.3g}.")
+    if not (low >= 1 - ROW_SUM_TOLERANCE and high <= 1 + ROW_SUM_TOLERANCE):
+        raise ValueError(
+            f"the rows of the attention `weights` must sum to one within {ROW_SUM_TOLERANCE}; "
+            f"got sums from {low:.4g} to {high:.4g}. Take a softmax over the last axis, or divide "
+            "by `weights.sum(-1, keepdim=True)`; row = query."
+        )
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
+    """Return `value`, one of `choices`, or raise ValueError."""
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {list(choices)}; got {value!r}.")
+    return value
 
 
 def check_number(
-    name: str, value: float, low: float, high: float = math.inf, *, open_ends: bool = False
-) -> None:
-    """Raise unless `value` is a finite number in [low, high], or in (low, high) if `open_ends`.
+    name: str, value: object, low: float, high: float = math.inf, *, open_ends: bool = False
+) -> float:
+    """Return `value` as a Python number in [low, high], or in (low, high) if `open_ends`, or raise.
 
     Raises:
-        TypeError: if `value` is not a number (a bool is none).
+        TypeError: if `value` is not a finite real number of Python, NumPy or torch.
         ValueError: if it is outside the range.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    number = _plain(value)
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise TypeError(f"`{name}` must be a number; got {value!r}.")
-    inside = low < value < high if open_ends else low <= value <= high
-    if not (inside and math.isfinite(value)):
+    inside = low < number < high if open_ends else low <= number <= high
+    if not (inside and math.isfinite(number)):
         ends = "()" if open_ends else "[]"
         span = f"in {ends[0]}{low:g}, {high:g}{ends[1]}"
         if high == math.inf:
             span = f"a finite number {'>' if open_ends else '>='} {low:g}"
-        raise ValueError(f"`{name}` must be {span}; got {value!r}.")
+        raise ValueError(f"`{name}` must be {span}; got {number!r}.")
+    return number
 
 
-def check_count(name: str, value: int, low: int) -> None:
-    """Raise unless `value` is a whole number of at least `low`.
+def check_count(name: str, value: object, low: int) -> int:
+    """Return `value` as a Python int of at least `low`, or raise.
 
     Raises:
-        TypeError: if `value` is not an int.
+        TypeError: if `value` is not a whole number of Python, NumPy or torch.
         ValueError: if it is smaller than `low`.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    number = _plain(value)
+    if isinstance(number, bool) or not isinstance(number, int):
         raise TypeError(f"`{name}` must be a whole number; got {value!r}.")
-    if value < low:
-        raise ValueError(f"`{name}` must be at least {low}; got {value}.")
+    if number < low:
+        raise ValueError(f"`{name}` must be at least {low}; got {number}.")
+    return number
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return `value` as a Python bool, or raise TypeError."""
+    flag = _plain(value)
+    if not isinstance(flag, bool):
+        raise TypeError(f"`{name}` must be True or False; got {value!r}.")
+    return flag
+
+
+def as_tensor(x: Tensor | NDArray[Any]) -> Tensor:
+    """Return a NumPy array as a tensor, sharing memory where possible; anything else unchanged."""
+    import numpy as np
+    import torch
+
+    if not isinstance(x, np.ndarray):
+        return x
+    # torch takes neither negative strides nor memory that must not be written to.
+    return torch.from_numpy(x if x.flags.writeable and min(x.strides, default=0) >= 0 else x.copy())
+
+
+def _plain(value: Any) -> object:
+    """Return the Python number in a NumPy scalar or a 0-d array or tensor; the rest as it is."""
+    return value.item() if getattr(value, "shape", None) == () else value

@@ -1,14 +1,17 @@
 """Every option of the refinement, with its default, range and one line of help.
 
-This file imports no torch: the command line makes its flags from the fields below.
+This module does not import torch: the command line makes its flags from the fields below.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypedDict, get_args
 
-from ovss_refine.checks import check_choice, check_count, check_number
+from ovss_refine.checks import check_choice, check_count, check_flag, check_number
+from ovss_refine.method.modes import ModeName
 
-Mode = Literal["kl", "optimal_path", "maximum_velocity", "fusion", "propagation", "anchored"]
 NMS = Literal["relative", "absolute"]
 Criterion = Literal["first_passage", "increment"]
 
@@ -17,14 +20,61 @@ Criterion = Literal["first_passage", "increment"]
 MIN_EPSILON = 0.02
 
 
+class RefineOptions(TypedDict, total=False):
+    """The types of all options but `mode`, for editors and type checkers: see `RefineConfig`."""
+
+    logit_scale: float
+    nms: NMS
+    nms_threshold: float
+    pre_propagation: int
+    min_area: float
+    epsilon: float
+    sinkhorn_iterations: int
+    tau: float
+    criterion: Criterion
+    max_steps: int
+    ipf_rounds: int
+    propagation_steps: int
+    sigma_spatial: float
+    sigma_range: float
+    radius: int
+    background: tuple[int, float] | None
+    keep_scores: bool
+
+
+def _check_background(name: str, background: Any) -> tuple[int, float] | None:
+    if background is None:
+        return None
+    if not isinstance(background, (tuple, list)) or len(background) != 2:
+        raise TypeError(f"`{name}` must be None or (class index, threshold); got {background!r}.")
+    index, threshold = background
+    return check_count(f"{name}[0]", index, 0), check_number(f"{name}[1]", threshold, 0, 1)
+
+
+def _field(default: object, help: str, check: Callable[[str, Any], object]) -> Any:
+    return field(default=default, metadata={"help": help, "check": check})
+
+
+def _choice(default: str, help: str, choices: object) -> Any:
+    return _field(default, help, lambda name, x: check_choice(name, x, get_args(choices)))
+
+
+def _number(default: float, help: str, low: float, high: float = math.inf, **ends: bool) -> Any:
+    return _field(default, help, lambda name, x: check_number(name, x, low, high, **ends))
+
+
+def _count(default: int, help: str, low: int) -> Any:
+    return _field(default, help, lambda name, x: check_count(name, x, low))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefineConfig:
     """How to refine. The defaults are the paper's, where the paper has one.
 
     Attributes:
-        mode: how the discrepancy of a class from the uniform map is measured:
-            "kl", "optimal_path", "maximum_velocity", "fusion" of the last two, or one of the
-            controls "propagation" and "anchored", which use no discrepancy at all.
+        mode: how classes are scored, one of `method.modes.MODES`: "kl", "optimal_path",
+            "maximum_velocity", "fusion" of the last two, or one of the controls "propagation" and
+            "anchored", which measure no discrepancy at all.
         logit_scale: factor on the logits before the softmax over prompts, > 0. CLIP cosines
             need 40 to 100; logits of an ordinary segmenter need 1.
         nms: a patch is a seed where its confidence reaches `nms_threshold` times the image's
@@ -55,80 +105,53 @@ class RefineConfig:
         ValueError: on a value out of range.
     """
 
-    mode: Mode = field(
-        default="maximum_velocity", metadata={"help": "how the discrepancy is measured"}
+    mode: ModeName = _choice("maximum_velocity", "how classes are scored", ModeName)
+    logit_scale: float = _number(
+        1.0, "factor on the logits, > 0; CLIP cosines need 40 to 100", 0, open_ends=True
     )
-    logit_scale: float = field(
-        default=1.0, metadata={"help": "factor on the logits, > 0; CLIP cosines need 40 to 100"}
+    nms: NMS = _choice("relative", "what nms_threshold is a share of", NMS)
+    nms_threshold: float = _number(0.5, "confidence that makes a patch a seed, in [0, 1]", 0, 1)
+    pre_propagation: int = _count(0, "Markov steps of the confidence before all else, >= 0", 0)
+    min_area: float = _number(0.0, "share of the patches a class must win, in [0, 1]", 0, 1)
+    epsilon: float = _number(0.1, "entropy weight of the optimal path, >= 0.02", MIN_EPSILON)
+    sinkhorn_iterations: int = _count(50, "most Sinkhorn updates, >= 1", 1)
+    tau: float = _number(
+        0.3, "share of the largest mass that counts as reached, in (0, 1)", 0, 1, open_ends=True
     )
-    nms: NMS = field(default="relative", metadata={"help": "what nms_threshold is a share of"})
-    nms_threshold: float = field(
-        default=0.5, metadata={"help": "confidence that makes a patch a seed, in [0, 1]"}
+    criterion: Criterion = _choice("first_passage", "reading of maximum velocity", Criterion)
+    max_steps: int = _count(100, "most steps of maximum velocity, >= 1", 1)
+    ipf_rounds: int = _count(15, "rounds that make the attention doubly stochastic, >= 1", 1)
+    propagation_steps: int = _count(3, "steps of propagation and anchored, >= 0", 0)
+    sigma_spatial: float = _number(
+        1.0, "spatial spread of the upsampling in patches, > 0", 0, open_ends=True
     )
-    pre_propagation: int = field(
-        default=0, metadata={"help": "Markov steps of the confidence before all else, >= 0"}
+    sigma_range: float = _number(
+        0.1, "colour spread of the upsampling, > 0, RGB in [0, 1]", 0, open_ends=True
     )
-    min_area: float = field(
-        default=0.0, metadata={"help": "share of the patches a class must win, in [0, 1]"}
+    radius: int = _count(2, "reach of the upsampling in patches, >= 0", 0)
+    background: tuple[int, float] | None = _field(
+        None, "INDEX,THRESHOLD: patches less confident become class INDEX", _check_background
     )
-    epsilon: float = field(
-        default=0.1, metadata={"help": "entropy weight of the optimal path, >= 0.02"}
-    )
-    sinkhorn_iterations: int = field(default=50, metadata={"help": "most Sinkhorn updates, >= 1"})
-    tau: float = field(
-        default=0.3,
-        metadata={"help": "share of the largest mass that counts as reached, in (0, 1)"},
-    )
-    criterion: Criterion = field(
-        default="first_passage", metadata={"help": "reading of maximum velocity"}
-    )
-    max_steps: int = field(default=100, metadata={"help": "most steps of maximum velocity, >= 1"})
-    ipf_rounds: int = field(
-        default=15, metadata={"help": "rounds that make the attention doubly stochastic, >= 1"}
-    )
-    propagation_steps: int = field(
-        default=3, metadata={"help": "steps of propagation and anchored, >= 0"}
-    )
-    sigma_spatial: float = field(
-        default=1.0, metadata={"help": "spatial spread of the upsampling in patches, > 0"}
-    )
-    sigma_range: float = field(
-        default=0.1, metadata={"help": "colour spread of the upsampling, > 0, RGB in [0, 1]"}
-    )
-    radius: int = field(default=2, metadata={"help": "reach of the upsampling in patches, >= 0"})
-    background: tuple[int, float] | None = field(
-        default=None,
-        metadata={"help": "INDEX,THRESHOLD: patches less confident become class INDEX"},
-    )
-    keep_scores: bool = field(
-        default=False, metadata={"help": "keep the upsampled scores of every class"}
-    )
+    keep_scores: bool = _field(False, "keep the upsampled scores of every class", check_flag)
 
     def __post_init__(self) -> None:
-        """Check every field."""
-        check_choice("mode", self.mode, get_args(Mode))
-        check_choice("nms", self.nms, get_args(NMS))
-        check_choice("criterion", self.criterion, get_args(Criterion))
-        check_number("epsilon", self.epsilon, MIN_EPSILON)
-        check_number("tau", self.tau, 0, 1, open_ends=True)
-        for name in ("nms_threshold", "min_area"):
-            check_number(name, getattr(self, name), 0, 1)
-        for name in ("logit_scale", "sigma_spatial", "sigma_range"):
-            check_number(name, getattr(self, name), 0, open_ends=True)
-        for name in ("pre_propagation", "propagation_steps", "radius"):
-            check_count(name, getattr(self, name), 0)
-        for name in ("sinkhorn_iterations", "max_steps", "ipf_rounds"):
-            check_count(name, getattr(self, name), 1)
-        if not isinstance(self.keep_scores, bool):
-            raise TypeError(f"`keep_scores` must be True or False; got {self.keep_scores!r}.")
-        if self.background is not None:
-            _check_background(self.background)
+        """Check every field; numbers of NumPy and torch become Python's."""
+        for one in fields(self):
+            checked = one.metadata["check"](one.name, getattr(self, one.name))
+            object.__setattr__(self, one.name, checked)
 
 
-def _check_background(background: object) -> None:
-    if not isinstance(background, tuple) or len(background) != 2:
-        raise TypeError(
-            f"`background` must be None or (class index, threshold); got {background!r}."
-        )
-    check_count("background[0]", background[0], 0)
-    check_number("background[1]", background[1], 0, 1)
+def config_of(options: Mapping[str, Any]) -> RefineConfig:
+    """Make a configuration of options given by name.
+
+    Raises:
+        TypeError: on an unknown option, naming the nearest, or a value of the wrong kind.
+        ValueError: on a value out of range.
+    """
+    known = [one.name for one in fields(RefineConfig)]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f" Did you mean `{near[0]}`?" if near else f" Options are {known}."
+            raise TypeError(f"`{name}` must be an option of the refinement; it is not one.{hint}")
+    return RefineConfig(**options)

@@ -18,7 +18,7 @@ from ovss_refine.attention import Attention
 from ovss_refine.config import RefineConfig
 from ovss_refine.folders.files import write_whole
 from ovss_refine.method.distribution import confidence
-from ovss_refine.refiner import _refine
+from ovss_refine.method.steps import refine_confidence
 from ovss_refine.registry import require
 
 OPSET = 18
@@ -68,7 +68,7 @@ class RefineModule(nn.Module):
             self.config.logit_scale,
             self.config.background,
         )
-        result = _refine(P, assigned, held, image, self.config)
+        result = refine_confidence(P, assigned, held, image, self.config)
         tensors = (getattr(result, name) for name in OUTPUTS)
         return tuple(x for x in tensors if x is not None)
 

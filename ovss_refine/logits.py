@@ -5,12 +5,13 @@ Axes: B images, K prompts, M classes, (h, w) grid.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ovss_refine.checks import check_finite, check_float, check_number, check_shape
+from ovss_refine.checks import as_tensor, check_finite, check_float, check_number, check_shape
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -18,7 +19,8 @@ class Logits:
     """Scores of every prompt at every patch, and what they mean.
 
     Attributes:
-        values: [B, K, h, w] or [K, h, w] scores, finite, any float type: cosines or raw logits.
+        values: [B, K, h, w] or [K, h, w], finite, any float type: cosines or raw logits. An array
+            becomes a tensor.
         scale: factor that turns them into the argument of a softmax over prompts, > 0.
         prompt_index: [K] int64 class of each prompt, in [0, M); synonyms share one. Given
             as a tensor or a sequence; None: every prompt is its own class.
@@ -38,11 +40,13 @@ class Logits:
 
     def __post_init__(self) -> None:
         """Check everything, and make `prompt_index` a tensor and `names` a tuple."""
+        object.__setattr__(self, "values", as_tensor(self.values))
         batch = "" if getattr(self.values, "ndim", 4) == 3 else "B "
         sizes = check_shape("values", self.values, f"{batch}K h w")
         check_float("values", self.values)
         check_finite("values", self.values)
-        check_number("scale", self.scale, 0, open_ends=True)
+        scale = check_number("scale", self.scale, 0, open_ends=True)
+        object.__setattr__(self, "scale", scale)
         index = None
         if self.prompt_index is not None:
             index = check_prompt_index(self.prompt_index, sizes["K"])
@@ -59,7 +63,7 @@ class Logits:
             raise ValueError(f"`names` must be distinct; got {twice!r} twice.")
 
 
-def check_prompt_index(prompt_index: Tensor | Sequence[int], K: int) -> Tensor:
+def check_prompt_index(prompt_index: Tensor | NDArray[Any] | Sequence[int], K: int) -> Tensor:
     """Return the class of each of `K` prompts as int64, or raise.
 
     Raises:

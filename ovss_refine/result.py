@@ -3,8 +3,8 @@
 Axes: B images, M classes, (gh, gw) grid of the attention, (H, W) pixels.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -38,6 +38,10 @@ class RefineResult:
             "propagation" and "anchored" all the patches that it won.
         scores: [B, M, H, W] float32, `discrepancy` upsampled, -inf for rejected classes; None
             unless `keep_scores` was set.
+        steps: steps that each solver took, by name, such as {"maximum_velocity": 53}; the same for
+            all images of a batch. On a GPU up to three more than were needed.
+        converged: whether every solver met its stopping test: the marginals of the optimal path
+            hold, the walks of maximum velocity have reached every patch.
     """
 
     labels: Tensor
@@ -45,6 +49,8 @@ class RefineResult:
     kept: Tensor
     seeds: Tensor
     scores: Tensor | None
+    steps: Mapping[str, int] = field(default_factory=dict)
+    converged: bool = True
 
     def __getitem__(self, b: int) -> "RefineResult":
         """Return the result of image `b` of a batch, counted from the end if negative.
@@ -60,9 +66,20 @@ class RefineResult:
         B = len(self.labels)
         if not -B <= b < B:
             raise IndexError(f"`b` must be in [-{B}, {B - 1}]; got {b}.")
-        parts = [getattr(self, field.name) for field in fields(self)]
-        one: list[Any] = [part if part is None else part[b] for part in parts]
-        return RefineResult(*one)
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        one = {name: part[b] for name, part in parts.items() if isinstance(part, Tensor)}
+        return RefineResult(**(parts | one))
+
+    def __repr__(self) -> str:
+        """Show shapes, class counts and what the solvers did, on one line."""
+        counts = self.kept.sum(dim=-1).flatten().tolist()
+        kept = counts[0] if self.labels.ndim == 2 else counts
+        return (
+            f"RefineResult(labels={list(self.labels.shape)}, "
+            f"discrepancy={list(self.discrepancy.shape)}, kept={kept} of {self.kept.shape[-1]}, "
+            f"scores={self.scores is not None}, steps={dict(self.steps)}, "
+            f"converged={self.converged})"
+        )
 
     def overlay(self, image: AnyImage, names: Sequence[str] | None = None) -> RGB:
         """Draw the classes over the image, with a legend below: [H + legend, W, 3] uint8.

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Unpack, overload
 
 import numpy as np
 import torch
@@ -18,11 +18,12 @@ from torch import Tensor
 from ovss_refine.attention import Attention, AttentionSource
 from ovss_refine.baseline.bands import decide_without
 from ovss_refine.checks import check_count
-from ovss_refine.config import Mode, RefineConfig
+from ovss_refine.config import RefineOptions, config_of
 from ovss_refine.images.convert import Picture, as_rgb
 from ovss_refine.images.read import MAX_PIXELS
 from ovss_refine.labels import Labels, LabelsLike, as_labels
 from ovss_refine.logits import Logits, LogitsSource
+from ovss_refine.method.modes import ModeName
 from ovss_refine.refiner import refine
 from ovss_refine.segmentation import Segmentation
 from ovss_refine.sources.lazy import LogitsSlot, Slot
@@ -68,16 +69,16 @@ class Segmenter:
         logits: str | LogitsSource = "kk-mean",
         attention: str | AttentionSource = "dinov2-b14-reg",
         *,
-        mode: Mode = "maximum_velocity",
+        mode: ModeName = "maximum_velocity",
         device: str | torch.device | None = None,
         models_dir: str | Path | None = None,
         logits_options: Mapping[str, Any] | None = None,
         attention_options: Mapping[str, Any] | None = None,
         max_pixels: int | None = MAX_PIXELS,
-        **options: Any,
+        **options: Unpack[RefineOptions],
     ) -> None:
         """Check everything; load nothing."""
-        self.config = RefineConfig(mode=mode, **options)
+        self.config = config_of({"mode": mode, **options})
         if self.config.keep_scores:
             raise ValueError(
                 "`keep_scores` must be False; got True, but a `Segmentation` has no scores. Use "

@@ -1,11 +1,12 @@
 """`Attention`: what it accepts, what it refuses, and its products."""
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
 from ovss_refine import Attention
-from ovss_refine.attention import affinity
+from ovss_refine.attention import affinity, as_attention
 from ovss_refine.tensors import blocks as blocks_module
 from strategies import random_attention
 
@@ -46,24 +47,24 @@ def test_bad_grid(weights, grid):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
-@pytest.mark.parametrize("shrink", [1, 5, 100])
-def test_left_product_in_blocks(weights, dtype, shrink, monkeypatch):
+@pytest.mark.parametrize("divisor", [1, 5, 100])
+def test_left_product_in_blocks(weights, dtype, divisor, monkeypatch):
     monkeypatch.setattr(blocks_module, "CPU_BLOCK", 3 * 12 * 5)  # five rows of three images
-    monkeypatch.setattr(blocks_module, "LEAST_ROWS", 1)
-    attention = Attention(weights.to(dtype), (3, 4), shrink=shrink)
+    monkeypatch.setattr(blocks_module, "MIN_ROWS", 1)
+    attention = Attention(weights.to(dtype), (3, 4), block_divisor=divisor)
     x = torch.rand(3, 2, 12)
-    assert_close(attention.left(x), x @ weights.to(dtype).float())
+    assert_close(attention.left_matmul(x), x @ weights.to(dtype).float())
     blocks = list(attention.blocks())
-    assert len(blocks) == (3 if shrink == 1 else 12)
+    assert len(blocks) == (3 if divisor == 1 else 12)
     assert_close(torch.cat([block for _, block in blocks], dim=1), weights.to(dtype).float())
 
 
 def test_only_a_float32_map_with_room_is_copied(weights):
-    assert_close(Attention(weights, (3, 4)).turned(), weights.mT)
-    assert_close(Attention(weights[0], (3, 4)).turned(), weights[:1].mT)
-    assert Attention(weights.half(), (3, 4)).turned() is None
-    assert Attention(weights, (3, 4), shrink=8).turned() is None
-    assert Attention.from_factors(*torch.rand(2, 2, 12, 5), 1.0, (3, 4)).turned() is None
+    assert_close(Attention(weights, (3, 4)).transposed(), weights.mT)
+    assert_close(Attention(weights[0], (3, 4)).transposed(), weights[:1].mT)
+    assert Attention(weights.half(), (3, 4)).transposed() is None
+    assert Attention(weights, (3, 4), block_divisor=8).transposed() is None
+    assert Attention.from_factors(*torch.rand(2, 2, 12, 5), 1.0, (3, 4)).transposed() is None
 
 
 def test_affinity_is_the_softmax_of_cosines():
@@ -85,6 +86,64 @@ def test_affinity_refuses():
         affinity(torch.full((5, 3, 4), torch.nan), 0.1)
 
 
+@pytest.fixture(params=["dense", "factors"])
+def batch(request, rng):
+    """Three maps over a 3 x 4 grid, held in either way."""
+    if request.param == "dense":
+        maps = [random_attention(rng, 12) for _ in range(3)]
+        return Attention(torch.tensor(np.stack(maps)).float(), (3, 4))
+    q, k = torch.from_numpy(rng.normal(size=(2, 3, 2, 12, 5))).float()
+    return Attention.from_factors(q, k, 0.7, (3, 4))
+
+
+def rows_of(attention):
+    return torch.cat([block for _, block in attention.blocks()], dim=1)
+
+
+class TestMapsOfABatch:
+    def test_one_by_one_and_together_again(self, batch):
+        maps = list(batch)
+        assert [one.shape for one in maps] == [(12, 12)] * 3
+        for b, one in enumerate(maps):
+            assert_close(rows_of(one)[0], rows_of(batch)[b])
+        again = Attention.stack(maps)
+        assert again.shape == batch.shape
+        assert again.grid == batch.grid
+        assert torch.equal(rows_of(again), rows_of(batch))
+
+    def test_indices_count_from_the_end_too(self, batch):
+        assert torch.equal(rows_of(batch[-1]), rows_of(batch[2]))
+        with pytest.raises(IndexError):
+            batch[3]
+        with pytest.raises(TypeError, match=r"`attention\[b\]` must be of a batch"):
+            batch[0][0]
+
+    def test_nothing_is_copied_or_checked_again(self, batch, monkeypatch):
+        monkeypatch.setattr(Attention, "__post_init__", None)
+        held = batch.weights if batch.factors is None else batch.factors[0]
+        one = batch[1].batched()
+        part = one.weights if one.factors is None else one.factors[0]
+        assert part.data_ptr() == held[1].data_ptr()
+        assert one.batched() is one
+
+    def test_what_does_not_fit_together_is_refused(self, batch):
+        other = Attention(torch.eye(12), (4, 3))
+        for maps in ([], [batch], [batch[0], other]):
+            with pytest.raises(ValueError, match="`maps` must be maps without batch axis"):
+                Attention.stack(maps)
+
+    def test_blocks_stay_small(self, batch):
+        assert batch.in_blocks(8)[0].block_divisor == 8
+        assert batch.block_divisor == 1
+
+
+def test_arrays_are_taken():
+    array = np.eye(6, dtype=np.float32)[::-1]  # a negative stride
+    attention = Attention(array, (2, 3))
+    assert torch.equal(attention.weights, torch.eye(6).flip(0))
+    assert as_attention(array, (2, 3)).grid == (2, 3)
+
+
 class TestFactors:
     """Attention as queries and keys, multiplied out a block of rows at a time."""
 
@@ -103,7 +162,7 @@ class TestFactors:
         assert len(blocks) == -(-12 // rows)
         assert_close(torch.cat([block for _, block in blocks], dim=1), self.dense(*qk))
         x = torch.rand(2, 4, 12)
-        assert_close(attention.left(x), x @ self.dense(*qk))
+        assert_close(attention.left_matmul(x), x @ self.dense(*qk))
 
     def test_shape_and_grid(self, qk):
         q, k = qk

@@ -1,10 +1,16 @@
 """`RefineConfig`: its fields are fixed by what users write, and every one is checked."""
 
 import dataclasses
+import json
+from typing import get_type_hints
 
+import numpy as np
 import pytest
+import torch
 
-from ovss_refine import RefineConfig
+from ovss_refine import RefineConfig, Refiner, Segmenter
+from ovss_refine.config import RefineOptions, config_of
+from ovss_refine.method.modes import ModeName
 
 DEFAULTS = {
     "mode": "maximum_velocity",
@@ -71,6 +77,9 @@ def test_out_of_range(options, match):
     ("options", "match"),
     [
         ({"taus": 0.3}, "unexpected keyword argument 'taus'"),
+        ({"tau": np.array([0.3])}, r"`tau` must be a number; got array\(\[0.3\]\)"),
+        ({"radius": np.float64(2)}, "`radius` must be a whole number; got np.float64"),
+        ({"tau": np.True_}, "`tau` must be a number; got np.True_"),
         ({"tau": "0.3"}, "`tau` must be a number; got '0.3'"),
         ({"tau": True}, "`tau` must be a number; got True"),
         ({"radius": 2.0}, "`radius` must be a whole number; got 2.0"),
@@ -91,3 +100,36 @@ def test_ends_that_belong_to_the_range():
 
 def test_every_field_has_a_line_of_help():
     assert all(field.metadata.get("help") for field in dataclasses.fields(RefineConfig))
+
+
+def test_numbers_of_numpy_and_torch_are_numbers():
+    given = RefineConfig(
+        tau=np.float32(0.25),
+        radius=np.int64(3),
+        epsilon=torch.tensor(0.5),
+        max_steps=torch.tensor(7),
+        keep_scores=np.bool_(True),
+        background=[np.int32(1), np.float64(0.5)],
+    )
+    plain = RefineConfig(
+        tau=0.25, radius=3, epsilon=0.5, max_steps=7, keep_scores=True, background=(1, 0.5)
+    )
+    assert given == plain
+    assert json.loads(json.dumps(dataclasses.asdict(given))) is not None
+    kinds = {type(value) for value in dataclasses.asdict(given).values()}
+    assert kinds == {str, float, int, bool, tuple}
+
+
+def test_types_for_editors_are_those_of_the_fields():
+    fields = get_type_hints(RefineConfig)
+    assert {"mode": ModeName, **get_type_hints(RefineOptions)} == fields
+
+
+@pytest.mark.parametrize("make", [Refiner, Segmenter, lambda **options: config_of(options)])
+def test_a_misspelt_option_names_the_nearest(make):
+    with pytest.raises(TypeError, match=r"`sigma_color` must be an option.* `sigma_"):
+        make(sigma_color=0.1)
+    with pytest.raises(TypeError, match=r"`taus` must be an option.* mean `tau`\?"):
+        make(taus=0.1)
+    with pytest.raises(TypeError, match=r"`zzz` must be an option of .*Options are \['mode', "):
+        make(zzz=1)

@@ -257,8 +257,8 @@ class TestRepeat:
             assert after[0] == before[0] + 1
             return after[0] >= until
 
-        (x,) = repeat(step, settled, (torch.zeros(()),), steps, every)
-        assert int(x) == len(taken)
+        (x,), last, _ = repeat(step, settled, (torch.zeros(()),), steps, every)
+        assert int(x) == len(taken) == last
         return taken
 
     def test_stops_when_settled(self):

@@ -1,5 +1,6 @@
 """The whole refinement against the literal reference, and its promises as a function."""
 
+import re
 import subprocess
 import sys
 
@@ -12,8 +13,9 @@ from torch.testing import assert_close
 
 import reference
 from conftest import HALF_TOLERANCE, RANGE_TOLERANCE
-from ovss_refine import Attention, Logits, RefineConfig, Refiner, RefineResult, refine
+from ovss_refine import Attention, Logits, RefineConfig, Refiner, refine
 from ovss_refine import refiner as refiner_module
+from ovss_refine.method import steps as steps_module
 from ovss_refine.tensors import blocks as blocks_module
 from strategies import Case, cases, random_attention
 
@@ -150,10 +152,7 @@ def test_batch_equals_singles(mode):
     assert len(set(batch.kept.sum(1).tolist())) > 1
     for b, inputs in enumerate(tensors):
         single = refiner(*inputs)
-        sliced = RefineResult(
-            **{name: getattr(batch, name)[b] for name in RefineResult.__dataclass_fields__}
-        )
-        assert_same_result(sliced, single, 1e-5)
+        assert_same_result(batch[b], single, 1e-5)
 
 
 @each_mode
@@ -264,9 +263,9 @@ def test_every_way_to_multiply_equals_the_reference(mode, way, monkeypatch):
     case = smooth_case(18)
     logits, attention, image = case.tensors()
     monkeypatch.setattr(blocks_module, "CPU_BLOCK", 10 * 42)
-    monkeypatch.setattr(blocks_module, "LEAST_ROWS", 1)
+    monkeypatch.setattr(blocks_module, "MIN_ROWS", 1)
     if way == "without a second map":
-        attention = Attention(attention.weights, case.grid, shrink=5)
+        attention = Attention(attention.weights, case.grid, block_divisor=5)
     elif way == "without oneDNN":
         monkeypatch.setattr(blocks_module, "_has_onednn", lambda device: False)
     elif way == "tested seldom":
@@ -278,13 +277,13 @@ def test_every_way_to_multiply_equals_the_reference(mode, way, monkeypatch):
     assert_same_labels(result, expected["labels"], expected["scores"])
 
 
-def out_of_memory_unless(shrink, tried):
-    """A `_refine` that fails as torch does on a CPU, until blocks are as small as `shrink`."""
-    whole = refiner_module._refine
+def out_of_memory_unless(divisor, tried):
+    """A `refine_confidence` that runs out of memory, as on a CPU, until blocks are small enough."""
+    whole = refiner_module.refine_confidence
 
     def refine(P, assigned, attention, guide, config):
-        tried.append(attention.shrink)
-        if attention.shrink < shrink:
+        tried.append(attention.block_divisor)
+        if attention.block_divisor < divisor:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 64 bytes")
         return whole(P, assigned, attention, guide, config)
 
@@ -295,7 +294,7 @@ def test_out_of_memory_tries_smaller_blocks(monkeypatch):
     inputs = smooth_case(19).tensors()
     expected = Refiner()(*inputs)
     tried = []
-    monkeypatch.setattr(refiner_module, "_refine", out_of_memory_unless(8, tried))
+    monkeypatch.setattr(refiner_module, "refine_confidence", out_of_memory_unless(8, tried))
     result = Refiner()(*inputs)
     assert tried == [1, 8]
     assert_close(result.labels, expected.labels)
@@ -304,7 +303,7 @@ def test_out_of_memory_tries_smaller_blocks(monkeypatch):
 
 def test_out_of_memory_says_what_to_do(monkeypatch):
     tried = []
-    monkeypatch.setattr(refiner_module, "_refine", out_of_memory_unless(10**6, tried))
+    monkeypatch.setattr(refiner_module, "refine_confidence", out_of_memory_unless(10**6, tried))
     message = (
         r"out of memory for B=1 images of N=42 .*refine fewer .*`Attention.from_factors.*64 by"
     )
@@ -317,7 +316,7 @@ def test_other_errors_are_not_taken_for_it(monkeypatch):
     def broken(*args):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(refiner_module, "_refine", broken)
+    monkeypatch.setattr(refiner_module, "refine_confidence", broken)
     with pytest.raises(RuntimeError, match=r"^something else$"):
         Refiner()(*smooth_case(19).tensors())
 
@@ -333,14 +332,14 @@ from ovss_refine import refiner as module
 N = 3600
 attention = Attention(torch.full((N, N), 1 / N) * (1 + torch.eye(N)) / (1 + 1 / N), (60, 60))
 logits, image = torch.randn(2, 60, 60), torch.rand(3, 60, 60)
-whole, tried = module._refine, []
+whole, tried = module.refine_confidence, []
 def note(P, assigned, attention, *rest):
-    tried.append(attention.shrink)
+    tried.append(attention.block_divisor)
     return whole(P, assigned, attention, *rest)
-module._refine = note
+module.refine_confidence = note
 refiner = Refiner(mode="optimal_path")
 # In small blocks, so that no freed map is left in the heap for the next call to use.
-sparing = Attention(attention.weights, (60, 60), shrink=8)
+sparing = Attention(attention.weights, (60, 60), block_divisor=8)
 expected = refiner(logits, sparing, image).labels
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + (30 << 20),) * 2)  # a map is 52 MB
@@ -552,7 +551,7 @@ class TestBadInput:
 
     def test_kinds(self):
         self.refuse("`logits` must be a torch.Tensor; got list", error=TypeError, logits=[1.0])
-        self.refuse("`attn` must be a torch.Tensor; got ndarray", error=TypeError, attn=np.eye(42))
+        self.refuse("`attn` must be a torch.Tensor; got list", error=TypeError, attn=[0.5])
         self.refuse("`image` must be a torch.Tensor; got NoneType", error=TypeError, image=None)
         self.refuse(
             "`logits` must be a floating-point tensor; got torch.int64",
@@ -651,6 +650,52 @@ def test_a_map_that_is_flat_up_to_rounding_has_no_range():
     noise = torch.rand(1, 2, 50, generator=torch.Generator().manual_seed(0))
     flat = 0.7 * (1 + 4 * torch.finfo(torch.float32).eps * noise)
     assert flat.unique().numel() > 1
-    assert torch.equal(refiner_module._min_max(flat), torch.zeros_like(flat))
-    hilly = refiner_module._min_max(0.7 * (1 + 1e-4 * noise))
+    assert torch.equal(steps_module._min_max(flat), torch.zeros_like(flat))
+    hilly = steps_module._min_max(0.7 * (1 + 1e-4 * noise))
     assert (hilly.min(), hilly.max()) == (0, 1)
+
+
+class TestSolvers:
+    """What a result says of the solvers: data, not a warning."""
+
+    def test_steps_and_convergence(self):
+        case = smooth_case()
+        found = Refiner("fusion", tau=0.9)(*case.tensors())
+        assert set(found.steps) == {"optimal_path", "maximum_velocity"}
+        assert 1 < found.steps["optimal_path"] < 50
+        assert found.converged is True
+        assert Refiner("kl")(*case.tensors()).steps == {"kl": 0}
+        assert Refiner("anchored", propagation_steps=2)(*case.tensors()).steps == {"anchored": 2}
+
+    @pytest.mark.parametrize("mode", ["optimal_path", "maximum_velocity"])
+    def test_too_few_steps_are_told(self, mode):
+        case = smooth_case()
+        few = Refiner(mode, sinkhorn_iterations=1, max_steps=1, tau=0.9)(*case.tensors())
+        assert few.steps == {mode: 1}
+        assert few.converged is False
+
+    def test_they_belong_to_every_image_of_a_batch(self):
+        logits, attn, image = smooth_case().tensors()
+        found = Refiner()(logits[None], attn.batched(), image[None])
+        assert found[0].steps == found.steps
+        assert found[0].converged == found.converged
+
+    def test_a_result_is_shown_on_one_line(self):
+        logits, attn, image = smooth_case().tensors()
+        text = repr(Refiner(logit_scale=2)(logits, attn, image))
+        assert re.fullmatch(
+            r"RefineResult\(labels=\[40, 33\], discrepancy=\[5, 6, 7\], kept=\d of 5, "
+            r"scores=False, steps=\{'maximum_velocity': \d+\}, converged=\w+\)",
+            text,
+        )
+
+
+def test_arrays_are_taken_as_tensors_are():
+    logits, attn, image = smooth_case().tensors()
+    wanted = Refiner()(logits, attn, image, prompt_index=[0, 0, 1, 2, 3])
+    index = np.array([0, 0, 1, 2, 3])
+    found = Refiner()(logits.numpy(), attn.weights.numpy(), image, prompt_index=index)
+    assert torch.equal(found.labels, wanted.labels)
+    assert torch.equal(
+        refine(Logits(logits.numpy()), attn, image).labels, Refiner()(logits, attn, image).labels
+    )

@@ -1,9 +1,10 @@
 """What the page lets people choose: sources, modes, and the numbers that matter, with reasons."""
 
 from dataclasses import dataclass, fields
-from typing import Any, get_args
+from typing import Any
 
-from ovss_refine.config import Mode, RefineConfig
+from ovss_refine.config import RefineConfig
+from ovss_refine.method.modes import MODES
 from ovss_refine.registry import list_attention, list_logits
 from ovss_refine.sources.listing import facts
 
@@ -24,7 +25,6 @@ class Number:
         high: highest value.
         step: between two values.
         info: what it does, in a sentence or two.
-        modes: where it does anything.
     """
 
     name: str
@@ -33,7 +33,12 @@ class Number:
     high: float
     step: float
     info: str
-    modes: tuple[str, ...] = get_args(Mode)
+
+    @property
+    def modes(self) -> list[str]:
+        """The modes that read the field; all of them if it belongs to none in particular."""
+        own = [name for name, mode in MODES.items() if self.name in mode.options]
+        return own or list(MODES)
 
     @property
     def default(self) -> float:
@@ -52,7 +57,6 @@ NUMBERS = (
         0.05,
         "How sure a patch must be of its label to be a seed, as a share of the surest patch. "
         "Higher: fewer and safer seeds.",
-        modes=("kl", "optimal_path", "maximum_velocity", "fusion"),
     ),
     Number(
         "tau",
@@ -62,7 +66,6 @@ NUMBERS = (
         0.05,
         "A patch is reached once it holds this share of the largest mass. "
         "Lower: seeds spread further and sooner.",
-        modes=("maximum_velocity", "fusion"),
     ),
     Number(
         "epsilon",
@@ -71,7 +74,6 @@ NUMBERS = (
         1.0,
         0.02,
         "How blurred the optimal path is. Higher: smoother maps.",
-        modes=("optimal_path", "fusion"),
     ),
     Number(
         "propagation_steps",
@@ -80,7 +82,6 @@ NUMBERS = (
         10,
         1,
         "How many steps the scores take along the attention.",
-        modes=("propagation", "anchored"),
     ),
     Number(
         "pre_propagation",
@@ -89,7 +90,6 @@ NUMBERS = (
         5,
         1,
         "Steps along the attention before all else. Helps large objects, hurts small ones.",
-        modes=("kl", "optimal_path", "maximum_velocity", "fusion", "anchored"),
     ),
     Number(
         "sigma_range",
@@ -100,32 +100,6 @@ NUMBERS = (
         "How far colours may differ across one object. Lower: borders follow finer edges.",
     ),
 )
-
-# What each mode is called on the page, and what it does.
-MODES = {
-    "maximum_velocity": (
-        "Maximum velocity (default)",
-        "A label is likely where walks along the attention that start from its seeds arrive early.",
-    ),
-    "optimal_path": (
-        "Optimal path",
-        "A label is likely where carrying its scores to a uniform map along the attention costs "
-        "much.",
-    ),
-    "fusion": ("Fusion", "The mean of maximum velocity and optimal path."),
-    "kl": (
-        "KL divergence",
-        "How far the scores of a label are from a uniform map, without attention.",
-    ),
-    "propagation": (
-        "Propagation (control)",
-        "No distance at all: the scores are averaged along the attention.",
-    ),
-    "anchored": (
-        "Anchored (control)",
-        "As propagation, but patches that are sure of their label keep it.",
-    ),
-}
 
 
 def list_sources(kind: str) -> list[str]:

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from ovss_refine.app import views
-from ovss_refine.app.choices import MODES, NUMBERS, describe_choice, options_of
+from ovss_refine.app.choices import NUMBERS, describe_choice, options_of
 from ovss_refine.app.downloads import ENDINGS, write_downloads
 from ovss_refine.app.session import Result, Session, Sessions
 from ovss_refine.app.uploads import read_upload
 from ovss_refine.app.work import Example, OnStage, Worker, read_example, staged
+from ovss_refine.method.modes import MODES
 from ovss_refine.segmentation import Segmentation
 
 OWN, MODELS = "own", "models"
@@ -110,7 +111,7 @@ class Handlers:
     def numbers(self, key: str, mode: str) -> Changes:
         """Say what a mode does, and show the numbers that it uses."""
         shown = {number.name: Props(visible=mode in number.modes) for number in NUMBERS}
-        return {"mode": Props(info=MODES[mode][1]), **shown}
+        return {"mode": Props(info=MODES[mode].summary), **shown}
 
     def run(
         self,

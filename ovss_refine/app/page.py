@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ovss_refine.app.choices import MODES, NUMBERS, list_sources
+from ovss_refine.app.choices import NUMBERS, list_sources
 from ovss_refine.app.downloads import ENDINGS
 from ovss_refine.app.handlers import FIRST, MODELS, OWN, Changes, Handlers, Props
 from ovss_refine.app.work import EXAMPLE_NAMES
+from ovss_refine.method.modes import MODES
 from ovss_refine.registry import require
 
 CSS = Path(__file__).with_name("page.css")
@@ -128,10 +129,10 @@ def _numbers(gr: Any) -> Parts:
     """Lay out how to refine."""
     parts: Parts = {
         "mode": gr.Dropdown(
-            [(label, mode) for mode, (label, _) in MODES.items()],
+            [(_title(name), name) for name in MODES],
             value=MODE,
             label="Refinement",
-            info=MODES[MODE][1],
+            info=MODES[MODE].summary,
             elem_id="mode",
         )
     }
@@ -148,6 +149,10 @@ def _numbers(gr: Any) -> Parts:
                 elem_id=number.name.replace("_", "-"),
             )
     return parts
+
+
+def _title(mode: str) -> str:
+    return f"{MODES[mode].title} (default)" if mode == MODE else MODES[mode].title
 
 
 def _results(gr: Any) -> Parts:

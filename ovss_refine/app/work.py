@@ -44,12 +44,7 @@ class GivenAttention:
 
     def __init__(self, attention: Attention) -> None:
         """Hold what will be given."""
-        if attention.factors is None:
-            assert attention.weights is not None  # noqa: S101 - checked on construction
-            self.held = replace(attention, weights=attention.weights[None])
-        else:
-            q, k = attention.factors
-            self.held = replace(attention, factors=(q[None], k[None]))
+        self.held = attention.batched()
 
     def attention(self, images: Tensor) -> Attention:
         """Return the attention, whatever the image."""

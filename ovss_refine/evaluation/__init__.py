@@ -4,6 +4,8 @@
 the work, `run` goes from a request to the tables.
 """
 
+from ovss_refine.method.modes import CONTROLS
+
 # Here because the command line needs them before torch is imported.
-ROWS = ("baseline", "upsampling", "refined", "propagation", "anchored")
+ROWS = ("baseline", "upsampling", "refined", *CONTROLS)
 CONVERSIONS = ("coco-object", "coco-stuff", "cityscapes", "context")

@@ -72,8 +72,7 @@ class Batch:
     def attention(self, device: torch.device) -> Attention:
         """Stack the attention that lay in files."""
         read = [sample.attention for sample in self.samples if sample.attention is not None]
-        weights = torch.stack([one.weights for one in read if one.weights is not None])
-        return Attention(weights.to(device), read[0].grid)
+        return Attention.stack(read).to(device)
 
 
 def batches(samples: Iterable[Sample], size: int) -> Iterator[Batch]:

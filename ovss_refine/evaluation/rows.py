@@ -18,6 +18,7 @@ from ovss_refine.checks import check_choice
 from ovss_refine.config import RefineConfig
 from ovss_refine.logits import Logits
 from ovss_refine.method.distribution import confidence
+from ovss_refine.method.modes import CONTROLS
 from ovss_refine.method.upsample import joint_bilateral_upsample
 from ovss_refine.refiner import refine
 
@@ -123,16 +124,14 @@ def make_rows(config: RefineConfig, baseline: Baseline) -> dict[str, Row]:
     * baseline: the published decision, without refinement;
     * upsampling: the classes' confidence, enlarged along the image's edges and nothing else;
     * refined: `config`;
-    * propagation, anchored: the controls with the other options of `config`.
+    * the controls, with the other options of `config`.
     """
     table: dict[str, Row] = {
         "baseline": replace(baseline, logit_scale=config.logit_scale).label,
         "upsampling": _upsampled(config),
         "refined": _refined(config),
     }
-    for control in ("propagation", "anchored"):
-        table[control] = _refined(replace(config, mode=control))
-    return table
+    return table | {name: _refined(replace(config, mode=name)) for name in CONTROLS}
 
 
 def _refined(config: RefineConfig) -> Row:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ovss_refine.config import RefineConfig
 from ovss_refine.tensors.tracing import whole_number
 
 
@@ -62,37 +63,28 @@ def confidence(
     return torch.where(assigned[:, None], one_hot, P), assigned
 
 
-def find_seeds(
-    P: Tensor,
-    assigned: Tensor,
-    *,
-    suppress: bool,
-    nms: str,
-    nms_threshold: float,
-    min_area: float,
-) -> Seeds:
+def find_seeds(P: Tensor, assigned: Tensor, config: RefineConfig, *, suppress: bool) -> Seeds:
     """Reject classes that win nowhere, then patches that are not confident enough.
 
     Args:
         P: [B, M, N] class confidence.
         assigned: [B, N] bool, patches that the background rule decided. Their confidence is 1
             by decree, so they do not set the relative bar: everything else would fall under it.
+        config: `nms`: "relative" (bar = `nms_threshold` times the image's highest confidence) or
+            "absolute" (bar = `nms_threshold`); `min_area`: share of the patches that a class must
+            win.
         suppress: whether weak patches are dropped at all. If not, every patch is a seed
             of the class that wins it.
-        nms: "relative" (bar = `nms_threshold` times the image's highest confidence) or
-            "absolute" (bar = `nms_threshold`).
-        nms_threshold: in [0, 1].
-        min_area: share of the patches that a class must win.
     """
     top, winner = P.max(dim=1)  # both [B, N]
     wins = torch.zeros_like(P, dtype=torch.bool).scatter_(1, winner[:, None], True)
     area = wins.sum(dim=2, keepdim=True) / P.shape[2]  # [B, M, 1]
-    large = wins & (area >= min_area)
+    large = wins & (area >= config.min_area)
     # An image must not end up empty: where no class is large enough, all that win go on.
     wins = large | (wins & ~large.any(dim=(1, 2), keepdim=True))
     if suppress:
-        bar = torch.full_like(top[:, :1], nms_threshold)  # [B, 1]
-        if nms == "relative":
+        bar = torch.full_like(top[:, :1], config.nms_threshold)  # [B, 1]
+        if config.nms == "relative":
             bar = bar * top.masked_fill(assigned, 0).amax(dim=1, keepdim=True)
         confident = wins & (top >= bar)[:, None]  # [B, M, N]
         wins = confident | (wins & ~confident.any(dim=(1, 2), keepdim=True))

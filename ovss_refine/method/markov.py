@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ovss_refine.attention import Attention
-from ovss_refine.tensors.blocks import add_left, right
+from ovss_refine.method.modes import Solution
+from ovss_refine.tensors.blocks import add_matmul, matmul_t
 from ovss_refine.tensors.tracing import State, repeat
 
 
@@ -25,18 +26,19 @@ class Chain:
         attention: B maps of N tokens.
         r: [B, 1, N] factor of each row.
         c: [B, 1, N] factor of each column.
-        turned: [B, N, N] the attention's columns as rows, or None.
+        transposed: [B, N, N] the attention's columns as rows, or None.
     """
 
     attention: Attention
     r: Tensor
     c: Tensor
-    turned: Tensor | None = None
+    transposed: Tensor | None = None
 
     def step(self, x: Tensor) -> Tensor:
         """Return x T, [B, M, N] in and out."""
         x = x * self.r
-        x = self.attention.left(x) if self.turned is None else right(x, self.turned)
+        T = self.transposed
+        x = self.attention.left_matmul(x) if T is None else matmul_t(x, T)
         return x.mul_(self.c)
 
     def spread(self, f: Tensor) -> Tensor:
@@ -48,16 +50,16 @@ class Chain:
 def doubly_stochastic(attention: Attention, rounds: int, *, many_steps: bool = False) -> Chain:
     """Scale columns, then rows, to sum to one, `rounds` times.
 
-    The rows sum to one exactly, the columns as nearly as the rounds allow. One walk over the
+    The rows sum to one exactly, the columns as closely as the rounds allow. One pass over the
     attention does a round's rows together with the next round's columns.
 
     Args:
         attention: B maps of N tokens.
-        rounds: how many, >= 1.
-        many_steps: whether so many steps will be taken that a turned copy, B * N * N floats,
+        rounds: number of rounds, >= 1.
+        many_steps: whether so many steps will be taken that a transposed copy, B * N * N floats,
             saves time. It changes results by rounding only.
     """
-    turned = attention.turned() if many_steps else None
+    transposed = attention.transposed() if many_steps else None
     N = attention.shape[-1]
     column_sums = torch.zeros(attention.batch, 1, N, device=attention.device)
     for _, block in attention.blocks():
@@ -67,12 +69,12 @@ def doubly_stochastic(attention: Attention, rounds: int, *, many_steps: bool = F
         r = torch.empty_like(c)
         column_sums = torch.zeros_like(c)
         for rows, block in attention.blocks():
-            r[..., rows] = _reciprocal(right(c, block))
-            if turned is None:
-                add_left(column_sums, r[..., rows], block)
-        if turned is not None:
-            column_sums = right(r, turned)
-    return Chain(attention, r, c, turned)
+            r[..., rows] = _reciprocal(matmul_t(c, block))
+            if transposed is None:
+                add_matmul(column_sums, r[..., rows], block)
+        if transposed is not None:
+            column_sums = matmul_t(r, transposed)
+    return Chain(attention, r, c, transposed)
 
 
 def propagate(x: Tensor, chain: Chain, steps: int) -> Tensor:
@@ -100,7 +102,7 @@ def anchored(x: Tensor, w: Tensor, chain: Chain, steps: int) -> Tensor:
     return moved
 
 
-def first_passage(q: Tensor, chain: Chain, tau: float, max_steps: int) -> Tensor:
+def first_passage(q: Tensor, chain: Chain, tau: float, max_steps: int) -> Solution:
     """How soon a walk that starts from `q` reaches each patch.
 
     Args:
@@ -110,7 +112,8 @@ def first_passage(q: Tensor, chain: Chain, tau: float, max_steps: int) -> Tensor
         max_steps: upper bound on steps, and the time of a patch never reached.
 
     Returns:
-        [B, M, N] D = 1 / (1 + l), l = steps, interpolated between the two around the crossing.
+        D = 1 / (1 + l), l = steps, interpolated between the two around the crossing. Converged
+        if every patch was reached.
     """
     f = q / q.amax(dim=2, keepdim=True)
     pending = f <= tau
@@ -123,11 +126,12 @@ def first_passage(q: Tensor, chain: Chain, tau: float, max_steps: int) -> Tensor
 
     start = (f, pending, pending * float(max_steps))
     steps = range(1, max_steps + 1)
-    _, _, time = repeat(step, _none_pending, start, steps, chain.attention.test_every)
-    return 1 / (1 + time)
+    every = chain.attention.test_every
+    (_, _, time), taken, converged = repeat(step, _none_pending, start, steps, every)
+    return Solution(1 / (1 + time), taken, converged)
 
 
-def increment(q: Tensor, chain: Chain, tau: float, max_steps: int) -> Tensor:
+def increment(q: Tensor, chain: Chain, tau: float, max_steps: int) -> Solution:
     """How long a walk that starts from `q` keeps changing each patch (the paper's Eq. 12).
 
     Args:
@@ -138,7 +142,7 @@ def increment(q: Tensor, chain: Chain, tau: float, max_steps: int) -> Tensor:
         max_steps: upper bound on steps, and the time of a patch never at rest.
 
     Returns:
-        [B, M, N] D = l, the first step at which the patch is at rest, >= 1.
+        D = l, the first step at which the patch is at rest, >= 1. Converged if every patch is.
     """
     f = q / q.amax(dim=2, keepdim=True)
     before, f = f, chain.spread(f)
@@ -153,8 +157,9 @@ def increment(q: Tensor, chain: Chain, tau: float, max_steps: int) -> Tensor:
     pending = ~(change <= bar)
     start = (f, pending, torch.where(pending, float(max_steps), torch.ones_like(f)))
     steps = range(2, max_steps + 1)
-    _, _, time = repeat(step, _none_pending, start, steps, chain.attention.test_every)
-    return time
+    every = chain.attention.test_every
+    (_, _, time), taken, converged = repeat(step, _none_pending, start, steps, every)
+    return Solution(time, taken, converged)
 
 
 def _none_pending(before: State, after: State) -> Tensor:
@@ -162,6 +167,6 @@ def _none_pending(before: State, after: State) -> Tensor:
 
 
 def _reciprocal(sums: Tensor) -> Tensor:
-    # The sum is 0 for a patch that nobody attends to. Any finite factor then does, since it
+    # The sum is 0 for a patch that no patch attends to. Any finite factor will do there, since it
     # multiplies zeros; an infinite one would make them NaN.
     return 1 / sums.clamp_min(torch.finfo(sums.dtype).tiny)

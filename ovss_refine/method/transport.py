@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ovss_refine.attention import Attention
-from ovss_refine.tensors.blocks import add_left, right
+from ovss_refine.method.modes import Solution
+from ovss_refine.tensors.blocks import add_matmul, matmul_t
 from ovss_refine.tensors.tracing import State, repeat
 
 # The scaling u is settled to this relative change. On affinities of real features two updates are
@@ -20,12 +21,12 @@ from ovss_refine.tensors.tracing import State, repeat
 TOLERANCE = 1e-6
 
 
-def optimal_path(q: Tensor, attention: Attention, epsilon: float, iterations: int) -> Tensor:
+def optimal_path(q: Tensor, attention: Attention, epsilon: float, iterations: int) -> Solution:
     """Transport each `q` onto the uniform map at the cost given by attention.
 
     The plan diag(u) K diag(v), K = exp(-C / epsilon), C = attention scaled to maximum 1, is
-    never formed: the result needs its products with vectors only. Updates stop early once u no
-    longer moves, which is when the row marginals are met (the columns always are).
+    never formed: the result only needs its products with vectors. Updates stop early once u no
+    longer changes, which is when the row marginals are met (the columns always are).
 
     Args:
         q: [B, M, N] float32 distributions over patches, the sources; may be zero at patches.
@@ -34,11 +35,11 @@ def optimal_path(q: Tensor, attention: Attention, epsilon: float, iterations: in
         iterations: upper bound on updates of u, then v.
 
     Returns:
-        [B, M, N] D[c, j] = sum_i plan[i, j] C[i, j]. Memory: B * N * N floats for K, or
-        a block of rows where the attention is held as factors or short of room.
+        D[c, j] = sum_i plan[i, j] C[i, j]. Memory: B * N * N floats for K, or a block of rows where
+        the attention is held as factors or memory is short.
     """
-    # Into one tensor: small ones kept from every block would scatter over the heap, which then
-    # grows by a block each, to N * N floats.
+    # Into one tensor: small ones kept from every block would fragment the heap, which then grows
+    # by a block each, to N * N floats.
     peak = q.new_zeros(q.shape[0], 1, 1)
     for _, block in attention.blocks():
         peak.clamp_min_(block.amax(dim=(1, 2), keepdim=True))
@@ -47,23 +48,24 @@ def optimal_path(q: Tensor, attention: Attention, epsilon: float, iterations: in
     def kernel() -> Iterator[tuple[slice, Tensor]]:
         return ((rows, (block * rate).exp_()) for rows, block in attention.blocks())
 
-    # Formed once where there is room for it, else again for every update.
-    held = list(kernel()) if attention.roomy else None
+    # Formed once where it fits, else again for every update.
+    held = list(kernel()) if attention.fits_twice else None
 
     def update(t: int, u: Tensor, v: Tensor) -> State:
         u, mass = torch.empty_like(q), torch.zeros_like(q)  # mass: u K, before the scaling by v
         for rows, K in kernel() if held is None else held:
-            u[..., rows] = q[..., rows] / right(v, K)
-            add_left(mass, u[..., rows], K)
+            u[..., rows] = q[..., rows] / matmul_t(v, K)
+            add_matmul(mass, u[..., rows], K)
         return u, 1 / (q.shape[-1] * mass)
 
     def settled(before: State, after: State) -> Tensor:
         return ((after[0] - before[0]).abs() <= TOLERANCE * after[0]).all()
 
     start = (torch.zeros_like(q), torch.ones_like(q[:, :1]))  # one v for all classes at first
-    u, v = repeat(update, settled, start, range(1, iterations + 1), attention.test_every)
+    steps = range(1, iterations + 1)
+    (u, v), taken, converged = repeat(update, settled, start, steps, attention.test_every)
     D = torch.zeros_like(q)
     pairs = zip(kernel() if held is None else held, attention.blocks(), strict=True)
     for (rows, K), (_, block) in pairs:
-        add_left(D, u[..., rows], K.mul_(block))  # K is not needed any more
-    return D * v / peak
+        add_matmul(D, u[..., rows], K.mul_(block))  # K is no longer needed
+    return Solution(D * v / peak, taken, converged)

@@ -128,7 +128,7 @@ class Band:
             return self._to_pixels(sums.argmax(dim=3, keepdim=True))[:, 0]
         K, P = sums.shape[3:]
         # argmax over any axis but the last is not vectorised on a CPU: these three passes give
-        # the same first index of the largest in a twentieth of its time.
+        # the same first index of the maximum in a twentieth of the time.
         countdown = torch.arange(K, 0, -1, dtype=sums.dtype, device=sums.device)
         largest = torch.ge(sums, sums.amax(dim=3, keepdim=True), out=torch.empty_like(sums))
         first = largest.mul_(countdown[:, None].expand(K, P).contiguous()).amax(dim=3, keepdim=True)
@@ -154,7 +154,7 @@ def upsample_bands(
     sigma_spatial: float,
     sigma_range: float,
     radius: int,
-    shrink: int = 1,
+    divisor: int = 1,
 ) -> Iterator[Band]:
     """Upsample one band of pixel rows after the other, so that [B, K, H, W] need not be held.
 
@@ -166,7 +166,7 @@ def upsample_bands(
         sigma_spatial: spatial spread in cells, > 0.
         sigma_range: colour spread, > 0.
         radius: reach in cells, >= 0.
-        shrink: divides the size of a band.
+        divisor: divides the size of a band.
     """
     B, K, gh, gw = low.shape
     y = axis(guide.shape[2], gh, sigma_spatial, radius, low.device)
@@ -178,7 +178,7 @@ def upsample_bands(
         fill(slice(None), w, torch.empty_like(w), s)
         yield Band(slice(None), s, y, x, 0)
         return
-    size = (CPU_BAND if low.device.type == "cpu" else GPU_BAND) // shrink
+    size = (CPU_BAND if low.device.type == "cpu" else GPU_BAND) // divisor
     step = min(gh, max(1, size // (B * gw * S * P)))
     # Made once: on a CPU new memory costs more than what is written to it here.
     weights, works = low.new_empty(2, step * B * gw * S * P)

@@ -1,56 +1,98 @@
-"""Rows of an attention map a block at a time, and products of thin matrices with them.
+"""Large square maps, held as a matrix or as factors, in blocks of rows; thin products with them.
 
-Axes: B images, A heads, N tokens, M vectors.
+Axes: B images, A heads, N tokens, d channels of a head, M vectors.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ovss_refine.tensors.tracing import exporting
 
-# Entries of a block. On a CPU a block stays in the cache between the few passes over it (twice as
-# fast as eight times the size), a GPU wants few large launches.
+# Entries per block. On a CPU a block stays in the cache between the few passes over it (twice as
+# fast as eight times the size); a GPU prefers few large launches.
 CPU_BLOCK = 1 << 21
 GPU_BLOCK = 1 << 26
 # Thinner blocks make thin matrix products, which are slow.
-LEAST_ROWS = 64
-# Rows turned into columns at a time: half the time of one transposed copy of the whole.
-TURN_ROWS = 32
+MIN_ROWS = 64
+# Rows transposed at a time: half the time of one transposed copy of the whole map.
+TRANSPOSE_ROWS = 32
 
 
-def dense_blocks(weights: Tensor, shrink: int) -> Iterator[tuple[slice, Tensor]]:
-    """Walk over the rows of `weights` [B, N, N]: (rows, [B, n, N] float32).
+class Dense(NamedTuple):
+    """A map held as a matrix.
 
-    Float32 rows are not copied; half precision is widened a block at a time. A graph, which could
-    not count blocks of a symbol, gets one.
+    Attributes:
+        weights: [N, N] or [B, N, N], any float type.
     """
-    if exporting():
-        yield slice(None), weights.float()
-        return
-    B, N, _ = weights.shape
-    size = CPU_BLOCK if weights.device.type == "cpu" else GPU_BLOCK
-    n = max(size // (B * N), LEAST_ROWS) // shrink
-    for rows in _ranges(N, n):
-        yield rows, weights[:, rows].float()
+
+    weights: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """[N, N] or [B, N, N]."""
+        return self.weights.shape
+
+    def blocks(self, divisor: int) -> Iterator[tuple[slice, Tensor]]:
+        """Iterate over the rows of all B maps: (rows, [B, n, N] float32).
+
+        Float32 rows are not copied; half precision is widened a block at a time. An exported graph
+        cannot count the blocks of a symbolic size and gets a single one.
+        """
+        if exporting():
+            yield slice(None), self.weights.float()
+            return
+        B, N, _ = self.weights.shape
+        for rows in _ranges(N, max(_block_size(self.weights) // (B * N), MIN_ROWS) // divisor):
+            yield rows, self.weights[:, rows].float()
+
+    def transposed(self) -> Tensor | None:
+        """Return a transposed copy, [B, N, N], or None where that saves no time.
+
+        A chain multiplies by the same map many times, and a CPU is faster at x A^T than at x A.
+        """
+        if self.weights.dtype != torch.float32 or not _has_onednn(self.weights.device):
+            return None
+        out = torch.empty_like(self.weights)
+        for rows in _ranges(self.weights.shape[1], TRANSPOSE_ROWS):
+            out[:, :, rows].copy_(self.weights[:, rows].mT)
+        return out
 
 
-def factor_blocks(q: Tensor, k: Tensor, shrink: int) -> Iterator[tuple[slice, Tensor]]:
-    """Walk over the rows of mean over heads of softmax(q k^T): (rows, [B, n, N] float32).
+class Factors(NamedTuple):
+    """A map held as what it is made of: the mean over heads of softmax(q k^T).
 
-    Args:
-        q: [B, A, N, d] queries, scaled.
-        k: [B, A, N, d] keys.
-        shrink: divides the size of a block.
+    Attributes:
+        q: [A, N, d] or [B, A, N, d] float32 queries, scaled.
+        k: keys of the same shape.
     """
-    B, A, N, _ = q.shape
-    size = CPU_BLOCK if q.device.type == "cpu" else GPU_BLOCK
-    for rows in _ranges(N, size // (B * N * shrink)):
-        block = torch.zeros(())
-        for head in range(A):  # one head at a time: the heads' maps are not held side by side
-            block = block + (q[:, head, rows] @ k[:, head].mT).softmax(dim=-1)
-        yield rows, block.div_(A)
+
+    q: Tensor
+    k: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """[N, N] or [B, N, N]."""
+        *lead, _, N, _ = self.q.shape
+        return torch.Size((*lead, N, N))
+
+    def blocks(self, divisor: int) -> Iterator[tuple[slice, Tensor]]:
+        """Iterate over the rows of all B maps: (rows, [B, n, N] float32), a block at a time."""
+        B, A, N, _ = self.q.shape
+        for rows in _ranges(N, _block_size(self.q) // (B * N * divisor)):
+            block = torch.zeros(())
+            for head in range(A):  # one head at a time: the heads' maps are never held together
+                block = block + (self.q[:, head, rows] @ self.k[:, head].mT).softmax(dim=-1)
+            yield rows, block.div_(A)
+
+    def transposed(self) -> None:
+        """Return None: a transposed copy would be the map that factors avoid."""
+
+
+def _block_size(tensor: Tensor) -> int:
+    return CPU_BLOCK if tensor.device.type == "cpu" else GPU_BLOCK
 
 
 def _ranges(N: int, n: int) -> Iterator[slice]:
@@ -58,33 +100,20 @@ def _ranges(N: int, n: int) -> Iterator[slice]:
     return (slice(start, min(start + n, N)) for start in range(0, N, n))
 
 
-def right(x: Tensor, block: Tensor) -> Tensor:
+def matmul_t(x: Tensor, block: Tensor) -> Tensor:
     """Return x block^T, [B, M, n], of `x` [B, M, N] and a `block` [B, n, N] of rows."""
     if not _has_onednn(x.device):
         return x @ block.mT
     return torch.stack([_linear(one, A) for one, A in zip(x, block, strict=True)])
 
 
-def add_left(out: Tensor, x: Tensor, block: Tensor) -> None:
+def add_matmul(out: Tensor, x: Tensor, block: Tensor) -> None:
     """Add x block to `out` [B, M, N], of `x` [B, M, n] and a `block` [B, n, N] of rows."""
     if not _has_onednn(x.device) or x.shape[1] == 1:
         out.baddbmm_(x, block)
         return
     for total, one, A in zip(out, x, block, strict=True):
         total += _linear(one, A.mT)
-
-
-def turned(weights: Tensor) -> Tensor | None:
-    """Return a transposed copy of `weights` [B, N, N], or None where that saves no time.
-
-    A chain multiplies by the same map many times, and a CPU is faster at x A^T than at x A.
-    """
-    if not _has_onednn(weights.device):
-        return None
-    out = torch.empty_like(weights)
-    for rows in _ranges(weights.shape[1], TURN_ROWS):
-        out[:, :, rows].copy_(weights[:, rows].mT)
-    return out
 
 
 def _linear(x: Tensor, weight: Tensor) -> Tensor:

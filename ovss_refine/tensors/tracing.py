@@ -1,6 +1,6 @@
-"""What `torch.export` needs done in another way: its sizes are symbols and its values unknown.
+"""Loops and sizes that `torch.export` can trace: its sizes are symbols, its values unknown.
 
-All the rest of the refinement is traced as it stands.
+Everything else in the refinement is traced as it is.
 """
 
 from collections.abc import Callable
@@ -39,25 +39,35 @@ def repeat(
     state: State,
     steps: range,
     every: int,
-) -> State:
-    """Take the `steps`, and no more once nothing moves.
+) -> tuple[State, int, bool]:
+    """Take the `steps`, and no more once nothing changes.
 
     Args:
         step: from (t, *state) to the next state, t one of `steps`. Changes no tensor of `state`.
         settled: from the states before and after a step to whether that is the end, [] bool.
         state: the first state. Only the first step may change a shape.
         steps: which steps.
-        every: steps between two looks at `settled`; 0: never look, take them all.
+        every: steps between two checks of `settled`; 0: never check, take them all.
+
+    Returns:
+        The last state; the number of the last step; whether it was settled. A traced loop does not
+        know the last two: 0 and False.
     """
-    if every and exporting():
-        return _loop(step, settled, state, steps)
+    if exporting():
+        if every:
+            return _loop(step, settled, state, steps), 0, False
+        for t in steps:
+            state = step(t, *state)
+        return state, 0, False
+    t, done = steps.start - 1, False
     for t in steps:
         after = step(t, *state)
-        done = every and t % every == 0 and bool(settled(state, after))
+        check = t % every == 0 or t == steps[-1] if every else t == steps[-1]
+        done = check and bool(settled(state, after))
         state = after
         if done:
             break
-    return state
+    return state, t, done
 
 
 def _loop(
@@ -66,14 +76,14 @@ def _loop(
     state: State,
     steps: range,
 ) -> State:
-    """Do the same as one node of a graph, which looks at `settled` after every step."""
+    """Do the same as one node of a graph, which checks `settled` after every step."""
     from torch._higher_order_ops.while_loop import while_loop
 
     if not steps:
         return state
 
-    # The number of kept classes is a symbol without a value. torch does not follow it through the
-    # sizes and strides of what a loop carries, so that travels flat and is told its shape inside.
+    # The number of kept classes is a symbol without a value. torch does not track it through the
+    # sizes and strides of what a loop carries: tensors travel flat and regain their shape inside.
     def going(t: Tensor, moving: Tensor, *state: Tensor) -> Tensor:
         return moving & (t < steps.stop)
 

@@ -302,7 +302,7 @@ def test_given_attention_may_be_factors():
     held = GivenAttention(attention).attention(torch.zeros(1, 3, 4, 6))
     assert held.shape == (1, 6, 6)
     x = torch.rand(1, 2, 6)
-    assert torch.equal(held.left(x), attention.left(x))
+    assert torch.equal(held.left_matmul(x), attention.left_matmul(x))
 
 
 def test_without_weights_and_network_one_sentence_says_what_to_do(tmp_path, photo, monkeypatch):

@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from ovss_refine import RefineConfig
 from ovss_refine.method.distribution import confidence, find_seeds, kept_index, normalise
 
 
-def seeds_of(P, **options):
-    defaults = {"suppress": True, "nms": "relative", "nms_threshold": 0.5, "min_area": 0.0}
+def seeds_of(P, *, suppress=True, **options):
     P = torch.tensor(P)[None]
-    return find_seeds(P, torch.zeros_like(P[:, 0], dtype=torch.bool), **(defaults | options))
+    assigned = torch.zeros_like(P[:, 0], dtype=torch.bool)
+    return find_seeds(P, assigned, RefineConfig(**options), suppress=suppress)
 
 
 def test_synonyms_are_summed():
@@ -91,7 +92,7 @@ def test_images_of_a_batch_are_gated_one_by_one(options):
     # Neither gate leaves anything of the second image, whatever passes in the first.
     P = torch.tensor([[[0.9, 0.9], [0.1, 0.1]], [[0.6, 0.4], [0.4, 0.6]]])
     assigned = torch.zeros(2, 2, dtype=torch.bool)
-    seeds = find_seeds(P, assigned, suppress=True, **options)
+    seeds = find_seeds(P, assigned, RefineConfig(**options), suppress=True)
     assert seeds.kept.tolist() == [[True, False], [True, True]]
 
 

@@ -75,7 +75,7 @@ def test_propagation_keeps_the_mass_of_every_class(problem):
 @given(maps(), st.sampled_from([0.1, 0.3, 0.7]), st.sampled_from([1, 4, 100]))
 def test_first_passage_equals_the_reference(problem, tau, max_steps):
     weights, q = problem
-    D = first_passage(q, chain_of(weights), tau, max_steps)
+    D = first_passage(q, chain_of(weights), tau, max_steps).D
     for b in range(len(q)):
         T = reference.doubly_stochastic(weights[b].double().numpy(), 15)
         expected = reference.maximum_velocity(
@@ -87,7 +87,7 @@ def test_first_passage_equals_the_reference(problem, tau, max_steps):
 def test_first_passage_in_two_blocks():
     """Inside its block a seed reaches everybody in one step, outside nobody ever."""
     q = torch.tensor([[[1.0, 0, 0, 0, 0, 0, 0]]])
-    D = first_passage(q, chain_of(block_attention([3, 4])), 0.3, 25)[0, 0]
+    D = first_passage(q, chain_of(block_attention([3, 4])), 0.3, 25).D[0, 0]
     assert D[0] == 1  # there from the start: l = 0
     assert_close(D[1:3], torch.full((2,), 1 / 1.3))  # 0 -> 1 in one step, 0.3 on the way
     assert_close(D[3:], torch.full((4,), 1 / 26))  # never: l = max_steps
@@ -99,7 +99,7 @@ def test_crossings_are_interpolated():
     q = torch.tensor([[[1.0, 0.0]]])
     second = (0.8 * 0.2 + 0.2 * 0.8) / (0.8**2 + 0.2**2)
     time = 1 + (0.3 - 0.25) / (second - 0.25)
-    assert_close(first_passage(q, chain_of(T), 0.3, 50)[0, 0, 1], torch.tensor(1 / (1 + time)))
+    assert_close(first_passage(q, chain_of(T), 0.3, 50).D[0, 0, 1], torch.tensor(1 / (1 + time)))
 
 
 def test_increment_on_two_patches():
@@ -113,8 +113,8 @@ def test_increment_on_two_patches():
     bar = 0.3 * (far[1] - far[0])
     rest = next(t for t in range(1, 20) if far[t] - far[t - 1] <= bar)
     assert rest > 1
-    assert increment(q, chain_of(T), 0.3, 100)[0, 0].tolist() == [1, rest]
-    assert increment(q, chain_of(T), 0.3, 1)[0, 0].tolist() == [1, 1]
+    assert increment(q, chain_of(T), 0.3, 100).D[0, 0].tolist() == [1, rest]
+    assert increment(q, chain_of(T), 0.3, 1).D[0, 0].tolist() == [1, 1]
 
 
 def test_anchors():
@@ -146,7 +146,7 @@ def test_a_patch_that_nobody_attends_to(walk, criterion):
     """Its column is all zeros and cannot be scaled; the others must not turn into NaN."""
     weights = torch.tensor([[0.5, 0.5, 0.0], [0.4, 0.6, 0.0], [0.2, 0.8, 0.0]])
     q = torch.tensor([[[1.0, 0, 0]]])
-    D = walk(q, chain_of(weights), 0.3, 10)
+    D = walk(q, chain_of(weights), 0.3, 10).D
     T = reference.doubly_stochastic(weights.double().numpy(), 15)
     expected = reference.maximum_velocity(q[0].double().numpy(), T, 0.3, criterion, 10)
     np.testing.assert_allclose(D[0].numpy(), expected, atol=RANGE_TOLERANCE)

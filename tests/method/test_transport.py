@@ -14,7 +14,7 @@ from strategies import block_attention, random_attention, random_sources
 
 
 def solve(weights, q, epsilon=0.1, iterations=50):
-    return optimal_path(q, Attention(weights, (1, weights.shape[-1])), epsilon, iterations)
+    return optimal_path(q, Attention(weights, (1, weights.shape[-1])), epsilon, iterations).D
 
 
 @st.composite

@@ -1,0 +1,197 @@
+"""The modes: how every kept class is scored at every patch. One row each in `MODES`.
+
+The refinement, the command line, the page, the rows of an evaluation and the benchmarks read this
+table; nothing else knows what a mode is. Torch and the solvers are imported by the functions,
+because the command line reads the table without them.
+
+Source: J. Li et al., CVPR 2026, section 3 and Table 2; the two controls are not the paper's.
+
+Axes: B images, M classes, m classes kept, N patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, cast
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ovss_refine.attention import Attention
+    from ovss_refine.config import RefineConfig
+    from ovss_refine.method.markov import Chain
+
+ModeName = Literal["kl", "optimal_path", "maximum_velocity", "fusion", "propagation", "anchored"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Solution:
+    """What an iterative solver found, and how far to trust it.
+
+    Attributes:
+        D: [B, M, N] the result.
+        steps: steps taken, the same for the whole batch; 0 in an exported graph, which cannot tell.
+        converged: whether the stopping test was met within the upper bound on steps.
+    """
+
+    D: Tensor
+    steps: int
+    converged: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """What a mode scores.
+
+    Attributes:
+        P: [B, M, N] confidence of all classes.
+        own: [B, m, N] confidence of the kept classes.
+        q: [B, m, N] their distributions over seeds.
+        attention: B maps over N patches.
+        chain: the attention's Markov chain, for modes that need it.
+        config: the options.
+    """
+
+    P: Tensor
+    own: Tensor
+    q: Tensor
+    attention: Attention
+    chain: Chain | None
+    config: RefineConfig
+
+    def steps(self) -> tuple[Chain, int]:
+        """Return the chain and the number of steps of the controls."""
+        assert self.chain is not None  # noqa: S101 - made for every mode that has `ipf_rounds`
+        return self.chain, self.config.propagation_steps
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """A row of the table.
+
+    Attributes:
+        title: for people.
+        summary: what a high score means, in one sentence.
+        options: the fields of `RefineConfig` that the mode reads, apart from those that all read.
+        scores: what makes its scores [B, m, N]; of several, the mean of their maps, each scaled to
+            [0, 1] within an image.
+    """
+
+    title: str
+    summary: str
+    options: tuple[str, ...]
+    scores: tuple[Callable[[Problem], Solution], ...]
+
+    @property
+    def has_seeds(self) -> bool:
+        """Whether classes start from seeds; a mode without is a control."""
+        return "nms" in self.options
+
+    @property
+    def needs_chain(self) -> bool:
+        """Whether the attention is made doubly stochastic."""
+        return "ipf_rounds" in self.options
+
+    @property
+    def takes_many_steps(self) -> bool:
+        """Whether the chain takes so many steps that a transposed copy of the map pays off."""
+        return "max_steps" in self.options
+
+
+def kl(problem: Problem) -> Solution:
+    """Score by each patch's term of KL(q || uniform), q log(q N), 0 where q = 0.
+
+    The sum over patches is the divergence in nats.
+    """
+    import torch
+
+    return Solution(torch.xlogy(problem.q, problem.q * problem.q.shape[-1]), 0, True)
+
+
+def optimal_path(problem: Problem) -> Solution:
+    """Score by the cost that entropic transport carries into each patch."""
+    from ovss_refine.method import transport
+
+    config = problem.config
+    q, attention = problem.q, problem.attention
+    return transport.optimal_path(q, attention, config.epsilon, config.sinkhorn_iterations)
+
+
+def maximum_velocity(problem: Problem) -> Solution:
+    """Score by how soon a walk from the seeds reaches each patch, or by how long it changes it."""
+    from ovss_refine.method import markov
+
+    config, (chain, _) = problem.config, problem.steps()
+    walk = markov.first_passage if config.criterion == "first_passage" else markov.increment
+    return walk(problem.q, chain, config.tau, config.max_steps)
+
+
+def propagation(problem: Problem) -> Solution:
+    """Score by the confidence, averaged along the attention."""
+    from ovss_refine.method import markov
+
+    chain, steps = problem.steps()
+    return Solution(markov.propagate(problem.own, chain, steps), steps, True)
+
+
+def anchored(problem: Problem) -> Solution:
+    """Score as `propagation` does, with a restart where the two best classes are far apart."""
+    from ovss_refine.method import markov
+
+    chain, steps = problem.steps()
+    D = problem.own
+    if problem.P.shape[1] > 1:
+        best = problem.P.topk(2, dim=1).values  # [B, 2, N]
+        D = markov.anchored(D, best[:, :1] - best[:, 1:], chain, steps)
+    return Solution(D, steps, True)
+
+
+_SEEDS = ("nms", "nms_threshold", "pre_propagation")
+_PATH = ("epsilon", "sinkhorn_iterations")
+_WALK = ("tau", "criterion", "max_steps", "ipf_rounds")
+_STEPS = ("propagation_steps", "ipf_rounds")
+
+# The default first, the controls last: the order in which people are shown them.
+MODES: dict[str, Mode] = {
+    "maximum_velocity": Mode(
+        "Maximum velocity",
+        "A class is likely where walks along the attention that start from its seeds arrive early.",
+        (*_SEEDS, *_WALK),
+        (maximum_velocity,),
+    ),
+    "optimal_path": Mode(
+        "Optimal path",
+        "A class is likely where transporting its scores to a uniform map along the attention "
+        "costs much.",
+        (*_SEEDS, *_PATH),
+        (optimal_path,),
+    ),
+    "fusion": Mode(
+        "Fusion",
+        "The mean of maximum velocity and optimal path.",
+        (*_SEEDS, *_PATH, *_WALK),
+        (optimal_path, maximum_velocity),
+    ),
+    "kl": Mode(
+        "KL divergence",
+        "How far the scores of a class are from a uniform map, without attention.",
+        _SEEDS,
+        (kl,),
+    ),
+    "propagation": Mode(
+        "Propagation (control)",
+        "No distance at all: the scores are averaged along the attention.",
+        _STEPS,
+        (propagation,),
+    ),
+    "anchored": Mode(
+        "Anchored (control)",
+        "As propagation, but patches that are sure of their class keep it.",
+        (*_STEPS, "pre_propagation"),
+        (anchored,),
+    ),
+}
+CONTROLS = cast(
+    tuple[ModeName, ...], tuple(name for name, mode in MODES.items() if not mode.has_seeds)
+)

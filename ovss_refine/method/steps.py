@@ -1,0 +1,95 @@
+"""The method's steps 3 to 8: from the confidence of classes to labels of pixels.
+
+Source: J. Li et al., CVPR 2026, section 3.
+
+Axes: B images, M classes, m classes kept, N = gh * gw patches, (H, W) pixels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ovss_refine.attention import Attention
+from ovss_refine.config import RefineConfig
+from ovss_refine.method.distribution import find_seeds, kept_index, normalise
+from ovss_refine.method.markov import doubly_stochastic, propagate
+from ovss_refine.method.modes import MODES, Problem
+from ovss_refine.method.upsample import upsample_bands
+from ovss_refine.result import RefineResult
+
+
+def refine_confidence(
+    P: Tensor, assigned: Tensor, attention: Attention, guide: Tensor, config: RefineConfig
+) -> RefineResult:
+    """Do the method's steps 3 to 8.
+
+    Args:
+        P: [B, M, N] class confidence.
+        assigned: [B, N] bool, the patches that the background rule decided.
+        attention: B maps over N patches.
+        guide: [B, 3, H, W] float32 image in [0, 1].
+        config: the options.
+    """
+    mode = MODES[config.mode]
+    pre_propagation = config.pre_propagation if "pre_propagation" in mode.options else 0
+    chain = None
+    if mode.needs_chain or pre_propagation:
+        chain = doubly_stochastic(attention, config.ipf_rounds, many_steps=mode.takes_many_steps)
+        P = propagate(P, chain, pre_propagation)
+    seeds = find_seeds(P, assigned, config, suppress=mode.has_seeds)
+    classes = kept_index(seeds.kept)  # [B, m]
+    own = _take(P, classes)
+    q = normalise(own, _take(seeds.mask, classes))
+    problem = Problem(P, own, q, attention, chain, config)
+    solutions = {score.__name__: score(problem) for score in mode.scores}
+    D = _mean([solution.D for solution in solutions.values()])
+    labels, scores = _upsample(D, classes, P.shape[1], attention, guide, config)
+    full = torch.full_like(P, -torch.inf).scatter_(1, classes[:, :, None].expand_as(D), D)
+    return RefineResult(
+        labels=labels,
+        discrepancy=full.reshape(*P.shape[:2], *attention.grid),
+        kept=seeds.kept,
+        seeds=seeds.mask.reshape(*P.shape[:2], *attention.grid),
+        scores=scores,
+        steps={name: solution.steps for name, solution in solutions.items()},
+        converged=all(solution.converged for solution in solutions.values()),
+    )
+
+
+def _take(x: Tensor, classes: Tensor) -> Tensor:
+    """Pick [B, m] `classes` from [B, M, N] `x`: [B, m, N]."""
+    return x.gather(1, classes[:, :, None].expand(-1, -1, x.shape[2]))
+
+
+def _mean(maps: Sequence[Tensor]) -> Tensor:
+    """Return the one map [B, m, N], or the mean of several, each scaled to [0, 1]."""
+    if len(maps) == 1:
+        return maps[0]
+    return sum(map(_min_max, maps[1:]), _min_max(maps[0])) / len(maps)
+
+
+def _min_max(D: Tensor) -> Tensor:
+    """Scale [B, m, N] to [0, 1] per image; a map that is constant up to rounding becomes 0."""
+    low, high = D.amin(dim=(1, 2), keepdim=True), D.amax(dim=(1, 2), keepdim=True)
+    span = high - low
+    flat = span <= 16 * torch.finfo(D.dtype).eps * high.abs()
+    return torch.where(flat, 0.0, (D - low) / span)
+
+
+def _upsample(
+    D: Tensor, classes: Tensor, M: int, attention: Attention, guide: Tensor, config: RefineConfig
+) -> tuple[Tensor, Tensor | None]:
+    """Upsample `D` [B, m, N] and label every pixel: [B, H, W], and [B, M, H, W] or None."""
+    B, H, W = D.shape[0], *guide.shape[2:]
+    labels = classes.new_empty(B, H, W)
+    scores = D.new_full((B, M, H, W), -torch.inf) if config.keep_scores else None
+    low = D.reshape(*D.shape[:2], *attention.grid)
+    spread = (config.sigma_spatial, config.sigma_range, config.radius)
+    for band in upsample_bands(low, guide, *spread, divisor=attention.block_divisor):
+        winner = band.labels()  # [B, rows, W], indices into the kept classes
+        labels[:, band.rows] = classes.gather(1, winner.flatten(1)).view_as(winner)
+        if scores is not None:
+            means = band.means()
+            scores[:, :, band.rows].scatter_(1, classes[:, :, None, None].expand_as(means), means)
+    return labels, scores
