@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from adapters import peer_vectors as pv
-from ovss_refine_adapters.logits import cass as cass_module
+from ovss_refine_adapters.logits import cass_graph
 from ovss_refine_adapters.logits import global_text as gt
-from ovss_refine_adapters.logits.cass import CassLogits
+from ovss_refine_adapters.logits.cass import RANK, CassLogits
 from ovss_refine_adapters.logits.proxyclip import ProxyClipLogits
 from ovss_refine_adapters.logits.rf_clip import RfClipLogits
 from ovss_refine_adapters.logits.sc_clip import ScClipLogits, outlier_factor
@@ -157,7 +157,7 @@ def keys_of(source, pixels):
     x, _ = tower.blocks(tower.stem(pixels), 0, tower.layers - 1)
     own = tower.qkv(tower.layers - 1, x)[1][:, :, 1:]
     grid = tower.grid(*pixels.shape[-2:])
-    return cass_module.match_range(source.proxy_keys(pixels, grid), own), own
+    return cass_graph.match_range(source.proxy_keys(pixels, grid), own), own
 
 
 def test_no_case_of_cass_is_left_out():
@@ -185,7 +185,7 @@ def test_cass_by_parts(name):
     assert pairing.heads[0].tolist() == order.tolist()
     pv.assert_golden(pairing.weight[0], 1 - golden[f"{name}_cost"][range(len(order)), order])
     factor = proxy[:, order].double() * proxy.shape[-1] ** -0.25
-    u, s, v = cass_module.randomised_svd(factor, cass_module.RANK, case["seed"])
+    u, s, v = cass_graph.randomised_svd(factor, RANK, case["seed"])
     largest = golden[f"{name}_sv"].max()
     torch.testing.assert_close(
         s[0],

@@ -22,25 +22,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovss_refine.checks import check_count, check_number, check_shape
-from ovss_refine.registry import require
 from ovss_refine_adapters.backbones.clip_tower import to_map
 from ovss_refine_adapters.backbones.timm import TimmBackbone
+from ovss_refine_adapters.logits.cass_graph import (
+    assign,
+    match_range,
+    randomised_svd,
+    scaled_products,
+    spectrum,
+    stretch,
+)
 from ovss_refine_adapters.logits.clip import ClassNames, gaussian
 from ovss_refine_adapters.logits.global_text import GlobalTextClip
 from ovss_refine_adapters.logits.proxyclip import as_backbone, denormalise, whole_patches
 from ovss_refine_adapters.logits.windows import upsample
 
-# Eigenvalues that two graphs are compared by; components of a graph that are kept.
-EIGENVALUES = 20
+# Components of a graph that are kept.
 RANK = 10
-# Rounds of the randomised factorisation.
-POWER_ROUNDS = 2
-# Above what float32 leaves of a difference of spectra, far below what half precision does.
-TIE_BREAK = 1e-6
 # Weight of DINO's graph against CLIP's, times the difference of the spectra.
 GRAPH_WEIGHT = 10.0
-# Stretched singular values reach from half the least to one and a half times the largest.
-LEAST, MOST = 0.5, 1.5
 # The released code undoes CLIP's normalisation with ImageNet's statistics, and one slip: 0.225.
 RELEASED_MEAN, RELEASED_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.255)
 
@@ -247,108 +247,6 @@ def released_view(pixels: Tensor) -> Tensor:
         resized = F.interpolate(levels, (side, side), mode="bicubic", antialias=True)
         levels = resized.round().clamp(0, 255)
     return levels / 255
-
-
-def scaled_products(keys: Tensor) -> Tensor:
-    """Compare keys with keys: k k^T / sqrt(d), [B, A, N, d] to [B, A, N, N]."""
-    return (keys @ keys.mT).mul(keys.shape[-1] ** -0.5)
-
-
-def match_range(x: Tensor, like: Tensor, *, per_head: bool = False) -> Tensor:
-    """Map values linearly onto the range of others: [B, A, ...] each, one range for each image.
-
-    With `per_head` one for each head. A constant goes to the lower end.
-    """
-    start = 2 if per_head else 1
-    (low, high), (least, most) = (
-        (y.flatten(start).amin(-1), y.flatten(start).amax(-1)) for y in (x, like)
-    )
-    low, high, least, most = (
-        y.reshape(*y.shape, *[1] * (x.ndim - start)) for y in (low, high, least, most)
-    )
-    share = (x - low) / (high - low).clamp(min=torch.finfo(x.dtype).tiny)
-    return share * (most - least) + least
-
-
-def assign(worth: Tensor) -> Tensor:
-    """Pair rows with columns for the largest total, by the Hungarian method.
-
-    Where one eigenvalue dominates every graph, worth is about a sum of what is the row's and what
-    is the column's, and all assignments are equally good; rounding would choose. So a little is
-    taken off with the distance from the diagonal.
-
-    Args:
-        worth: [B, A, A].
-
-    Returns:
-        [B, A] int64 column of each row, on the CPU.
-    """
-    solve = require("scipy.optimize", "models").linear_sum_assignment
-    places = torch.arange(worth.shape[-1], dtype=torch.float64)
-    total = worth.double().cpu() - TIE_BREAK * (places[:, None] - places) ** 2
-    return torch.stack([torch.from_numpy(solve(-one.numpy())[1]) for one in total])
-
-
-def spectrum(keys: Tensor) -> Tensor:
-    """Compute the largest eigenvalues of the graph k k^T / sqrt(d), as shares of their sum.
-
-    Args:
-        keys: [B, A, N, d].
-
-    Returns:
-        [B, A, 20] float64, ascending, summing to one; fewer where there are fewer patches.
-    """
-    # k^T k has the same eigenvalues but for zeros, and is d x d.
-    keys = keys.double()
-    values = torch.linalg.eigvalsh(keys.mT @ keys).clamp(min=0)
-    count = min(EIGENVALUES, keys.shape[2])
-    values = F.pad(values, (max(count - values.shape[-1], 0), 0))[..., -count:]
-    return values / values.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
-
-
-def randomised_svd(factor: Tensor, q: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Factor F F^T by random projection, as `torch.svd_lowrank` does, from a seed of its own.
-
-    N. Halko et al., "Finding structure with randomness", SIAM Review 2011, algorithms 4.4 and 5.1.
-    The random matrices are drawn head by head; every image gets the same.
-
-    Args:
-        factor: [B, A, N, d] F.
-        q: number of components, at most N.
-        seed: of the random numbers.
-
-    Returns:
-        U [B, A, N, q], singular values [B, A, q] descending, V [B, A, N, q], in the type of
-        `factor`: F F^T is about U diag(s) V^T.
-    """
-    N = factor.shape[2]
-    # On the CPU, so that a seed means the same everywhere.
-    generator = torch.Generator().manual_seed(seed)
-    drawn = [
-        torch.randn(N, q, dtype=factor.dtype, generator=generator) for _ in range(factor.shape[1])
-    ]
-    basis = torch.stack(drawn).to(factor.device).expand(len(factor), -1, -1, -1)
-    # F F^T is symmetric, so that each round of the algorithm multiplies by it twice.
-    for _ in range(1 + 2 * POWER_ROUNDS):
-        basis = torch.linalg.qr(factor @ (factor.mT @ basis)).Q
-    projected = (basis.mT @ factor) @ factor.mT  # [B, A, q, N]
-    u, s, vh = torch.linalg.svd(projected, full_matrices=False)
-    return basis @ u, s, vh.mT
-
-
-def stretch(values: Tensor) -> Tensor:
-    """Spread singular values: their range becomes half the least to 1.5 times the largest.
-
-    Args:
-        values: [..., q] >= 0, descending.
-
-    Returns:
-        [..., q]; unchanged where all are equal.
-    """
-    least, most = values[..., -1:], values[..., :1]
-    span = most - least
-    share = (values - least) / span.clamp(min=torch.finfo(values.dtype).tiny)
-    return torch.where(span > 0, share * (MOST * most - LEAST * least) + LEAST * least, values)
 
 
 def _of_heads(keys: Tensor, heads: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from adapters.tiny_clip import images, make, tiny_clip
 from ovss_refine import load_logits
 from ovss_refine.testing.logits import check_logits_source
 from ovss_refine_adapters.backbones.timm import TimmBackbone
-from ovss_refine_adapters.logits import cass, proxyclip
+from ovss_refine_adapters.logits import cass, cass_graph, proxyclip
 from ovss_refine_adapters.logits.cass import CassLogits
 from ovss_refine_adapters.logits.clip import gaussian
 
@@ -147,7 +147,7 @@ def test_class_embedding_is_that_of_clip():
 @pytest.mark.parametrize("shape", [(3, 30, 8), (3, 12, 16)])
 def test_spectrum(rng, shape):
     keys = rng.normal(size=(1, *shape))
-    got = cass.spectrum(torch.from_numpy(keys).float())
+    got = cass_graph.spectrum(torch.from_numpy(keys).float())
     N = shape[1]
     assert got.shape == (1, 3, min(20, N))
     for head in range(3):
@@ -159,7 +159,7 @@ def test_pairs_are_of_the_most_different():
     """By trying all; faithful exchanges rows and columns, as the released code does."""
     proxy = Keys(5, (6, 6), d=7).held[None] * torch.linspace(0.2, 3, 7)
     own = Keys(5, (6, 6), d=7, seed=1).held[None] * torch.linspace(2, 0.1, 7)
-    p, c = (cass.spectrum(x)[0] for x in (proxy, own))
+    p, c = (cass_graph.spectrum(x)[0] for x in (proxy, own))
     W = torch.stack([(p - one).abs().sum(dim=-1) for one in c]).float()  # CLIP's heads down
     for faithful, rows in ((False, W), (True, W.mT)):
         source = make_cass(
@@ -177,9 +177,9 @@ def test_equally_good_pairs_keep_the_order():
     """Whatever the rounding."""
     a, b = torch.rand(2, 5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     noise = 1e-7 * torch.rand(5, 12, 12, generator=torch.Generator().manual_seed(1))
-    heads = cass.assign(a[:, :, None] + b[:, None] + noise)
+    heads = cass_graph.assign(a[:, :, None] + b[:, None] + noise)
     assert heads.tolist() == [list(range(12))] * 5
-    assert cass.assign(torch.tensor([[[0.0, 1e-3], [1e-3, 0.0]]])).tolist() == [[1, 0]]
+    assert cass_graph.assign(torch.tensor([[[0.0, 1e-3], [1e-3, 0.0]]])).tolist() == [[1, 0]]
 
 
 def test_assignment_is_taken_as_given():
@@ -191,7 +191,7 @@ def test_assignment_is_taken_as_given():
 
 def test_randomised_svd_is_that_of_torch(rng):
     factor = torch.from_numpy(rng.normal(size=(2, 3, 40, 9)))
-    u, s, v = cass.randomised_svd(factor, 4, seed=5)
+    u, s, v = cass_graph.randomised_svd(factor, 4, seed=5)
     for image in range(2):
         with torch.random.fork_rng():
             torch.manual_seed(5)
@@ -224,27 +224,27 @@ def test_the_seed_matters_where_the_rank_is_higher():
 def test_stretch():
     values = torch.tensor([9.0, 5.0, 1.0])
     # From [1, 9] to [0.5, 13.5].
-    assert_close(cass.stretch(values), torch.tensor([13.5, 7.0, 0.5]))
-    assert_close(cass.stretch(torch.full((3,), 2.0)), torch.full((3,), 2.0))
-    assert_close(cass.stretch(torch.zeros(3)), torch.zeros(3))
+    assert_close(cass_graph.stretch(values), torch.tensor([13.5, 7.0, 0.5]))
+    assert_close(cass_graph.stretch(torch.full((3,), 2.0)), torch.full((3,), 2.0))
+    assert_close(cass_graph.stretch(torch.zeros(3)), torch.zeros(3))
 
 
 def test_match_range():
     x = torch.tensor([[[[0.0, 1.0]], [[2.0, 4.0]]]])  # two heads
     like = torch.tensor([[[[10.0, 20.0]], [[30.0, 50.0]]]])
-    assert_close(cass.match_range(x, like), torch.tensor([[[[10.0, 20.0]], [[30.0, 50.0]]]]))
-    each = cass.match_range(x, like, per_head=True)
+    assert_close(cass_graph.match_range(x, like), torch.tensor([[[[10.0, 20.0]], [[30.0, 50.0]]]]))
+    each = cass_graph.match_range(x, like, per_head=True)
     assert_close(each, torch.tensor([[[[10.0, 20.0]], [[30.0, 50.0]]]]))
-    apart = cass.match_range(torch.cat([x, 10 * x]), torch.cat([like, -like]))
+    apart = cass_graph.match_range(torch.cat([x, 10 * x]), torch.cat([like, -like]))
     assert_close(apart[1].flatten(), torch.tensor([-50.0, -40.0, -30.0, -10.0]))
-    assert cass.match_range(torch.ones(1, 1, 2), like[0, :1]).tolist() == [[[10.0, 10.0]]]
+    assert cass_graph.match_range(torch.ones(1, 1, 2), like[0, :1]).tolist() == [[[10.0, 10.0]]]
 
 
 def test_match_range_of_heads_apart():
     x = torch.tensor([[[[0.0, 1.0]], [[0.0, 10.0]]]])
     like = torch.tensor([[[[0.0, 5.0]], [[1.0, 2.0]]]])
-    assert_close(cass.match_range(x, like)[0, 0, 0], torch.tensor([0.0, 0.5]))
-    each = cass.match_range(x, like, per_head=True)[0, :, 0]
+    assert_close(cass_graph.match_range(x, like)[0, 0, 0], torch.tensor([0.0, 0.5]))
+    each = cass_graph.match_range(x, like, per_head=True)[0, :, 0]
     assert_close(each, torch.tensor([[0.0, 5.0], [1.0, 2.0]]))
 
 
@@ -293,7 +293,7 @@ def test_published_constants():
     assert got == (336, 224, 112, 40.0)
     assert (source.seed, source.gaussian_std, source.spectrum_stretch) == (42, 5.0, True)
     assert source.linkage == "ward"
-    assert (cass.EIGENVALUES, cass.RANK, cass.GRAPH_WEIGHT) == (20, 10, 10.0)
+    assert (cass_graph.EIGENVALUES, cass.RANK, cass.GRAPH_WEIGHT) == (20, 10, 10.0)
 
 
 def test_default_proxy(monkeypatch):

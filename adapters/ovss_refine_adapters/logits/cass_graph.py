@@ -1,0 +1,124 @@
+"""CASS's graphs of keys: their spectra, their pairing, and what is kept of them.
+
+Source: C. Kim et al., "Distilling Spectral Graph for Object-Context Aware Open-Vocabulary Semantic
+Segmentation", CVPR 2025, section 3.
+
+Axes: B images, A heads of d channels, N patches, q components.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ovss_refine.registry import require
+
+# Eigenvalues that two graphs are compared by.
+EIGENVALUES = 20
+# Rounds of the randomised factorisation.
+POWER_ROUNDS = 2
+# Above what float32 leaves of a difference of spectra, far below what half precision does.
+TIE_BREAK = 1e-6
+# Stretched singular values reach from half the least to one and a half times the largest.
+LEAST, MOST = 0.5, 1.5
+
+
+def scaled_products(keys: Tensor) -> Tensor:
+    """Compare keys with keys: k k^T / sqrt(d), [B, A, N, d] to [B, A, N, N]."""
+    return (keys @ keys.mT).mul(keys.shape[-1] ** -0.5)
+
+
+def match_range(x: Tensor, like: Tensor, *, per_head: bool = False) -> Tensor:
+    """Map values linearly onto the range of others: [B, A, ...] each, one range for each image.
+
+    With `per_head` one for each head. A constant goes to the lower end.
+    """
+    start = 2 if per_head else 1
+    (low, high), (least, most) = (
+        (y.flatten(start).amin(-1), y.flatten(start).amax(-1)) for y in (x, like)
+    )
+    low, high, least, most = (
+        y.reshape(*y.shape, *[1] * (x.ndim - start)) for y in (low, high, least, most)
+    )
+    share = (x - low) / (high - low).clamp(min=torch.finfo(x.dtype).tiny)
+    return share * (most - least) + least
+
+
+def assign(worth: Tensor) -> Tensor:
+    """Pair rows with columns for the largest total, by the Hungarian method.
+
+    Where one eigenvalue dominates every graph, worth is about a sum of what is the row's and what
+    is the column's, and all assignments are equally good; rounding would choose. So a little is
+    taken off with the distance from the diagonal.
+
+    Args:
+        worth: [B, A, A].
+
+    Returns:
+        [B, A] int64 column of each row, on the CPU.
+    """
+    solve = require("scipy.optimize", "models").linear_sum_assignment
+    places = torch.arange(worth.shape[-1], dtype=torch.float64)
+    total = worth.double().cpu() - TIE_BREAK * (places[:, None] - places) ** 2
+    return torch.stack([torch.from_numpy(solve(-one.numpy())[1]) for one in total])
+
+
+def spectrum(keys: Tensor) -> Tensor:
+    """Compute the largest eigenvalues of the graph k k^T / sqrt(d), as shares of their sum.
+
+    Args:
+        keys: [B, A, N, d].
+
+    Returns:
+        [B, A, 20] float64, ascending, summing to one; fewer where there are fewer patches.
+    """
+    # k^T k has the same eigenvalues but for zeros, and is d x d.
+    keys = keys.double()
+    values = torch.linalg.eigvalsh(keys.mT @ keys).clamp(min=0)
+    count = min(EIGENVALUES, keys.shape[2])
+    values = F.pad(values, (max(count - values.shape[-1], 0), 0))[..., -count:]
+    return values / values.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
+
+
+def randomised_svd(factor: Tensor, q: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Factor F F^T by random projection, as `torch.svd_lowrank` does, from a seed of its own.
+
+    N. Halko et al., "Finding structure with randomness", SIAM Review 2011, algorithms 4.4 and 5.1.
+    The random matrices are drawn head by head; every image gets the same.
+
+    Args:
+        factor: [B, A, N, d] F.
+        q: number of components, at most N.
+        seed: of the random numbers.
+
+    Returns:
+        U [B, A, N, q], singular values [B, A, q] descending, V [B, A, N, q], in the type of
+        `factor`: F F^T is about U diag(s) V^T.
+    """
+    N = factor.shape[2]
+    # On the CPU, so that a seed means the same everywhere.
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [
+        torch.randn(N, q, dtype=factor.dtype, generator=generator) for _ in range(factor.shape[1])
+    ]
+    basis = torch.stack(drawn).to(factor.device).expand(len(factor), -1, -1, -1)
+    # F F^T is symmetric, so that each round of the algorithm multiplies by it twice.
+    for _ in range(1 + 2 * POWER_ROUNDS):
+        basis = torch.linalg.qr(factor @ (factor.mT @ basis)).Q
+    projected = (basis.mT @ factor) @ factor.mT  # [B, A, q, N]
+    u, s, vh = torch.linalg.svd(projected, full_matrices=False)
+    return basis @ u, s, vh.mT
+
+
+def stretch(values: Tensor) -> Tensor:
+    """Spread singular values: their range becomes half the least to 1.5 times the largest.
+
+    Args:
+        values: [..., q] >= 0, descending.
+
+    Returns:
+        [..., q]; unchanged where all are equal.
+    """
+    least, most = values[..., -1:], values[..., :1]
+    span = most - least
+    share = (values - least) / span.clamp(min=torch.finfo(values.dtype).tiny)
+    return torch.where(span > 0, share * (MOST * most - LEAST * least) + LEAST * least, values)
