@@ -51,8 +51,8 @@ def _check_background(name: str, background: Any) -> tuple[int, float] | None:
     return check_count(f"{name}[0]", index, 0), check_number(f"{name}[1]", threshold, 0, 1)
 
 
-def _field(default: object, help: str, check: Callable[[str, Any], object]) -> Any:
-    return field(default=default, metadata={"help": help, "check": check})
+def _field(default: object, help: str, check: Callable[[str, Any], object], **more: str) -> Any:
+    return field(default=default, metadata={"help": help, "check": check, **more})
 
 
 def _choice(default: str, help: str, choices: object) -> Any:
@@ -130,7 +130,11 @@ class RefineConfig:
     )
     radius: int = _count(2, "reach of the upsampling in patches, >= 0", 0)
     background: tuple[int, float] | None = _field(
-        None, "INDEX,THRESHOLD: patches less confident become class INDEX", _check_background
+        None,
+        "patches less confident than THRESHOLD become class INDEX",
+        _check_background,
+        metavar="INDEX,THRESHOLD",
+        example="0,0.4",
     )
     keep_scores: bool = _field(False, "keep the upsampled scores of every class", check_flag)
 
