@@ -31,11 +31,12 @@ from ovss_refine.config import RefineConfig
 from ovss_refine.evaluation.batches import Batch
 from ovss_refine.evaluation.dataset import DataSet, load_dataset
 from ovss_refine.evaluation.engine import Job, _read, evaluate
-from ovss_refine.evaluation.inputs import Chosen, NpzAttention
+from ovss_refine.evaluation.inputs import NpzAttention
 from ovss_refine.evaluation.metric import confusion
 from ovss_refine.evaluation.processes import join
+from ovss_refine.evaluation.request import Chosen, EvaluateRequest
 from ovss_refine.evaluation.rows import Baseline, Row, make_rows
-from ovss_refine.evaluation.run import Request, run_evaluate
+from ovss_refine.evaluation.run import run_evaluate
 from ovss_refine.registry import load_logits
 
 SIZE, GRID, M = (375, 500), (33, 33), 21
@@ -199,7 +200,7 @@ def real(root: Path) -> dict[str, dict[str, list[float]]]:
             files = f"npz:{base / 'arrays'}"
             with tempfile.TemporaryDirectory() as out:
                 found = run_evaluate(
-                    Request(
+                    EvaluateRequest(
                         dataset=dataset,
                         root=base,
                         logits=Chosen(files, {"key": key}),

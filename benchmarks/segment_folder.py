@@ -26,7 +26,8 @@ from torch import Tensor
 from machine import machine
 from ovss_refine import Attention, Logits
 from ovss_refine.labels import parse_labels
-from ovss_refine.segment.run import Request, run_segment
+from ovss_refine.segment.request import SegmentRequest
+from ovss_refine.segment.run import run_segment
 from ovss_refine.segmenter import Segmenter
 
 GRID = (6, 8)
@@ -83,7 +84,7 @@ def write_pictures(folder: Path, count: int, size: tuple[int, int]) -> None:
         Image.fromarray(pixels).save(folder / f"{index:06}.jpg")
 
 
-def timed(request: Request, segmenter: Watched) -> float:
+def timed(request: SegmentRequest, segmenter: Watched) -> float:
     """Run without its words; return the seconds."""
     start = time.perf_counter()
     with Path(os.devnull).open("w") as nothing, contextlib.redirect_stdout(nothing):
@@ -104,7 +105,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_pictures(folder / "photos", args.count, (W, H))
-        request = Request(
+        request = SegmentRequest(
             images=(str(folder / "photos"),),
             labels=parse_labels("r, g, b"),
             out=folder / "out",

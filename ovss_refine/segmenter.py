@@ -19,8 +19,8 @@ from ovss_refine.attention import Attention, AttentionSource
 from ovss_refine.baseline.bands import decide_without
 from ovss_refine.checks import check_count
 from ovss_refine.config import RefineOptions, config_of
+from ovss_refine.images import MAX_PIXELS
 from ovss_refine.images.convert import Picture, as_rgb
-from ovss_refine.images.read import MAX_PIXELS
 from ovss_refine.labels import Labels, LabelsLike, as_labels
 from ovss_refine.logits import Logits, LogitsSource
 from ovss_refine.method.modes import ModeName

@@ -27,11 +27,13 @@ MAY_IMPORT = {
     "sources": "values",
     "door": "baseline checks folders images method modes sources values",
     "testing": "values",
+    "examples": "checks door folders images values",
     "segment": "checks door folders images values",
     "evaluation": "baseline checks door folders images method modes values",
     "reproduce": "checks door evaluation folders images values",
-    "app": "cli door folders images modes segment sources values",
-    "cli": "app checks door evaluation folders images reproduce segment sources values",
+    "app": "door examples folders images modes segment sources values",
+    "cli": "app checks door evaluation examples folders images reproduce segment sources values",
+    "__main__": "cli",
     "adapters": "checks values door baseline",
 }
 VALUES = {"attention", "config", "labels", "logits", "registry", "result", "__version__"}
@@ -223,3 +225,12 @@ def test_import_leaves_torch_as_it_was():
     )
     assert run(code.format(settings, modules, "pass")) == "True"
     assert run(code.format(settings, modules, "torch.manual_seed(4)")) == "False"  # it can fail
+
+
+def test_no_two_classes_have_the_same_name():
+    homes = {}
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(path.name)
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}

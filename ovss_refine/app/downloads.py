@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ovss_refine.folders.files import write_whole
-from ovss_refine.segment.outputs import Kinds, write_outputs
+from ovss_refine.segment.outputs import write_outputs
+from ovss_refine.segment.request import Outputs
 from ovss_refine.segmentation import Segmentation
 
 # What has a button of its own, by the ending of its name; the archive holds these and the others.
@@ -23,7 +24,7 @@ def write_downloads(made: Segmentation, stem: str, folder: Path) -> dict[str, Pa
     Returns:
         The keys of `ENDINGS`, with a file each.
     """
-    written = write_outputs(folder, stem, made, Kinds(baseline=True, rle=True, maps=True))
+    written = write_outputs(folder, stem, made, Outputs(baseline=True, rle=True, maps=True))
     paths = {key: folder / f"{stem}_{ending}" for key, ending in ENDINGS.items()}
 
     def pack(file: BinaryIO) -> None:

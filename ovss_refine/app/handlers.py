@@ -18,7 +18,7 @@ from ovss_refine.app.choices import NUMBERS, describe_choice, options_of
 from ovss_refine.app.downloads import ENDINGS, write_downloads
 from ovss_refine.app.session import Result, Session, Sessions
 from ovss_refine.app.uploads import read_upload
-from ovss_refine.app.work import Example, OnStage, Worker, read_example, staged
+from ovss_refine.app.work import Example, OnStage, Worker, pick_example, staged
 from ovss_refine.method.modes import MODES
 from ovss_refine.segmentation import Segmentation
 
@@ -64,7 +64,7 @@ class Handlers:
         """Show a built-in photograph with its result."""
         session = self.sessions.of(key)
         session.forget_result()
-        session.picture = example = read_example(stem)
+        session.picture = example = pick_example(stem)
         yield {"source": Props(value=OWN, visible=True), **self.choose(key, OWN)}
         yield from self._run(session, lambda _: self._example(example, mode, numbers))
 

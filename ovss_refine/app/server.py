@@ -16,6 +16,7 @@ from typing import Any
 from ovss_refine.app.guard import Guard, is_local
 from ovss_refine.app.handlers import Handlers
 from ovss_refine.app.page import build_page, look
+from ovss_refine.app.request import AppRequest
 from ovss_refine.app.session import Sessions
 from ovss_refine.app.work import Worker
 from ovss_refine.registry import require
@@ -32,16 +33,7 @@ QUIET = {
 KEPT = ("GRADIO_ROOT_PATH",)
 
 
-def serve(
-    *,
-    host: str,
-    port: int,
-    device: str | None,
-    models_dir: Path | None,
-    max_bytes: int,
-    max_pixels: int,
-    browser: bool,
-) -> None:
+def serve(request: AppRequest) -> None:
     """Serve the page until Ctrl-C; see `ovss-refine app --help`.
 
     Raises:
@@ -49,14 +41,15 @@ def serve(
         OSError: if the port is in use or the address is not this machine's.
         ValueError: on a device that there is not.
     """
-    segmenter = Segmenter(device=device, models_dir=models_dir, max_pixels=max_pixels)
-    with running(
-        segmenter, host=host, port=port, max_bytes=max_bytes, max_pixels=max_pixels
-    ) as address:
+    limits = {"max_bytes": request.max_bytes, "max_pixels": request.max_pixels}
+    segmenter = Segmenter(
+        device=request.device, models_dir=request.models_dir, max_pixels=request.max_pixels
+    )
+    with running(segmenter, host=request.host, port=request.port, **limits) as address:
         print(f"The page is at {address} (Ctrl-C stops it).", flush=True)
-        if not is_local(host):
-            print(f"Whoever reaches {host} can use it: there is no password.", flush=True)
-        if browser and _has_display():
+        if not is_local(request.host):
+            print(f"Whoever reaches {request.host} can use it: there is no password.", flush=True)
+        if request.browser and _has_display():
             webbrowser.open(address)
         _wait()
 

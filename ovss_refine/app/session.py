@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from ovss_refine.app.uploads import Picture
+from ovss_refine.app.uploads import Upload
 from ovss_refine.segmentation import Segmentation
 
 # A result holds 8 bytes a pixel, twice, and an attention map of up to some 70 MB.
@@ -24,7 +24,7 @@ class Result:
         attention: the name of the source of its attention, "" for an example's own.
     """
 
-    picture: Picture
+    picture: Upload
     made: Segmentation
     attention: str
 
@@ -40,7 +40,7 @@ class Session:
     """
 
     folder: Path
-    picture: Picture | None = None
+    picture: Upload | None = None
     last: Result | None = None
 
     @property

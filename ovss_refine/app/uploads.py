@@ -10,7 +10,7 @@ from ovss_refine.images.read import read_image
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Picture:
+class Upload:
     """A photograph to work on.
 
     Attributes:
@@ -22,7 +22,7 @@ class Picture:
     pixels: NDArray[np.uint8]
 
 
-def read_upload(path: Path, *, max_bytes: int, max_pixels: int) -> Picture:
+def read_upload(path: Path, *, max_bytes: int, max_pixels: int) -> Upload:
     """Read an uploaded file; nothing is decoded before its size is known to be allowed.
 
     Args:
@@ -41,7 +41,7 @@ def read_upload(path: Path, *, max_bytes: int, max_pixels: int) -> Picture:
                 f"`{path}` must have at most {max_bytes:,} bytes; got {size:,}. --max-bytes raises "
                 "the limit."
             )
-        return Picture(path.stem, read_image(path, max_pixels=max_pixels))
+        return Upload(path.stem, read_image(path, max_pixels=max_pixels))
     except FileNotFoundError:
         raise ValueError(f"`{path.name}` is gone from the server; drop it again.") from None
     except ValueError as err:

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ovss_refine.app.uploads import Picture
+from ovss_refine.app.uploads import Upload
 from ovss_refine.attention import Attention, as_attention
-from ovss_refine.cli.refine import EXAMPLES, read_names, read_sample
+from ovss_refine.examples import example_names, read_example
 from ovss_refine.logits import Logits
 from ovss_refine.segmentation import Segmentation
 from ovss_refine.segmenter import Segmenter
@@ -52,7 +52,7 @@ class GivenAttention:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Example(Picture):
+class Example(Upload):
     """A built-in photograph with scores and attention of its own."""
 
     logits: GivenLogits
@@ -64,15 +64,14 @@ class Example(Picture):
         return tuple(self.logits.held.names)
 
 
-def read_example(stem: str) -> Example:
-    """Read a built-in photograph, one of `EXAMPLE_NAMES`."""
-    arrays = EXAMPLES / f"{stem}.npz"
-    sample = read_sample(EXAMPLES / f"{stem}.png", arrays, arrays, temperature=0.05)
-    names = read_names(EXAMPLES / "voc_names.txt")
-    logits = Logits(sample.logits.float(), prompt_index=sample.prompt_index, names=names)
-    h, w = sample.logits.shape[-2:]
-    attention = as_attention(sample.attention, (h, w))
-    return Example(stem, sample.image, GivenLogits(logits), GivenAttention(attention))
+def pick_example(stem: str) -> Example:
+    """Read a built-in photograph, one of `EXAMPLE_NAMES`, for the page."""
+    inputs = read_example(stem)
+    index, names = inputs.prompt_index, example_names()
+    logits = Logits(inputs.logits.float(), prompt_index=index, names=names)
+    h, w = inputs.logits.shape[-2:]
+    attention = as_attention(inputs.attention, (h, w))
+    return Example(stem, inputs.image, GivenLogits(logits), GivenAttention(attention))
 
 
 class Worker:
@@ -108,7 +107,7 @@ class Worker:
 
     def segment(
         self,
-        picture: Picture,
+        picture: Upload,
         labels: str,
         logits: str,
         attention: str,

@@ -6,10 +6,10 @@ Axes: K prompts, (h, w) grid, N = gh * gw patches.
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,7 @@ from ovss_refine.attention import Attention, AttentionSource, affinity
 from ovss_refine.checks import check_number
 from ovss_refine.folders.files import read_arrays
 from ovss_refine.logits import Logits, LogitsSource
-from ovss_refine.registry import load_attention, load_logits
 
-FILES = "npz:"
 PLAIN = (str, bytes, int, float, type(None))
 Value = TypeVar("Value", covariant=True)
 
@@ -102,48 +100,6 @@ def read_ahead(source: PerImage[Value], image_id: str) -> Callable[[], Value]:
         return make
     value = source.for_image(image_id)
     return lambda: value
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """A source as the user named it.
-
-    Attributes:
-        name: as registered, or "npz:" and a folder.
-        options: what it is made with.
-    """
-
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def folder(self) -> str | None:
-        """The folder of the files, or None."""
-        return self.name.removeprefix(FILES) if self.name.startswith(FILES) else None
-
-    def logits(self, classes: Sequence[str], device: torch.device) -> LogitsFrom:
-        """Make a source of logits for these prompts of classes, "/" between synonyms."""
-        if self.folder is not None:
-            return load_logits("npz", folder=self.folder, **self.options)
-        options = {"classes": list(classes), **_placed(device), **self.options}
-        return load_logits(self.name, **options)
-
-    def attention(self, device: torch.device) -> AttentionFrom:
-        """Make a source of attention."""
-        if self.folder is not None:
-            return NpzAttention(Path(self.folder), **self.options)
-        return load_attention(self.name, **{**_placed(device), **self.options})
-
-    def settings(self) -> dict[str, Any]:
-        """Return what two runs have to agree on."""
-        folder = self.folder
-        name = self.name if folder is None else FILES + str(Path(folder).resolve())
-        return {"name": name, **{f"option {key}": value for key, value in self.options.items()}}
-
-
-def _placed(device: torch.device) -> dict[str, str]:
-    """Return the option that says where models go; on a CPU they are by themselves."""
-    return {} if device.type == "cpu" else {"device": str(device)}
 
 
 def weights_digest(source: object) -> str | None:

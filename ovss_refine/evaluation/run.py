@@ -1,27 +1,25 @@
-"""One evaluation from its words to its tables: what the command `ovss-refine evaluate` does."""
+"""What `ovss-refine evaluate` does: from a request to the tables."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ovss_refine import __version__
-from ovss_refine.checks import check_choice, check_count
-from ovss_refine.config import RefineConfig
-from ovss_refine.evaluation import ROWS, report
+from ovss_refine.evaluation import report
 from ovss_refine.evaluation.batches import Sample
 from ovss_refine.evaluation.dataset import DataSet, Item, describe, fingerprint
 from ovss_refine.evaluation.engine import Job, Labels, evaluate
 from ovss_refine.evaluation.inputs import (
     AttentionFrom,
-    Chosen,
     LogitsFrom,
     files_digest,
     weights_digest,
 )
 from ovss_refine.evaluation.processes import Team, join
-from ovss_refine.evaluation.rows import Baseline, Variant, choose, make_rows
+from ovss_refine.evaluation.request import EvaluateRequest
+from ovss_refine.evaluation.rows import Baseline, choose, make_rows
 from ovss_refine.folders import manifest
 
 HOME = Path("ovss-refine-results")
@@ -36,65 +34,7 @@ NOT_OF_THE_SOURCE = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What the user asks for.
-
-    Attributes:
-        dataset: the data set.
-        root: where it is.
-        logits: source of logits.
-        attention: source of attention.
-        config: options of the refinement.
-        rows: which rows, in any order.
-        variants: rows beside them, by name.
-        limit: only the first so many images, >= 1; None: all.
-        out: folder for the results; None: one named after the settings.
-        prompts: family of prompts; None: the method's.
-        probability_threshold: of the baseline; None: the published one, or 0.
-        area_threshold: of the baseline; None: the published one, or none.
-        drop_background: drop class 0 of the logits.
-        on_error: what to do about an image or mask that cannot be read.
-        batch_size: most images at a time, >= 1.
-        workers: threads that read ahead, >= 1.
-        pictures: of how many images to draw the rows, >= 0.
-        device: "auto", or where to compute.
-        extra: what else to keep in the manifest.
-    """
-
-    dataset: DataSet
-    root: Path
-    logits: Chosen
-    attention: Chosen
-    config: RefineConfig = field(default_factory=RefineConfig)
-    rows: tuple[str, ...] = ROWS
-    variants: Mapping[str, Variant] = field(default_factory=dict)
-    limit: int | None = None
-    out: Path | None = None
-    prompts: str | None = None
-    probability_threshold: float | None = None
-    area_threshold: float | None = None
-    drop_background: bool = False
-    on_error: Literal["skip", "stop"] = "stop"
-    batch_size: int = 1
-    workers: int = 2
-    pictures: int = 0
-    device: str = "auto"
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        check_choice("on_error", self.on_error, ["skip", "stop"])
-        for name in ("batch_size", "workers"):
-            check_count(name, getattr(self, name), 1)
-        check_count("pictures", self.pictures, 0)
-        if self.limit is not None:
-            check_count("limit", self.limit, 1)
-        if taken := [name for name in self.variants if name in ROWS]:
-            raise ValueError(f"`variants` must have names that no row has; got {taken}.")
-
-
-def run_evaluate(request: Request, team: Team | None = None) -> dict[str, Any] | None:
+def run_evaluate(request: EvaluateRequest, team: Team | None = None) -> dict[str, Any] | None:
     """Evaluate, alone or as one process of several.
 
     Args:
@@ -119,7 +59,7 @@ def run_evaluate(request: Request, team: Team | None = None) -> dict[str, Any] |
         team.leave()
 
 
-def _run(request: Request, team: Team) -> dict[str, Any] | None:
+def _run(request: EvaluateRequest, team: Team) -> dict[str, Any] | None:
     dataset = request.dataset
     items = dataset.items(request.root)[: request.limit]
     if request.on_error == "stop":
@@ -161,7 +101,7 @@ def _run(request: Request, team: Team) -> dict[str, Any] | None:
 
 
 def _make_sources(
-    request: Request, team: Team, items: Sequence[Item], published: dict[str, Any]
+    request: EvaluateRequest, team: Team, items: Sequence[Item], published: dict[str, Any]
 ) -> tuple[LogitsFrom, AttentionFrom, dict[str, Any]]:
     """Make both sources, and the settings that they stand for."""
     chosen = request.logits
@@ -194,7 +134,7 @@ def _make_sources(
     return logits, attention, settings
 
 
-def baseline_of(request: Request, published: dict[str, Any]) -> Baseline:
+def baseline_of(request: EvaluateRequest, published: dict[str, Any]) -> Baseline:
     """Choose the baseline's decision: what the user says, else what was published."""
     asked = request.probability_threshold
     area = request.area_threshold
@@ -210,7 +150,7 @@ def baseline_of(request: Request, published: dict[str, Any]) -> Baseline:
 
 
 def _settings(
-    request: Request, items: Sequence[Item], baseline: Baseline, rows: tuple[str, ...]
+    request: EvaluateRequest, items: Sequence[Item], baseline: Baseline, rows: tuple[str, ...]
 ) -> dict[str, Any]:
     """All that the numbers depend on, apart from the sources."""
     return {
@@ -227,7 +167,7 @@ def _settings(
     }
 
 
-def _started(request: Request) -> dict[str, Any]:
+def _started(request: EvaluateRequest) -> dict[str, Any]:
     return {
         "root": str(request.root.resolve()),
         "batch_size": request.batch_size,

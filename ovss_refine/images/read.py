@@ -11,9 +11,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-# What a picture may have where nobody says otherwise: with all that is computed at its full size
-# it takes some 6 GB at three classes.
-MAX_PIXELS = 50_000_000
 # Phones put a second view or a depth map behind the photograph; nobody means that one.
 PHOTOGRAPH_WITH_EXTRAS = "MPO"
 _PILLOWS_LIMIT = threading.Lock()

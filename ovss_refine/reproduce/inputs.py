@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ovss_refine.attention import Attention, AttentionSource
 from ovss_refine.evaluation.dataset import DataSet, fingerprint, load_dataset
-from ovss_refine.evaluation.inputs import AttentionFrom, Chosen, LogitsFrom
+from ovss_refine.evaluation.inputs import AttentionFrom, LogitsFrom
+from ovss_refine.evaluation.request import Chosen
 from ovss_refine.registry import load_attention, require
 from ovss_refine.reproduce.tables import Row, book
 

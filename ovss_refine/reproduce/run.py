@@ -15,7 +15,8 @@ import torch
 from ovss_refine.checks import check_count
 from ovss_refine.evaluation.dataset import load_dataset
 from ovss_refine.evaluation.processes import Team, join
-from ovss_refine.evaluation.run import Request, run_evaluate
+from ovss_refine.evaluation.request import EvaluateRequest
+from ovss_refine.evaluation.run import run_evaluate
 from ovss_refine.reproduce.cells import (
     Cell,
     Home,
@@ -257,11 +258,11 @@ def _measure(todo: Sequence[Run], wanted: Wanted, home: Home, team: Team) -> dic
     return failures
 
 
-def _request(run: Run, wanted: Wanted, home: Home, computer: str) -> Request:
+def _request(run: Run, wanted: Wanted, home: Home, computer: str) -> EvaluateRequest:
     logits, attention = run.sources(home.shelf)
     root = run.found.root
     assert root is not None  # noqa: S101 - only what lacks nothing is to be done
-    return Request(
+    return EvaluateRequest(
         dataset=run.found.dataset,
         root=root,
         logits=logits,

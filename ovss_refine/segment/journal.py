@@ -19,8 +19,9 @@ from torch import Tensor
 from ovss_refine.folders import manifest
 from ovss_refine.folders.files import write_whole
 from ovss_refine.folders.records import Records, iterate
-from ovss_refine.segment.inputs import Picture
-from ovss_refine.segment.outputs import Kinds, output_names
+from ovss_refine.segment.inputs import ImageFile
+from ovss_refine.segment.outputs import output_names
+from ovss_refine.segment.request import Outputs
 from ovss_refine.segmentation import Segmentation
 
 SETTINGS, TABLE = "segment.json", "areas.csv"
@@ -34,7 +35,7 @@ class Finished:
     Attributes:
         file: size in bytes and time of change of the picture.
         classes: indices of those that occur.
-        kinds: what was asked for beside the label map, names of fields of `Kinds`. Other files
+        kinds: what was asked for beside the label map, names of fields of `Outputs`. Other files
             that lie there are of an earlier run, maybe with other settings.
     """
 
@@ -96,7 +97,7 @@ class Journal:
             self._records.close()
             raise
 
-    def is_finished(self, picture: Picture, kinds: Kinds) -> bool:
+    def is_finished(self, picture: ImageFile, kinds: Outputs) -> bool:
         """Tell whether all files of a picture are there.
 
         Raises:
@@ -118,7 +119,7 @@ class Journal:
         return _asked(kinds) <= done.kinds and all((self.out / x).is_file() for x in names)
 
     def add(
-        self, picture: Picture, file: tuple[int, int], found: Segmentation, kinds: Kinds
+        self, picture: ImageFile, file: tuple[int, int], found: Segmentation, kinds: Outputs
     ) -> None:
         """Note that all files of these kinds are written of a picture.
 
@@ -194,7 +195,7 @@ class Journal:
         text.detach()  # flushes, and leaves the file open for whoever opened it
 
 
-def _asked(kinds: Kinds) -> frozenset[str]:
+def _asked(kinds: Outputs) -> frozenset[str]:
     return frozenset(kind for kind, wanted in asdict(kinds).items() if wanted)
 
 

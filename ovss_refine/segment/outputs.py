@@ -1,12 +1,11 @@
 """The files that `segment` makes of a segmentation: their names, and how each is written.
 
-For a picture called NAME: NAME_labels.png, NAME_overlay.png and so on, in the folder of results.
+For an image called NAME: NAME_labels.png, NAME_overlay.png and so on, in the folder of results.
 """
 
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -16,57 +15,41 @@ from PIL import Image
 
 from ovss_refine.folders.files import write_whole
 from ovss_refine.images import draw
+from ovss_refine.segment.request import Outputs
 from ovss_refine.segmentation import Segmentation
 
 Writer = Callable[[BinaryIO], object]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kinds:
-    """What to write beside label map and overlay.
-
-    Attributes:
-        baseline: the label map without refinement, and picture, baseline and refined in a row.
-        rle: COCO's run lengths of every class.
-        masks: a black and white picture of every class, in a folder of their own.
-        maps: the discrepancy maps.
-    """
-
-    baseline: bool = False
-    rle: bool = True
-    masks: bool = False
-    maps: bool = False
-
-
-def output_names(name: str, kinds: Kinds, classes: Sequence[tuple[int, str]] = ()) -> list[str]:
-    """Name the files of one picture, relative to the folder of results.
+def output_names(name: str, outputs: Outputs, classes: Sequence[tuple[int, str]] = ()) -> list[str]:
+    """Name the files of one image, relative to the folder of results.
 
     Args:
-        name: of the picture.
-        kinds: what is written.
+        name: of the image.
+        outputs: what is written.
         classes: index and name of the classes that occur; each has a mask.
     """
     names = [f"{name}_labels.png", f"{name}_overlay.png"]
-    if kinds.baseline:
+    if outputs.baseline:
         names += [f"{name}_baseline.png", f"{name}_comparison.png"]
-    if kinds.rle:
+    if outputs.rle:
         names.append(f"{name}_rle.json")
-    if kinds.maps:
+    if outputs.maps:
         names.append(f"{name}_maps.png")
-    if kinds.masks:
+    if outputs.masks:
         names += [mask_name(name, index, label) for index, label in classes]
     return names
 
 
 def mask_name(name: str, index: int, label: str) -> str:
-    """Name the mask of a class; its number keeps apart what is the same in letters and digits."""
+    """Name the mask of a class; the index tells apart names that differ in punctuation alone."""
     plain = re.sub(r"[^\w-]+", "_", label).strip("_")
     plain = plain[:60].encode()[:180].decode(errors="ignore")  # file names have at most 255 bytes
     return f"{name}_masks/{index:03}_{plain}.png"
 
 
-def write_outputs(out: Path, name: str, segmentation: Segmentation, kinds: Kinds) -> list[Path]:
-    """Write the files of one picture, each whole or not at all.
+def write_outputs(out: Path, name: str, segmentation: Segmentation, outputs: Outputs) -> list[Path]:
+    """Write the files of one image, each whole or not at all.
 
     Returns:
         Where they are.
@@ -74,9 +57,9 @@ def write_outputs(out: Path, name: str, segmentation: Segmentation, kinds: Kinds
     Raises:
         OSError: if one cannot be written.
     """
-    writers = _writers(name, segmentation, kinds)
+    writers = _writers(name, segmentation, outputs)
     paths = [out / relative for relative in writers]
-    if kinds.masks:
+    if outputs.masks:
         for old in set((out / f"{name}_masks").glob("*.png")) - set(paths):
             old.unlink()  # of a class that an earlier run found
     for path, write in zip(paths, writers.values(), strict=True):
@@ -85,7 +68,7 @@ def write_outputs(out: Path, name: str, segmentation: Segmentation, kinds: Kinds
     return paths
 
 
-def _writers(name: str, found: Segmentation, kinds: Kinds) -> dict[str, Writer]:
+def _writers(name: str, found: Segmentation, outputs: Outputs) -> dict[str, Writer]:
     """Return a writer for each of `output_names`."""
     colours = draw.palette(found.names)
 
@@ -93,7 +76,7 @@ def _writers(name: str, found: Segmentation, kinds: Kinds) -> dict[str, Writer]:
         draw.write_labels(file, found.labels.numpy(), colours)
 
     def baseline(file: BinaryIO) -> None:
-        assert found.baseline is not None  # noqa: S101 - asked for by whoever wants it written
+        assert found.baseline is not None  # noqa: S101 - whoever wants it written asks for it
         draw.write_labels(file, found.baseline.numpy(), colours)
 
     def rle(file: BinaryIO) -> None:
@@ -114,6 +97,6 @@ def _writers(name: str, found: Segmentation, kinds: Kinds) -> dict[str, Writer]:
     }
     present = np.unique(found.labels.numpy()).tolist()
     masks = {mask_name(name, i, found.names[i]): partial(mask, i) for i in present}
-    every = {f"{name}_{kind}": write for kind, write in writers.items()} | masks
+    every = {f"{name}_{ending}": write for ending, write in writers.items()} | masks
     classes = [(i, found.names[i]) for i in present]
-    return {path: every[path] for path in output_names(name, kinds, classes)}
+    return {path: every[path] for path in output_names(name, outputs, classes)}

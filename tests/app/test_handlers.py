@@ -13,10 +13,10 @@ from ovss_refine import registry
 from ovss_refine.app.choices import NUMBERS
 from ovss_refine.app.handlers import Handlers
 from ovss_refine.app.session import Sessions
-from ovss_refine.app.work import GivenAttention, Worker, read_example, staged
+from ovss_refine.app.work import GivenAttention, Worker, pick_example, staged
 from ovss_refine.attention import Attention
-from ovss_refine.cli.refine import EXAMPLES, read_sample
 from ovss_refine.config import RefineConfig
+from ovss_refine.examples import read_example
 from ovss_refine.refiner import refine
 from ovss_refine.segmenter import Segmenter
 
@@ -62,9 +62,7 @@ def test_an_example_is_refined_as_the_library_does(handlers, stem):
     page = last(handlers.pick("one", stem, "optimal_path", *NUMBER_VALUES))
     assert handlers.sessions.of("one").result is not None, page["status"]
     made = made_of(handlers)
-    arrays = EXAMPLES / f"{stem}.npz"
-    sample = read_sample(EXAMPLES / f"{stem}.png", arrays, arrays, temperature=0.05)
-    want = sample.refine(RefineConfig(mode="optimal_path"))
+    want = read_example(stem).refine(RefineConfig(mode="optimal_path"))
     assert torch.equal(made.labels, want.labels)
     assert made.names[8] == "cat"
     assert stem in page["status"]
@@ -74,7 +72,7 @@ def test_an_example_is_refined_as_the_library_does(handlers, stem):
 
 def test_an_example_is_shown_whatever_the_limit(tmp_path):
     worker = Worker(Segmenter(device="cpu", max_pixels=10))
-    assert worker.refine_example(read_example("chelsea"), {}).labels.shape == (300, 451)
+    assert worker.refine_example(pick_example("chelsea"), {}).labels.shape == (300, 451)
 
 
 def test_a_photograph_is_segmented(handlers, photo):

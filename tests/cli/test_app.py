@@ -1,4 +1,4 @@
-"""The words of `ovss-refine app`."""
+"""The flags of `ovss-refine app`."""
 
 import re
 import socket
@@ -9,33 +9,34 @@ from pathlib import Path
 import pytest
 
 from ovss_refine.app import server
+from ovss_refine.app.request import AppRequest
 from ovss_refine.cli import main, parser
 
 
 def test_the_flags_reach_the_server(monkeypatch):
-    seen = {}
-    monkeypatch.setattr(server, "serve", lambda **options: seen.update(options))
+    seen = []
+    monkeypatch.setattr(server, "serve", seen.append)
     assert main(["app"]) == 0
-    assert seen == {
-        "host": "127.0.0.1",
-        "port": 7860,
-        "device": None,
-        "models_dir": None,
-        "max_bytes": 32_000_000,
-        "max_pixels": 16_000_000,
-        "browser": True,
-    }
+    assert seen.pop() == AppRequest(
+        host="127.0.0.1",
+        port=7860,
+        device="auto",
+        models_dir=None,
+        max_bytes=32_000_000,
+        max_pixels=16_000_000,
+        browser=True,
+    )
     words = "app --host 0.0.0.0 --port 0 --device cpu --models-dir m --max-bytes 5 --max-pixels 6"
     assert main([*words.split(), "--no-browser"]) == 0
-    assert seen == {
-        "host": "0.0.0.0",
-        "port": 0,
-        "device": "cpu",
-        "models_dir": Path("m"),
-        "max_bytes": 5,
-        "max_pixels": 6,
-        "browser": False,
-    }
+    assert seen.pop() == AppRequest(
+        host="0.0.0.0",
+        port=0,
+        device="cpu",
+        models_dir=Path("m"),
+        max_bytes=5,
+        max_pixels=6,
+        browser=False,
+    )
 
 
 @pytest.mark.parametrize("word", ["0", "-1", "1.5", "many"])

@@ -33,7 +33,7 @@ def test_results_that_cannot_be_kept_are_known_before_models_are_loaded(
 ):
     make(tmp_path, "folder")
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("ovss_refine.evaluation.inputs.load_logits", None)
+    monkeypatch.setattr("ovss_refine.registry.load_logits", None)
     line = words(tmp_path, "folder", out=out)
     line[line.index("--logits") + 1] = "clip"
     assert main([*line, "--device", "cpu"]) == 2
@@ -76,7 +76,7 @@ def test_a_published_method_gets_its_published_options(tmp_path, monkeypatch, na
         given[source] = options
         raise ValueError("that is enough")
 
-    monkeypatch.setattr("ovss_refine.evaluation.inputs.load_logits", load)
+    monkeypatch.setattr("ovss_refine.registry.load_logits", load)
     of_the_decision = ("--logits-option", "pamr_iterations=0")  # not of the source
     line = words(tmp_path, name, "--logits-option", "stride=56", *of_the_decision)
     line[line.index("--logits") + 1] = method

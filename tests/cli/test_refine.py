@@ -13,10 +13,11 @@ import torch
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from ovss_refine import RefineConfig, Refiner
+from ovss_refine import RefineConfig, Refiner, examples
 from ovss_refine.attention import affinity
-from ovss_refine.cli import refine as commands
-from ovss_refine.cli.main import config_of, main, parser
+from ovss_refine.cli import main, parser
+from ovss_refine.cli.flags import request_of
+from ovss_refine.cli.refine import RefineRequest
 from ovss_refine.images import draw
 from ovss_refine.images.read import read_image
 
@@ -73,9 +74,9 @@ def says(labels, names=CLASSES):
 
 
 def check_page(path, stem, after, said):
-    image = read_image(commands.EXAMPLES / f"{stem}.png")
-    names = (commands.EXAMPLES / "voc_names.txt").read_text().splitlines()
-    with np.load(commands.EXAMPLES / f"{stem}.npz") as file:
+    image = read_image(examples.EXAMPLES / f"{stem}.png")
+    names = (examples.EXAMPLES / "voc_names.txt").read_text().splitlines()
+    with np.load(examples.EXAMPLES / f"{stem}.npz") as file:
         logits = torch.from_numpy(file["logits"]).float()[None]
     smooth = torch.nn.functional.interpolate(logits, after.shape, mode="bilinear")
     before = smooth[0].argmax(0).numpy()
@@ -89,9 +90,9 @@ def check_page(path, stem, after, said):
 
 
 def test_demo_shows_before_and_after_and_overwrites_only_if_told(tmp_path, capsys, monkeypatch):
-    calls, refine = [], commands.refine
+    calls, refine = [], examples.refine
     spy = lambda *args, **more: calls.append((*args, refine(*args, **more))) or calls[-1][-1]  # noqa: E731
-    monkeypatch.setattr(commands, "refine", spy)
+    monkeypatch.setattr(examples, "refine", spy)
     assert run(tmp_path, "demo --out {}/new/demo") == 0
     said, out = capsys.readouterr().out, tmp_path / "new" / "demo"
     for stem, (*_, config, result) in zip(("astronaut", "chelsea"), calls, strict=True):
@@ -103,7 +104,7 @@ def test_demo_shows_before_and_after_and_overwrites_only_if_told(tmp_path, capsy
     assert re.search(r"astronaut_.*` exists \(2 of 2 .*--overwrite", capsys.readouterr().err)
     assert tree(out) == files | {"chelsea_before_after.png": b"mine"}
     assert len(calls) == len(files) == 2  # refused before any work
-    monkeypatch.setattr(commands, "refine", lambda *_, **__: calls.pop(0)[-1])
+    monkeypatch.setattr(examples, "refine", lambda *_, **__: calls.pop(0)[-1])
     assert run(tmp_path, "demo --out {}/new/demo --overwrite") == 0
     assert tree(out) == files
 
@@ -184,8 +185,9 @@ def test_every_option_has_a_flag_that_reaches_the_config(name):
     value = type(getattr(default, name))(text) if value is None else value
     assert getattr(default, name) != value
     flag = f"--{name.replace('_', '-')} {text}"
-    assert config_of(parser().parse_args((ONE + flag).split())) == RefineConfig(**{name: value})
-    assert config_of(parser().parse_args(ONE.split())) == default
+    given = request_of(parser().parse_args((ONE + flag).split()), RefineRequest)
+    assert given.config == RefineConfig(**{name: value})
+    assert request_of(parser().parse_args(ONE.split()), RefineRequest).config == default
 
 
 def test_help_needs_neither_torch_nor_numpy_nor_pillow():
@@ -197,7 +199,7 @@ for words in ["--help"], ["refine", "--help"]:
     try: main(words)
     except SystemExit: loaded()
 import ovss_refine; ovss_refine.Refiner; loaded()
-import ovss_refine.cli.refine; loaded()
+import ovss_refine.cli.refine_files; loaded()
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     *light, core, full = re.findall(r"(?m)^loaded (.*)$", done.stdout)
@@ -323,8 +325,8 @@ def test_a_reader_that_has_seen_enough_is_no_error():
 
 def test_names_are_printed_where_the_terminal_lacks_their_letters(tmp_path):
     for name in ("chelsea.png", "chelsea.npz"):
-        shutil.copy(commands.EXAMPLES / name, tmp_path / name)
-    names = (commands.EXAMPLES / "voc_names.txt").read_text().replace("cat", "gató")
+        shutil.copy(examples.EXAMPLES / name, tmp_path / name)
+    names = (examples.EXAMPLES / "voc_names.txt").read_text().replace("cat", "gató")
     (tmp_path / "names.txt").write_text(names, encoding="utf-8")
     code = "import sys; from ovss_refine.cli import main; sys.exit(main())"
     words = "refine --image chelsea.png --logits chelsea.npz --attention chelsea.npz"

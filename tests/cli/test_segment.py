@@ -1,4 +1,4 @@
-"""The words of `ovss-refine segment`, and whole runs of it."""
+"""The flags of `ovss-refine segment`, and whole runs of it."""
 
 import json
 import os
@@ -16,10 +16,10 @@ from PIL import Image
 
 from ovss_refine import Attention, Logits, RefineConfig, registry
 from ovss_refine.cli import main
-from ovss_refine.images.read import MAX_PIXELS, read_image
+from ovss_refine.images import MAX_PIXELS
+from ovss_refine.images.read import read_image
 from ovss_refine.segment import run as segment
-from ovss_refine.segment.outputs import Kinds
-from ovss_refine.segment.run import Request
+from ovss_refine.segment.request import Outputs, SegmentRequest
 from ovss_refine.sources import listing as sources
 
 LABELS = "cat, dog/puppy, background: wall/floor"
@@ -59,21 +59,19 @@ def asked(monkeypatch, *words):
 
 def test_words_without_flags_are_the_defaults(monkeypatch):
     request = asked(monkeypatch)
-    assert request == Request(images=("x.png",), labels=request.labels, out=Path("o"))
+    assert request == SegmentRequest(images=("x.png",), labels=request.labels, out=Path("o"))
     assert request.labels.names == ("cat", "dog", "background")
     assert request.labels.prompts == ("cat", "dog/puppy", "wall/floor")
     assert (request.logits, request.attention) == ("kk-mean", "dinov2-b14-reg")
-    assert (request.config, request.device) == (RefineConfig(mode="maximum_velocity"), None)
-    assert request.kinds == Kinds(baseline=False, rle=True, masks=False, maps=False)
+    assert (request.config, request.device) == (RefineConfig(mode="maximum_velocity"), "auto")
+    assert request.outputs == Outputs(baseline=False, rle=True, masks=False, maps=False)
 
 
 def test_the_limit_in_the_help_is_the_limit(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["segment", "--help"])
-    (shown,) = re.findall(
-        r"larger pictures are refused \(default: (\d+) million\)", capsys.readouterr().out
-    )
-    assert int(shown) * 10**6 == MAX_PIXELS
+    shown = re.findall(r"larger images are refused \(default: ([\d_]+)\)", capsys.readouterr().out)
+    assert [int(number) for number in shown] == [MAX_PIXELS]
 
 
 @pytest.mark.parametrize(
@@ -85,20 +83,20 @@ def test_the_limit_in_the_help_is_the_limit(capsys):
         ("--logits-option a=1 --logits-option b=null", "logits_options", {"a": 1, "b": None}),
         ("--attention-option size=[28,42]", "attention_options", {"size": [28, 42]}),
         ("--device cuda:1", "device", "cuda:1"),
-        ("--device auto", "device", None),
+        ("--device auto", "device", "auto"),
         ("--models-dir /m", "models_dir", Path("/m")),
         ("--batch-size 4", "batch_size", 4),
         ("--max-pixels 300000000", "max_pixels", 300_000_000),
         ("--overwrite", "overwrite", True),
-        ("--baseline", "kinds", Kinds(baseline=True)),
-        ("--masks --maps --no-rle", "kinds", Kinds(masks=True, maps=True, rle=False)),
+        ("--baseline", "outputs", Outputs(baseline=True)),
+        ("--masks --maps --no-rle", "outputs", Outputs(masks=True, maps=True, rle=False)),
         ("--mode fusion --tau 0.4", "config", RefineConfig(mode="fusion", tau=0.4)),
         ("--background 2,0.3", "config", RefineConfig(background=(2, 0.3))),
     ],
 )
 def test_every_word_is_heard(monkeypatch, words, name, value):
     assert getattr(asked(monkeypatch, *words.split()), name) == value
-    assert getattr(asked(monkeypatch), name) != value or value is None
+    assert getattr(asked(monkeypatch), name) != value or value == "auto"
 
 
 def test_labels_of_a_file(monkeypatch, tmp_path):

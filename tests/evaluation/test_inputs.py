@@ -13,12 +13,12 @@ from ovss_refine.attention import affinity
 from ovss_refine.cli import main
 from ovss_refine.evaluation import inputs as sources
 from ovss_refine.evaluation.inputs import (
-    Chosen,
     NpzAttention,
     PerImage,
     files_digest,
     weights_digest,
 )
+from ovss_refine.evaluation.request import Chosen
 
 CPU = torch.device("cpu")
 
@@ -67,8 +67,8 @@ def test_a_named_source_gets_classes_and_device(monkeypatch):
     def load(kind):
         return lambda name, **options: given.setdefault(kind, (name, options))
 
-    monkeypatch.setattr("ovss_refine.evaluation.inputs.load_logits", load("logits"))
-    monkeypatch.setattr("ovss_refine.evaluation.inputs.load_attention", load("attention"))
+    monkeypatch.setattr("ovss_refine.registry.load_logits", load("logits"))
+    monkeypatch.setattr("ovss_refine.registry.load_attention", load("attention"))
     gpu = torch.device("cuda", 1)
     Chosen("sclip", {"stride": 56}).logits(("a", "b/c"), gpu)
     assert given == {

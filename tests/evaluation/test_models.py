@@ -11,8 +11,8 @@ from evaluation.trees import write_tree
 from ovss_refine import RefineConfig
 from ovss_refine.evaluation.check import check
 from ovss_refine.evaluation.dataset import load_dataset
-from ovss_refine.evaluation.inputs import Chosen
-from ovss_refine.evaluation.run import Request, run_evaluate
+from ovss_refine.evaluation.request import Chosen, EvaluateRequest
+from ovss_refine.evaluation.run import run_evaluate
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 COCO = DATA / "coco_real" / "coco_object"
@@ -26,7 +26,7 @@ def request(dataset, root, out, **more):
     from adapters.tiny_models import tiny_vit
 
     options = {"model": tiny_clip(), "templates": "single", "cache_dir": None}
-    return Request(
+    return EvaluateRequest(
         dataset=load_dataset(dataset),
         root=root,
         logits=Chosen("sclip", options | {"short_side": 64, "window": 48, "stride": 24}),

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from ovss_refine.folders.files import read_arrays, write_whole
-from ovss_refine.images.read import MAX_PIXELS, read_image
+from ovss_refine.images import MAX_PIXELS
+from ovss_refine.images.read import read_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 5, 3), dtype=np.uint8)
 

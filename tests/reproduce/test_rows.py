@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from evaluation.trees import write_arrays, write_tree
 from ovss_refine import Attention, Logits, RefineConfig, refine
 from ovss_refine.evaluation.dataset import load_dataset
-from ovss_refine.evaluation.inputs import Chosen
+from ovss_refine.evaluation.request import Chosen, EvaluateRequest
 from ovss_refine.evaluation.rows import Variant
-from ovss_refine.evaluation.run import Request, run_evaluate
+from ovss_refine.evaluation.run import run_evaluate
 
 
 def problem(B=2, K=5, grid=(4, 6), size=(33, 50)):
@@ -55,7 +55,7 @@ def test_variants_are_rows_of_an_evaluation(tmp_path):
 
     def found(out, variants, **config):
         return run_evaluate(
-            Request(
+            EvaluateRequest(
                 dataset=load_dataset("voc21"),
                 root=tmp_path,
                 logits=source,

@@ -73,8 +73,8 @@ def test_what_cannot_be_measured_says_why():
 def test_naclip_is_without_what_the_paper_has_not(tmp_path):
     """Its authors' numbers are with PAMR, 64.1 on VOC21; the paper's is 58.9."""
     pytest.importorskip("torch")
-    from ovss_refine.evaluation.inputs import Chosen
-    from ovss_refine.evaluation.run import Request, baseline_of
+    from ovss_refine.evaluation.request import Chosen, EvaluateRequest
+    from ovss_refine.evaluation.run import baseline_of
 
     numbers = published()
     assert numbers["1", "ViT-B/16", "NACLIP", "voc21"] == 58.9
@@ -85,7 +85,7 @@ def test_naclip_is_without_what_the_paper_has_not(tmp_path):
         for name in table.datasets:
             chosen = Chosen("naclip", row.logits_options)
             dataset = load_dataset(name)
-            asked = Request(dataset=dataset, root=tmp_path, logits=chosen, attention=chosen)
+            asked = EvaluateRequest(dataset=dataset, root=tmp_path, logits=chosen, attention=chosen)
             given = dataset.method("naclip")
             assert baseline_of(asked, given).pamr_iterations == 10
             assert baseline_of(asked, given | row.logits_options).pamr_iterations == 0

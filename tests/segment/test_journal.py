@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from fake_segmenter import FakeSegmenter
-from ovss_refine.segment.inputs import Picture
+from ovss_refine.segment.inputs import ImageFile
 from ovss_refine.segment.journal import Journal, fingerprint
-from ovss_refine.segment.outputs import Kinds, write_outputs
+from ovss_refine.segment.outputs import write_outputs
+from ovss_refine.segment.request import Outputs
 
 NAMES = ("sky", "sea, deep")
 SETTINGS = {"mode": "kl", "labels": NAMES, "background": (0, 0.5)}
-LABELS_ONLY = Kinds(rle=False)
+LABELS_ONLY = Outputs(rle=False)
 
 
 def note(journal, path, name, red=0, kinds=LABELS_ONLY):
@@ -23,7 +24,7 @@ def note(journal, path, name, red=0, kinds=LABELS_ONLY):
     path.write_bytes(name.encode())
     found = FakeSegmenter().segment(image, NAMES, kinds.baseline)
     write_outputs(journal.out, name, found, kinds)
-    picture = Picture(name, path)
+    picture = ImageFile(name, path)
     journal.add(picture, fingerprint(path), found, kinds)
     return picture
 
@@ -45,21 +46,21 @@ def table(journal):
 
 @pytest.mark.parametrize("missing", [None, "labels", "overlay", "masks/000_sky"])
 def test_finished_is_what_has_all_its_files(tmp_path, journal, missing):
-    picture = note(journal, tmp_path / "x.jpg", "x", 2, Kinds(rle=False, masks=True))
+    picture = note(journal, tmp_path / "x.jpg", "x", 2, Outputs(rle=False, masks=True))
     if missing:
         (journal.out / f"x_{missing}.png").unlink()
-    masks = Kinds(rle=False, masks=True)
+    masks = Outputs(rle=False, masks=True)
     for again in (lambda: journal, lambda: reopen(journal)):
         again = again()
         assert again.is_finished(picture, masks) == (missing is None)
         assert again.is_finished(picture, LABELS_ONLY) == (missing in (None, "masks/000_sky"))
-        assert not again.is_finished(picture, Kinds())  # its run lengths were not asked for then
-        assert not again.is_finished(Picture("y", picture.path), masks)
+        assert not again.is_finished(picture, Outputs())  # its run lengths were not asked for then
+        assert not again.is_finished(ImageFile("y", picture.path), masks)
 
 
 def test_another_picture_of_the_same_name_is_no_finished_one(tmp_path, journal):
     picture = note(journal, tmp_path / "x.jpg", "x")
-    moved = Picture("x", picture.path.rename(tmp_path / "moved.jpg"))
+    moved = ImageFile("x", picture.path.rename(tmp_path / "moved.jpg"))
     assert journal.is_finished(moved, LABELS_ONLY)
     assert journal.is_finished(picture, LABELS_ONLY)  # its reader says that it is missing
     moved.path.write_bytes(b"changed")
@@ -124,7 +125,7 @@ def test_folders_of_other_files_are_refused(tmp_path):
 
 def test_the_table_has_the_last_of_every_picture(tmp_path, journal):
     note(journal, tmp_path / "x.jpg", "sub/x", 2)
-    note(journal, tmp_path / "y.jpg", "y", 6, Kinds(baseline=True))
+    note(journal, tmp_path / "y.jpg", "y", 6, Outputs(baseline=True))
     journal = reopen(journal)
     note(journal, tmp_path / "x.jpg", "sub/x", 3)
     journal.close()
@@ -154,7 +155,7 @@ def test_after_a_kill_with_nothing_finished_other_settings_are_welcome(tmp_path,
 
 
 def test_files_of_an_earlier_run_are_not_those_that_are_asked_for_now(tmp_path, journal):
-    both = Kinds(rle=False, baseline=True)
+    both = Outputs(rle=False, baseline=True)
     picture = note(journal, tmp_path / "x.jpg", "x", kinds=both)
     assert journal.is_finished(picture, both)
     again = reopen(journal, SETTINGS | {"mode": "other"}, overwrite=True)
@@ -166,14 +167,14 @@ def test_files_of_an_earlier_run_are_not_those_that_are_asked_for_now(tmp_path, 
 def test_another_picture_is_found_out_whatever_is_asked_for(tmp_path, journal):
     picture = note(journal, tmp_path / "x.jpg", "x")
     picture.path.write_bytes(b"another")
-    for kinds in (LABELS_ONLY, Kinds(masks=True)):
+    for kinds in (LABELS_ONLY, Outputs(masks=True)):
         with pytest.raises(ValueError, match="those of 'x' in"):
             journal.is_finished(picture, kinds)
 
 
 def test_the_table_takes_names_that_are_not_utf8(tmp_path, journal):
     name = "W\udcff"  # what Python makes of the byte 255
-    picture = Picture(name, tmp_path / "x.jpg")
+    picture = ImageFile(name, tmp_path / "x.jpg")
     picture.path.touch()
     found = FakeSegmenter().segment(np.zeros((2, 3, 3), np.uint8), NAMES, False)
     journal.add(picture, fingerprint(picture.path), found, LABELS_ONLY)

@@ -10,13 +10,14 @@ from PIL import Image
 
 from fake_segmenter import FakeSegmenter
 from ovss_refine.images import draw
-from ovss_refine.segment.outputs import Kinds, mask_name, output_names, write_outputs
+from ovss_refine.segment.outputs import mask_name, output_names, write_outputs
+from ovss_refine.segment.request import Outputs
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (12, 9, 3), dtype=np.uint8)
 IMAGE[:2, ..., 0] = 255  # class 2 has a block, class 1 no pixel
 IMAGE[..., 0][(IMAGE[..., 0] > 85) & (IMAGE[..., 0] < 171)] = 0
 NAMES = ("sky", "dog/puppy, brown", "back ground")
-ALL = Kinds(baseline=True, masks=True, maps=True)
+ALL = Outputs(baseline=True, masks=True, maps=True)
 
 
 def segmented(names=NAMES, image=IMAGE):
@@ -35,10 +36,10 @@ def listing(out):
 @pytest.mark.parametrize(
     ("kinds", "names"),
     [
-        (Kinds(), ["labels.png", "overlay.png", "rle.json"]),
-        (Kinds(rle=False), ["labels.png", "overlay.png"]),
-        (Kinds(baseline=True, rle=False), [*["labels", "overlay", "baseline", "comparison"]]),
-        (Kinds(maps=True, masks=True, rle=False), ["labels", "overlay", "maps", "masks/000_sky"]),
+        (Outputs(), ["labels.png", "overlay.png", "rle.json"]),
+        (Outputs(rle=False), ["labels.png", "overlay.png"]),
+        (Outputs(baseline=True, rle=False), [*["labels", "overlay", "baseline", "comparison"]]),
+        (Outputs(maps=True, masks=True, rle=False), ["labels", "overlay", "maps", "masks/000_sky"]),
     ],
 )
 def test_only_what_is_asked_for_is_written(tmp_path, kinds, names):
@@ -73,7 +74,7 @@ def test_what_is_in_the_files(tmp_path):
 
 def test_run_lengths_are_results_of_coco(tmp_path):
     found = segmented()
-    write_outputs(tmp_path, "sub/x", found, Kinds())
+    write_outputs(tmp_path, "sub/x", found, Outputs())
     entries = json.loads((tmp_path / "sub/x_rle.json").read_text())
     assert entries == [{"image_id": "sub/x", **entry} for entry in found.rle()]
     assert [(e["category"], e["category_id"]) for e in entries] == [("sky", 0), ("back ground", 2)]

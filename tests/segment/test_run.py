@@ -19,11 +19,11 @@ from ovss_refine import RefineConfig
 from ovss_refine.images.read import read_image
 from ovss_refine.labels import parse_labels
 from ovss_refine.segment import run as segment
-from ovss_refine.segment.outputs import Kinds
-from ovss_refine.segment.run import Request, run_segment
+from ovss_refine.segment.request import Outputs, SegmentRequest
+from ovss_refine.segment.run import run_segment
 
 LABELS = parse_labels("sky, dog/puppy, background: wall/floor")
-PLAIN = Kinds(rle=False)
+PLAIN = Outputs(rle=False)
 SIZES = [(12, 9), (8, 10), (12, 9), (12, 9), (8, 10), (12, 9), (5, 5)]
 
 
@@ -38,7 +38,7 @@ def make(root, count=7):
 
 def request(root, **more):
     given = {"images": (str(root / "photos"),), "labels": LABELS, "out": root / "out"}
-    return Request(**(given | {"kinds": PLAIN} | more))
+    return SegmentRequest(**(given | {"outputs": PLAIN} | more))
 
 
 def labels_of(out, name):
@@ -83,7 +83,7 @@ def test_every_picture_gets_its_own_labels_in_order(tmp_path, capsys, batch_size
 
 def test_areas_are_in_a_table_and_printed(tmp_path, capsys):
     make(tmp_path, 2)
-    assert run_segment(request(tmp_path, kinds=Kinds(baseline=True)), FakeSegmenter()) == 0
+    assert run_segment(request(tmp_path, outputs=Outputs(baseline=True)), FakeSegmenter()) == 0
     table = rows(tmp_path / "out")
     for name in ("p0", "p1"):
         for kind, file in (("refined", "labels"), ("baseline", "baseline")):
@@ -232,7 +232,7 @@ def test_finished_pictures_are_not_done_again(tmp_path, capsys):
     }
     assert len(rows(tmp_path / "out")) == 7 * 3
     fake = FakeSegmenter()
-    assert run_segment(request(tmp_path, kinds=Kinds(rle=False, masks=True)), fake) == 0
+    assert run_segment(request(tmp_path, outputs=Outputs(rle=False, masks=True)), fake) == 0
     assert len(fake.calls) == 7  # none had masks
     fake = FakeSegmenter()
     assert run_segment(request(tmp_path, overwrite=True), fake) == 0

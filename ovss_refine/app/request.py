@@ -1,0 +1,45 @@
+"""What `ovss-refine app` can be asked for: one field for each flag. Imports no torch."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"must be a whole number of at least 1; got {text!r}")
+    return int(text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppRequest:
+    """Where to serve the page, and with which limits. `help` describes the fields."""
+
+    host: str = field(
+        default="127.0.0.1",
+        metadata={
+            "metavar": "ADDRESS",
+            "help": "address to listen on; any other than the default lets others in",
+        },
+    )
+    port: int = field(
+        default=7860, metadata={"metavar": "N", "help": "port to listen on; 0: any free one"}
+    )
+    device: str = field(
+        default="auto",
+        metadata={"metavar": "NAME", "help": "auto (a GPU if there is one), cpu, cuda ..."},
+    )
+    models_dir: Path | None = field(
+        default=None,
+        metadata={"metavar": "DIR", "help": "folder of weights, for machines without a network"},
+    )
+    max_bytes: int = field(
+        default=32_000_000,
+        metadata={"parse": _count, "metavar": "N", "help": "most bytes of an upload"},
+    )
+    max_pixels: int = field(
+        default=16_000_000,
+        metadata={"parse": _count, "metavar": "N", "help": "most pixels of an image"},
+    )
+    browser: bool = field(
+        default=True, metadata={"flag": "--no-browser", "help": "do not open a browser"}
+    )

@@ -1,0 +1,105 @@
+"""The commands `dataset check` and `dataset convert`, and the flags that name a data set."""
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ovss_refine.cli.flags import add_flags, request_of
+from ovss_refine.evaluation import CONVERSIONS
+from ovss_refine.evaluation.dataset import FOLDER, DataSet, list_datasets, load_dataset
+
+DATASET = {
+    "choices": list_datasets(),
+    "metavar": "NAME",
+    "help": ", ".join(list_datasets()),
+}
+NAMES = {
+    "metavar": "TXT",
+    "help": f"class names of `{FOLDER}`, one a line (default: names.txt in the root)",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckRequest:
+    """Which data set to check."""
+
+    name: str = field(metadata={"positional": True, **DATASET})
+    root: Path = field(
+        metadata={"positional": True, "metavar": "ROOT", "help": "where the data set is"}
+    )
+    names: Path | None = field(default=None, metadata=NAMES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertRequest:
+    """Which label maps to convert."""
+
+    name: str = field(
+        metadata={
+            "positional": True,
+            "choices": CONVERSIONS,
+            "metavar": "NAME",
+            "help": ", ".join(CONVERSIONS),
+        }
+    )
+    source: Path = field(
+        metadata={"positional": True, "metavar": "SOURCE", "help": "folder of the published maps"}
+    )
+    target: Path = field(
+        metadata={"positional": True, "metavar": "TARGET", "help": "folder for the results"}
+    )
+    names: Path | None = field(
+        default=None,
+        metadata={
+            "metavar": "TXT",
+            "help": "for context: the release's list of labels, 'number: name' a line",
+        },
+    )
+    overwrite: bool = field(default=False, metadata={"help": "replace results that exist"})
+
+
+def add_dataset(commands: Any) -> None:
+    """Add the commands to what `add_subparsers` returned."""
+    dataset = commands.add_parser(
+        "dataset", help="check or convert a data set", allow_abbrev=False
+    ).add_subparsers(required=True, metavar="COMMAND")
+    check = dataset.add_parser("check", help="look at every file of a data set", allow_abbrev=False)
+    check.set_defaults(run=_check)
+    add_flags(check, CheckRequest)
+    convert = dataset.add_parser("convert", help="convert published label maps", allow_abbrev=False)
+    convert.set_defaults(run=_convert)
+    add_flags(convert, ConvertRequest)
+
+
+def load(name: str, root: Path, names: Path | None) -> DataSet:
+    """Load a data set; the names of one's own folder lie in its root unless `names` is given."""
+    if name == FOLDER and names is None:
+        names = root / "names.txt"
+    return load_dataset(name, names=names)
+
+
+def _check(args: argparse.Namespace) -> None:
+    request = request_of(args, CheckRequest)
+    dataset = load(request.name, request.root, request.names)
+    from ovss_refine.evaluation.check import check, expected, report
+
+    try:
+        found = check(dataset, request.root)
+    except (FileNotFoundError, ValueError):
+        print(expected(dataset))
+        raise
+    print(report(found, dataset))
+    if found.problems:
+        raise ValueError(
+            f"`root` must hold {dataset.name} without a problem; got {len(found.problems)}."
+        )
+
+
+def _convert(args: argparse.Namespace) -> None:
+    request = request_of(args, ConvertRequest)
+    from ovss_refine.evaluation.convert import conversion, convert
+
+    how = conversion(request.name, request.names)
+    count = convert(how, request.source, request.target, overwrite=request.overwrite)
+    print(f"{count} maps converted into {request.target}")

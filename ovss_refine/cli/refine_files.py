@@ -1,0 +1,181 @@
+"""The work of `refine` and `demo`: pair the files, refine, write images, print what came out."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ovss_refine.cli.refine import DemoRequest, RefineRequest
+from ovss_refine.config import RefineConfig
+from ovss_refine.examples import (
+    RefineInputs,
+    example_names,
+    list_examples,
+    read_example,
+    read_inputs,
+    read_names,
+)
+from ovss_refine.folders.files import write_whole
+from ovss_refine.images import draw
+from ovss_refine.images.read import IMAGE_SUFFIXES
+from ovss_refine.result import RefineResult
+
+Writers = dict[str, Callable[[BinaryIO], object]]
+
+
+def run_demo(request: DemoRequest) -> None:
+    """Refine the built-in photographs; write an image of each, before and after.
+
+    Raises:
+        FileExistsError: if a result exists and `overwrite` is not set.
+    """
+    names = example_names()
+    targets = {stem: request.out / f"{stem}_before_after.png" for stem in list_examples()}
+    prepare_output(request.out, [*targets.values()], overwrite=request.overwrite)
+    for stem, target in targets.items():
+        inputs = read_example(stem)
+        H, W = inputs.image.shape[:2]
+        bilinear = F.interpolate(inputs.logits[None].float(), (H, W), mode="bilinear")
+        before = bilinear[0].argmax(0).numpy()
+        start = time.perf_counter()
+        after = inputs.refine(RefineConfig()).labels.numpy()
+        seconds = time.perf_counter() - start
+
+        pair = {"before: bilinear": before, "after: refined": after}
+        page = draw.labelled(inputs.image, pair, names)
+        write_whole(target, partial(draw.write_png, picture=page))
+        print(f"{stem}: {W} x {H} pixels, {inputs.M} classes")
+        print(f"  before  {describe(before, names)}")
+        print(f"  after   {describe(after, names)}")
+        print(f"  {np.mean(before != after):.1%} of the pixels changed, in {seconds:.2f} s")
+        print(f"  {target}")
+
+
+def run_refine(request: RefineRequest) -> None:
+    """Refine files; see `ovss-refine refine --help`.
+
+    Raises:
+        FileNotFoundError: if a file, or the partner of one, is missing.
+        FileExistsError: if a result exists and `overwrite` is not set.
+        ValueError: on damaged files or input that does not fit together.
+    """
+    names = read_names(request.labels) if request.labels else None
+    files = pair_files(request)
+    endings = ["labels.png", "overlay.png"]
+    endings += ["maps.png"] * request.maps + ["scores.npz"] * request.config.keep_scores
+    targets = [request.out / f"{image.stem}_{ending}" for image, *_ in files for ending in endings]
+    prepare_output(request.out, targets, overwrite=request.overwrite)
+    for image, logits, attention in tqdm(files, unit="image", disable=len(files) == 1):
+        start = time.perf_counter()
+        try:
+            inputs = read_inputs(image, logits, attention, request.temperature)
+            if names is not None and len(names) != inputs.M:
+                raise ValueError(
+                    f"`{request.labels}` must name M={inputs.M} classes; got {len(names)}."
+                )
+            result = inputs.refine(request.config)
+        except (TypeError, ValueError) as err:
+            raise ValueError(f"{image.name}: {err}") from err
+        own_names = names or [f"class {index}" for index in range(inputs.M)]
+        write = writers(inputs, result, own_names)
+        for ending in endings:
+            write_whole(request.out / f"{image.stem}_{ending}", write[ending])
+        seconds = time.perf_counter() - start
+        tqdm.write(f"{image.stem}: {describe(result.labels.numpy(), own_names)}; {seconds:.2f} s")
+
+
+def writers(inputs: RefineInputs, result: RefineResult, names: Sequence[str]) -> Writers:
+    """Return what can be written of a result: by its ending, a function of an open file."""
+    labels, colours = result.labels.numpy(), draw.palette(names)
+
+    def write_scores(file: BinaryIO) -> None:
+        assert result.scores is not None  # noqa: S101 - written only with `keep_scores`
+        np.savez_compressed(file, scores=result.scores.numpy())
+
+    return {
+        "labels.png": lambda file: draw.write_labels(file, labels, colours),
+        "overlay.png": lambda file: draw.write_png(file, result.overlay(inputs.image, names)),
+        "maps.png": lambda file: draw.write_png(file, result.maps(inputs.image, names)),
+        "scores.npz": write_scores,
+    }
+
+
+def describe(labels: NDArray[np.int64], names: Sequence[str]) -> str:
+    """List the classes of a label map with their share of the pixels, largest first."""
+    return ", ".join(f"{name} {share:.1%}" for _, name, share in draw.areas(labels, names))
+
+
+def pair_files(request: RefineRequest) -> list[tuple[Path, Path, Path]]:
+    """Return image, logits and attention of every image.
+
+    Raises:
+        FileNotFoundError: if a file, or the partner of one, is missing.
+        ValueError: if there are several images, but not folders of logits and attention; or if
+            the images cannot be told apart by their stems.
+    """
+    images, logits, attention = list_images(request.image), request.logits, request.attention
+    if len(images) > 1 and not (logits.is_dir() and attention.is_dir()):
+        raise ValueError(
+            f"`--logits` and `--attention` must be folders like `--image`; got `{logits}` and "
+            f"`{attention}`."
+        )
+    return [(image, partner(image, logits), partner(image, attention)) for image in images]
+
+
+def list_images(path: Path) -> list[Path]:
+    """List the images of a folder by name, or the one image that `path` is.
+
+    Raises:
+        FileNotFoundError: if there is nothing at `path`.
+        ValueError: if the folder has no image, or two of the same stem.
+    """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"`--image` must be a picture or a folder; `{path}` does not exist."
+        )
+    if path.is_file():
+        return [path]
+    found = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+    found.sort(key=lambda p: (p.stem, p.name))
+    if not found:
+        raise ValueError(f"`{path}` must hold pictures ({', '.join(IMAGE_SUFFIXES)}); got none.")
+    for one, two in pairwise(found):
+        if one.stem == two.stem:
+            raise ValueError(f"pictures must differ in stem; got `{one.name}` and `{two.name}`.")
+    return found
+
+
+def partner(image: Path, where: Path) -> Path:
+    """Return the `.npz` that belongs to an image: `where` itself, or by stem in that folder.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    path = where / f"{image.stem}.npz" if where.is_dir() else where
+    if not path.is_file():
+        raise FileNotFoundError(f"`{path}` must exist, to go with `{image}`; it does not.")
+    return path
+
+
+def prepare_output(out: Path, targets: Sequence[Path], *, overwrite: bool) -> None:
+    """Make the folder for the results and see that none of them is there yet.
+
+    Raises:
+        FileExistsError: if one is, and `overwrite` is not set; or if `out` is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"`--out` must be a folder; `{out}` is a file.")
+    there = [path for path in targets if path.exists()]
+    if there and not overwrite:
+        raise FileExistsError(
+            f"`{there[0]}` exists ({len(there)} of {len(targets)} results do); pass --overwrite to "
+            "replace, or another --out."
+        )
+    out.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,105 @@
+"""The built-in photographs with logits and attention, and the reading of such files.
+
+Axes: K prompts, (h, w) grid, N = h * w patches, (H, W) pixels.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ovss_refine.attention import Attention, affinity
+from ovss_refine.checks import check_shape
+from ovss_refine.config import RefineConfig
+from ovss_refine.folders.files import read_arrays
+from ovss_refine.images.read import read_image
+from ovss_refine.refiner import refine
+from ovss_refine.result import RefineResult
+
+EXAMPLES = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RefineInputs:
+    """One image with everything that its refinement needs.
+
+    Attributes:
+        image: [H, W, 3] uint8.
+        logits: [K, h, w] float.
+        attention: one map, without a batch axis.
+        prompt_index: [K] class of each prompt, or None.
+    """
+
+    image: NDArray[np.uint8]
+    logits: torch.Tensor
+    attention: Attention | torch.Tensor
+    prompt_index: torch.Tensor | None
+
+    @property
+    def M(self) -> int:
+        """Number of classes."""
+        return len(self.logits) if self.prompt_index is None else int(self.prompt_index.max()) + 1
+
+    def refine(self, config: RefineConfig) -> RefineResult:
+        """Refine this image."""
+        image = torch.from_numpy(self.image.transpose(2, 0, 1).copy())
+        return refine(self.logits, self.attention, image, config, prompt_index=self.prompt_index)
+
+
+def list_examples() -> list[str]:
+    """List the names of the built-in photographs."""
+    return sorted(path.stem for path in EXAMPLES.glob("*.png"))
+
+
+def read_example(name: str) -> RefineInputs:
+    """Read a built-in photograph with its logits and attention."""
+    arrays = EXAMPLES / f"{name}.npz"
+    return read_inputs(EXAMPLES / f"{name}.png", arrays, arrays, temperature=0.05)
+
+
+def example_names() -> list[str]:
+    """Return the names of the M classes that the logits of every example are for."""
+    return read_names(EXAMPLES / "voc_names.txt")
+
+
+def read_inputs(image: Path, logits: Path, attention: Path, temperature: float) -> RefineInputs:
+    """Read the files of one image.
+
+    Raises:
+        ValueError: on a damaged file, or one without the arrays that are needed.
+    """
+    arrays = read_arrays(logits, ["logits"], optional=["prompt_index"])
+    index = arrays.get("prompt_index")
+    maps = read_arrays(attention, ["attention", "features"])
+    made: Attention | torch.Tensor
+    if "attention" in maps:
+        made = torch.from_numpy(maps["attention"])
+    else:
+        made = affinity(torch.from_numpy(maps["features"]), temperature)
+    own = torch.from_numpy(arrays["logits"])
+    check_shape("logits", own, "K h w")
+    prompts = None
+    if index is not None:
+        prompts = torch.from_numpy(index.astype(np.int64) if index.dtype.kind == "u" else index)
+        check_shape("prompt_index", prompts, "K", K=len(own))
+    return RefineInputs(read_image(image), own, made, prompts)
+
+
+def read_names(path: Path) -> list[str]:
+    """Read class names, one a line.
+
+    Raises:
+        ValueError: if the file is not text, is empty, or has a blank line before its end.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
+    except UnicodeDecodeError:
+        raise ValueError(f"`{path}` must be a text file with one class name a line.") from None
+    names = [line.strip() for line in lines]
+    if "" in names:
+        raise ValueError(
+            f"`{path}` must have a name on every line; line {names.index('') + 1} is blank."
+        )
+    return names

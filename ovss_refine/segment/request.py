@@ -1,0 +1,123 @@
+"""What `ovss-refine segment` can be asked for: one field for each flag. Imports no torch."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ovss_refine import __version__
+from ovss_refine.checks import check_count
+from ovss_refine.config import RefineConfig
+from ovss_refine.images import MAX_PIXELS
+from ovss_refine.labels import Labels
+
+SOURCE = {
+    "group": "sources",
+    "metavar": "SOURCE",
+    "help": "one that `ovss-refine sources` lists",
+}
+OPTION = {
+    "group": "sources",
+    "metavar": "KEY=VALUE",
+    "example": "temperature=0.1",
+    "help": "option of that source, may be repeated",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """Which files to write beside label map and overlay."""
+
+    baseline: bool = field(
+        default=False,
+        metadata={"help": "write the result without refinement too, and both side by side"},
+    )
+    masks: bool = field(default=False, metadata={"help": "write a mask of every class"})
+    maps: bool = field(default=False, metadata={"help": "draw the discrepancy maps too"})
+    rle: bool = field(default=True, metadata={"help": "write the masks as COCO run lengths"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentRequest:
+    """What to segment, with what, and where the results go. `help` describes the fields.
+
+    Raises:
+        TypeError: on a value of the wrong type.
+        ValueError: on a value out of range, or options that the labels rule out.
+    """
+
+    images: tuple[str, ...] = field(
+        metadata={
+            "positional": True,
+            "metavar": "IMAGE",
+            "help": "images, folders of them, or quoted patterns such as 'photos/**/*.jpg'",
+        }
+    )
+    labels: Labels  # --labels or --labels-file
+    logits: str = field(default="kk-mean", metadata=SOURCE)
+    logits_options: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"flag": "--logits-option", **OPTION}
+    )
+    attention: str = field(default="dinov2-b14-reg", metadata=SOURCE)
+    attention_options: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"flag": "--attention-option", **OPTION}
+    )
+    device: str = field(
+        default="auto", metadata={"group": "sources", "help": "auto, cpu, cuda ..."}
+    )
+    models_dir: Path | None = field(
+        default=None,
+        metadata={
+            "group": "sources",
+            "metavar": "DIR",
+            "help": "folder of the models (default: the cache of Hugging Face)",
+        },
+    )
+    out: Path = field(
+        metadata={"group": "results", "metavar": "DIR", "help": "folder for the results"}
+    )
+    overwrite: bool = field(
+        default=False,
+        metadata={
+            "group": "results",
+            "help": "redo what is finished; needed where settings differ from an earlier run's",
+        },
+    )
+    outputs: Outputs = field(default_factory=Outputs, metadata={"group": "results"})
+    batch_size: int = field(
+        default=1, metadata={"group": "work", "metavar": "B", "help": "images at a time"}
+    )
+    max_pixels: int = field(
+        default=MAX_PIXELS,
+        metadata={"group": "work", "metavar": "N", "help": "larger images are refused"},
+    )
+    config: RefineConfig = field(default_factory=RefineConfig, metadata={"group": "refinement"})
+
+    def __post_init__(self) -> None:
+        """Check the counts, and what the labels rule out."""
+        check_count("batch_size", self.batch_size, 1)
+        check_count("max_pixels", self.max_pixels, 1)
+        background = self.config.background
+        if background is not None and background[0] >= len(self.labels):
+            raise ValueError(
+                f"`background` must name one of the M={len(self.labels)} classes; got "
+                f"{background[0]}."
+            )
+        if self.config.keep_scores:
+            raise ValueError(
+                "`keep_scores` must be left out, since scores are not among the files of "
+                "`segment`; `ovss-refine refine` writes them."
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that label maps depend on."""
+        return {
+            "ovss_refine": __version__,
+            "labels": self.labels.names,
+            "prompts": self.labels.prompts,
+            "logits": self.logits,
+            "attention": self.attention,
+            **{f"logits option {key}": value for key, value in self.logits_options.items()},
+            **{f"attention option {key}": value for key, value in self.attention_options.items()},
+            **{key: value for key, value in asdict(self.config).items() if key != "keep_scores"},
+        }
