@@ -22,7 +22,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 COMMANDS = all_commands()
 # Commands that are not run here, with the reason. Each must occur in a document.
 NOT_RUN = {
-    "torchrun --nproc-per-node 4 --no-python ovss-refine evaluate ...": (
+    "torchrun --nproc-per-node 4 -m ovss_refine evaluate ...": (
         "cut short; tests/evaluation/test_processes.py runs two processes"
     ),
     "ovss-refine reproduce main --tiny --limit 1": (

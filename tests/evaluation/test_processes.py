@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,14 +13,12 @@ from ovss_refine.cli import main
 from ovss_refine.evaluation.processes import Team, join
 from ovss_refine.folders.records import iterate
 
-COMMAND = Path(sys.executable).with_name("ovss-refine")
-
 
 def torchrun(processes, line):
     """Run the command in several processes on this machine."""
     pytest.importorskip("accelerate", reason="several processes need accelerate")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launch += ["--nproc-per-node", str(processes), "--no-python", str(COMMAND)]
+    launch += ["--nproc-per-node", str(processes), "-m", "ovss_refine"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
         [*launch, *line], capture_output=True, text=True, check=False, env=environment
