@@ -142,7 +142,8 @@ class Segmenter:
                 [B, 3, H, W] tensor. All are held in memory, those of one size are computed
                 together.
             labels: a text such as "cat, dog/puppy, background: wall/floor/sky", a list with a
-                text for each class, or `Labels`; None: the classes of a ready source of logits.
+                text for each class, the `Path` of a file, or `Labels`; None: the classes of a ready
+                source of logits.
             baseline: decide without refinement too, as the methods' own code does: the best
                 prompt of each class, enlarged bilinearly.
             keep_attention: keep the attention map, N * N floats for each picture.
@@ -353,8 +354,8 @@ def _names(logits: Logits, labels: Labels | None) -> tuple[str, ...]:
     M = logits.values.shape[1] if index is None else int(torch.as_tensor(index).max()) + 1
     if labels is None:
         return own or tuple(f"class {c}" for c in range(M))
-    # A source calls a class by its first prompt.
-    first = tuple(text.partition("/")[0] for text in labels.prompts)
+    # A source that knows the prompts alone calls a class by the first.
+    first = tuple(row[0] for row in labels.synonyms)
     if len(labels) != M or (own and own not in (labels.names, first)):
         raise ValueError(
             f"`labels` must be the classes of `logits`, {list(own) or M}; got "

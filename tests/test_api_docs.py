@@ -23,6 +23,7 @@ RAISES_NOTHING = {
     "Segmentation": "made by the segmenter",
     "Decision": "made by the decision",
     "Published": "made by the look-up",
+    "DataSet": "made by `load_dataset`",
     "RefineModule": "checks nothing, as it says",
     "export_program": "traces with an example of its own",
     "list_attention": "takes nothing",

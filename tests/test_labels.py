@@ -1,14 +1,18 @@
 """The grammar of labels, and every label that is refused."""
 
+import codecs
 import subprocess
 import sys
 
 import pytest
 
-from ovss_refine.labels import Labels, as_labels, parse_labels, read_labels
+from ovss_refine.labels import Labels, PromptTexts, as_labels, parse_labels, read_labels
 
 TEXT = "cat, dog/puppy, background: wall/floor/sky"
-MEANT = Labels(names=("cat", "dog", "background"), prompts=("cat", "dog/puppy", "wall/floor/sky"))
+MEANT = Labels(
+    names=("cat", "dog", "background"),
+    synonyms=(("cat",), ("dog", "puppy"), ("wall", "floor", "sky")),
+)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +23,9 @@ MEANT = Labels(names=("cat", "dog", "background"), prompts=("cat", "dog/puppy", 
         "cat\ndog/puppy\nbackground: wall/floor/sky",
         ["cat", "dog/puppy", "background: wall/floor/sky"],
         ("cat", " dog/ puppy ", "background:wall/floor/sky"),
+        {"cat": 0, "dog/puppy": 1, "background: wall/floor/sky": 2}.keys(),
+        (text for text in TEXT.split(",")),
+        PromptTexts(MEANT),
         MEANT,
     ],
 )
@@ -26,6 +33,9 @@ def test_all_forms_mean_the_same(given):
     labels = as_labels(given)
     assert labels == MEANT
     assert len(labels) == 3
+    assert labels.prompts == ("cat", "dog/puppy", "wall/floor/sky")
+    assert labels.all_prompts == ("cat", "dog", "puppy", "wall", "floor", "sky")
+    assert labels.prompt_index == (0, 1, 1, 2, 2, 2)
     assert str(labels) == TEXT
     assert parse_labels(str(labels)) == labels
 
@@ -35,29 +45,29 @@ def test_a_comma_inside_a_list_is_part_of_the_text():
 
 
 def test_blanks_inside_a_label_are_one():
-    assert as_labels(["traffic\n  light"]) == Labels(("traffic light",), ("traffic light",))
+    assert as_labels(["traffic\n  light"]) == Labels(("traffic light",), (("traffic light",),))
 
 
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ("", ValueError, "no empty label"),
-        (" , ", ValueError, "no empty label"),
+        ("", ValueError, "no empty name"),
+        (" , ", ValueError, "no empty name"),
         ([], ValueError, "at least one"),
-        ("cat, dog,", ValueError, "no empty label.*Look for a comma too many"),
-        ("cat,,dog", ValueError, "no empty label"),
-        ("/cat", ValueError, "no empty label; got '/cat'"),
+        ("cat, dog,", ValueError, "no empty name.*Check for a comma at the end"),
+        ("cat,,dog", ValueError, "no empty name"),
+        ("/cat", ValueError, "no empty name; got '/cat'"),
         ("cat/", ValueError, "no empty prompt; got one in 'cat'"),
         ("cat//kitten", ValueError, "no empty prompt; got one in 'cat'"),
         ("background:", ValueError, "no empty prompt; got one in 'background'"),
-        (": wall", ValueError, "no empty label; got 'wall'"),
-        ("a: b: c", ValueError, "at most one colon in a class; got 'a: b: c'"),
+        (": wall", ValueError, "no empty name; got 'wall'"),
+        ("a: b: c", ValueError, "at most one colon; got 'a: b: c'"),
         ("cat, dog, cat", ValueError, "no name twice; got 'cat' twice"),
         ("Cat, cat", ValueError, "no name twice; got 'cat' twice"),
         ("cat/kitten/cat", ValueError, "no prompt twice; got 'cat' twice"),
-        ("wall, background: floor/Wall", ValueError, "no prompt twice; got 'Wall' twice"),
-        ("cat, caf\udce9", ValueError, "must be text; got 'caf.udce9', with half a letter"),
-        ("cat: caf\udce9", ValueError, "must be text; got ' caf.udce9', with half a letter"),
+        ("room: wall/Wall", ValueError, "no prompt twice; got 'Wall' twice in 'room'"),
+        ("cat, caf\udce9", ValueError, "text that can be encoded; got 'caf.udce9'"),
+        ("cat: caf\udce9", ValueError, "text that can be encoded; got 'caf.udce9'"),
         (["cat", 3], TypeError, "must be strings; got 3"),
         ([["cat"]], TypeError, r"must be strings; got \['cat'\]"),
         (None, TypeError, "must be a text such as .* or a list; got NoneType"),
@@ -70,12 +80,60 @@ def test_what_is_refused(given, error, message):
 
 
 @pytest.mark.parametrize(
-    ("names", "prompts", "error"),
-    [(("a", "b"), ("a",), ValueError), ((), (), ValueError), (("a",), (1,), TypeError)],
+    ("names", "synonyms", "error", "message"),
+    [
+        (("a", "b"), (("a",),), ValueError, "at least one.*got 2 names and 1 rows"),
+        ((), (), ValueError, "at least one.*got 0 names"),
+        (("a",), ((),), ValueError, "no empty prompt; got one in 'a'"),
+        (("a",), ((1,),), TypeError, "must be strings; got 1"),
+        ((1,), (("a",),), TypeError, "must be strings; got 1"),
+        (("cat",), ("cat",), TypeError, "`synonyms` must be tuples of prompts; got 'cat'"),
+        (("a",), (("b/c",),), ValueError, "no '/' and no colon in them; got 'b/c'"),
+        (("a",), (("b: c",),), ValueError, "no '/' and no colon in them; got 'b: c'"),
+    ],
 )
-def test_labels_by_hand_are_checked_too(names, prompts, error):
-    with pytest.raises(error, match="`labels` must be"):
-        Labels(names, prompts)
+def test_labels_by_hand_are_checked_too(names, synonyms, error, message):
+    with pytest.raises(error, match=message):
+        Labels(names, synonyms)
+
+
+def test_labels_by_hand_may_be_lists():
+    assert Labels(["a"], [["b ", " c"]]) == Labels(("a",), (("b", "c"),))
+
+
+def read_file(tmp_path):
+    (tmp_path / "x.txt").write_text("Screen door, screen\nblind, Screen\nearth/soil\nland; soil\n")
+    return read_labels(tmp_path / "x.txt")
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        read_file,
+        lambda _: parse_labels("Screen door/screen, blind/Screen, earth/soil, land/soil"),
+        lambda _: as_labels(["Screen door/screen", "blind/Screen", "earth/soil", "land/soil"]),
+    ],
+)
+def test_one_prompt_of_two_classes_is_kept_with_one_warning(tmp_path, read):
+    with pytest.warns(UserWarning, match="stand for several classes") as caught:
+        labels = read(tmp_path)
+    assert labels.prompts == ("Screen door/screen", "blind/Screen", "earth/soil", "land/soil")
+    (warning,) = caught
+    assert warning.filename == __file__
+    told = str(warning.message)
+    assert "them: 'screen' for ['Screen door', 'blind']; 'soil' for ['earth', 'land']." in told
+    assert ("x.txt`: " in told) == (read is read_file)
+
+
+def test_labels_that_are_handed_on_keep_their_names_and_warn_no_more():
+    """The texts alone would give two classes of the name "wall"."""
+    with pytest.warns(UserWarning, match="'wall' for"):
+        labels = as_labels("background: wall/floor, other: wall")
+    texts = PromptTexts(labels)
+    assert texts == ["wall/floor", "wall"]
+    assert as_labels(texts) is labels
+    texts[1] = "sky"
+    assert as_labels(texts).names == ("wall", "sky")
 
 
 @pytest.mark.parametrize(
@@ -83,21 +141,32 @@ def test_labels_by_hand_are_checked_too(names, prompts, error):
     [
         b"cat\ndog/puppy\nbackground: wall/floor/sky\n\n",
         b"\xef\xbb\xbfcat\r\ndog, puppy\r\nbackground: wall, floor/ sky\r\n",  # as SCLIP's files
+        b"cat\ndog; puppy\nbackground: wall;floor; sky \n \n\n",  # as ProxyCLIP's
+        b"cat\rdog,puppy\rbackground: wall,floor,sky",
     ],
 )
 def test_a_file_has_a_class_on_every_line(tmp_path, content):
     (tmp_path / "labels.txt").write_bytes(content)
-    assert read_labels(tmp_path / "labels.txt") == MEANT
+    path = tmp_path / "labels.txt"
+    assert read_labels(path) == read_labels(str(path)) == as_labels(path) == MEANT
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"cat\n\ndog\n", "labels.txt` must have a class on every line; line 2 is blank"),
-        (b"cat, dog, bird\n", "labels.txt` must have one class a line; got one line with commas"),
-        (b"cat\ncat\n", "labels.txt`: `labels` must have no name twice"),
-        (b"", "labels.txt`: `labels` must be at least one"),
-        (b"\xff\xfe\x00", "labels.txt` must be a text file"),
+        (b"\ncat\n", "labels.txt` must have a class on every line; line 1 is blank"),
+        (b"cat\n \t\ndog\n", "labels.txt` must have a class on every line; line 2 is blank"),
+        (b"cat, dog, bird\n", "labels.txt` must have one class a line; got one line with ','"),
+        (b"cat; dog; bird\n", "labels.txt` must have one class a line; got one line with ','"),
+        (b"cat\ncat\n", "labels.txt`: classes must have no name twice"),
+        (b"cat\ndog,\n", "labels.txt`: classes must have no empty prompt; got one in 'dog'"),
+        (b"", "labels.txt`: classes must be at least one"),
+        ("cat\nfenêtre\n".encode("utf-16"), "labels.txt` .* got UTF-16. Save it as UTF-8"),
+        (codecs.BOM_UTF16_BE + "cat\n".encode("utf-16-be"), "got UTF-16. Save it as UTF-8"),
+        ("cat\ndog\n".encode("utf-16-le"), "labels.txt` must be UTF-8 text; got another encoding"),
+        ("cat\ndog\n".encode("utf-32"), "labels.txt` must be UTF-8 text"),
+        ("cat\nfenêtre\n".encode("latin-1"), "labels.txt` .* another encoding. Save it as UTF-8"),
     ],
 )
 def test_a_file_that_is_refused_is_named(tmp_path, content, message):
@@ -107,14 +176,16 @@ def test_a_file_that_is_refused_is_named(tmp_path, content, message):
 
 
 def test_a_file_that_is_missing_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no\.txt` is none"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no\.txt` must be an existing file of class names"
+    ):
         read_labels(tmp_path / "no.txt")
 
 
-def test_labels_need_no_torch():
-    code = "import sys, ovss_refine.labels; print('torch' in sys.modules)"
+def test_labels_need_neither_torch_nor_numpy():
+    code = "import sys, ovss_refine.labels; print({'torch', 'numpy'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout == "False\n"
+    assert done.stdout == "set()\n"
 
 
 def test_line_breaks_at_the_end_are_no_labels():

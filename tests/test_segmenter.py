@@ -246,7 +246,7 @@ def test_a_ready_source_with_fixed_classes_has_its_own_labels():
         ({"x": 1}, LABELS, TypeError, "must be a path, .* got dict"),
         ("missing.png", LABELS, FileNotFoundError, "missing.png"),
         (photo(), "red, red", ValueError, "no name twice; got 'red' twice"),
-        (photo(), "", ValueError, "no empty label"),
+        (photo(), "", ValueError, "no empty name"),
     ],
 )
 def test_what_is_refused_is_refused_before_anything_is_computed(images, labels, error, message):

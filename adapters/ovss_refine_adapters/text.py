@@ -13,8 +13,7 @@ import inspect
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ovss_refine.labels import Labels, LabelsLike, as_labels, read_labels
 from ovss_refine.registry import require
 from ovss_refine_adapters.backbones.capture import undisturbed
 from ovss_refine_adapters.backbones.open_clip import Clip, Tokenizer
@@ -32,107 +32,25 @@ CHUNK = 256
 SINGLE = ("a photo of a {}.",)
 
 Templates = Literal["imagenet", "single"] | Sequence[str]
+# The name under which `read_labels` was documented here.
+read_classes = read_labels
 
 
-@dataclass(frozen=True, slots=True)
-class Classes:
-    """Classes and the prompts of each.
-
-    Attributes:
-        names: M distinct names, for people.
-        synonyms: M tuples of one prompt or more. A class has no prompt twice; two classes may
-            share one.
+def as_classes(classes: LabelsLike) -> Labels:
+    """Read the `classes` of a source: `as_labels`, but a string is the path of a file.
 
     Raises:
-        ValueError: if there is no class, a name or prompt is empty or occurs twice, or a class
-            has no prompt.
-    """
-
-    names: tuple[str, ...]
-    synonyms: tuple[tuple[str, ...], ...]
-
-    def __post_init__(self) -> None:
-        """Check everything."""
-        if not self.names or len(self.names) != len(self.synonyms):
-            raise ValueError(
-                f"`classes` must be at least one, with prompts for each; got {len(self.names)} "
-                f"names and {len(self.synonyms)} lists of prompts."
-            )
-        if empty := [i for i, row in enumerate(self.synonyms) if not row or not all(row)]:
-            raise ValueError(
-                f"`classes` must have no empty name; got {self.synonyms[empty[0]]!r} for class "
-                f"{empty[0]}."
-            )
-        for what, row in [("name", self.names), *(("synonym", row) for row in self.synonyms)]:
-            if twice := [x for i, x in enumerate(row) if x in row[:i]]:
-                raise ValueError(f"`classes` must have no {what} twice; got {twice[0]!r} twice.")
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """The K prompts, class by class."""
-        return tuple(prompt for row in self.synonyms for prompt in row)
-
-    @property
-    def prompt_index(self) -> tuple[int, ...]:
-        """The class of each of the K prompts."""
-        return tuple(c for c, row in enumerate(self.synonyms) for _ in row)
-
-
-ClassNames = Classes | str | Path | Sequence[str]
-
-
-def as_classes(classes: ClassNames) -> Classes:
-    """Read classes in any of the forms that a user may give.
-
-    Args:
-        classes: names, the synonyms of one separated by "/" ("television/tv/monitor"); the
-            path of a file for `read_classes`; or `Classes`. A class is called by its first
-            synonym.
-
-    Raises:
-        TypeError: if a name is not a string.
-        ValueError: as `Classes` does, and as `read_classes` does.
+        TypeError, ValueError: as `as_labels` does.
         FileNotFoundError: if there is no such file.
     """
-    if isinstance(classes, Classes):
-        return classes
-    if isinstance(classes, (str, Path)):
-        return read_classes(classes)
-    rows = list(classes)
-    if wrong := [row for row in rows if not isinstance(row, str)]:
-        raise TypeError(f"`classes` must be strings; got {wrong[0]!r}.")
-    return _classes(row.split("/") for row in rows)
-
-
-def read_classes(path: str | Path, separator: str = ", ") -> Classes:
-    """Read a file of class names: one class a line, in order, its synonyms side by side.
-
-    Args:
-        path: a UTF-8 text file, such as the `cls_*.txt` of SCLIP and its descendants.
-        separator: between the synonyms of a line; ProxyCLIP's files have "; ".
-
-    Raises:
-        ValueError: on a blank line, with its number, and as `Classes` does.
-        FileNotFoundError: if there is no such file.
-    """
-    path = Path(path)
-    if not path.is_file():
+    if not isinstance(classes, str):
+        return as_labels(classes)
+    if not Path(classes).is_file():
         raise FileNotFoundError(
-            f"`classes` must be a list of names or a file of them; `{path}` does not exist. For "
+            f"`classes` must be a list of names or a file of them; `{classes}` does not exist. For "
             "a single class write a list of one."
         )
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            raise ValueError(
-                f"`classes` must have a class on every line; line {number} of `{path}` is blank."
-            )
-    return _classes(line.split(separator) for line in lines)
-
-
-def _classes(rows: Iterable[Sequence[str]]) -> Classes:
-    synonyms = tuple(tuple(prompt.strip() for prompt in row) for row in rows)
-    return Classes(tuple(row[0] for row in synonyms), synonyms)
+    return read_labels(classes)
 
 
 def as_templates(templates: Templates) -> tuple[str, ...]:
@@ -165,7 +83,7 @@ def default_cache() -> Path:
 
 def text_features(
     clip: Clip,
-    classes: Classes,
+    classes: Labels,
     templates: Templates = "imagenet",
     cache_dir: str | Path | None = None,
 ) -> Tensor:
@@ -186,11 +104,11 @@ def text_features(
         ValueError: as `as_templates` does, or if a prompt in a template has more tokens than the
             model takes.
     """
-    texts = [t.replace("{}", p) for p in classes.prompts for t in as_templates(templates)]
+    texts = [t.replace("{}", p) for p in classes.all_prompts for t in as_templates(templates)]
     tokens = clip.tokenizer(texts)  # [K * S, context]
     _check_length(clip.tokenizer, texts, tokens, classes)
     device = next(clip.model.parameters()).device
-    K = len(classes.prompts)
+    K = len(classes.all_prompts)
     if cache_dir is None:
         return _embed(clip.model, tokens.to(device), K)
     path = Path(cache_dir) / f"text-{_digest(clip.model, tokens, K)}.npy"
@@ -205,7 +123,7 @@ def text_features(
 
 
 def _check_length(
-    tokenizer: Tokenizer, texts: Sequence[str], tokens: Tensor, classes: Classes
+    tokenizer: Tokenizer, texts: Sequence[str], tokens: Tensor, classes: Labels
 ) -> None:
     """Raise if a text was cut to the model's context, where the tokenizer can have another.
 
@@ -220,7 +138,7 @@ def _check_length(
     whole = roomier([texts[i] for i in long], context_length=context + 1)
     for i, row in zip(long, whole, strict=True):
         if not torch.equal(row[:context], tokens[i]):
-            prompt = classes.prompts[i * len(classes.prompts) // len(texts)]
+            prompt = classes.all_prompts[i * len(classes.all_prompts) // len(texts)]
             raise ValueError(
                 f"`classes` must fit in the model's {context} tokens in every template; got "
                 f"{prompt!r}. Shorten it."

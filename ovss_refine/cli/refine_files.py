@@ -20,11 +20,11 @@ from ovss_refine.examples import (
     list_examples,
     read_example,
     read_inputs,
-    read_names,
 )
 from ovss_refine.folders.files import write_whole
 from ovss_refine.images import draw
 from ovss_refine.images.read import IMAGE_SUFFIXES
+from ovss_refine.labels import read_labels
 from ovss_refine.result import RefineResult
 
 Writers = dict[str, Callable[[BinaryIO], object]]
@@ -66,7 +66,7 @@ def run_refine(request: RefineRequest) -> None:
         FileExistsError: if a result exists and `overwrite` is not set.
         ValueError: on damaged files or input that does not fit together.
     """
-    names = read_names(request.labels) if request.labels else None
+    names = read_labels(request.labels).names if request.labels else None
     files = pair_files(request)
     endings = ["labels.png", "overlay.png"]
     endings += ["maps.png"] * request.maps + ["scores.npz"] * request.config.keep_scores

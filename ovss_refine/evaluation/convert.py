@@ -24,6 +24,7 @@ from ovss_refine.evaluation import CONVERSIONS
 from ovss_refine.evaluation.dataset import IGNORE, load_dataset
 from ovss_refine.evaluation.reading import read_mask
 from ovss_refine.folders.files import write_whole
+from ovss_refine.labels import read_lines
 from ovss_refine.registry import require
 
 # Values of the maps for which COCO has no class: eleven things that were never annotated.
@@ -108,10 +109,10 @@ def context_table(names: Path) -> Table:
     """Number the 59 frequent classes by their names in a list "number: name"; others become 0.
 
     Raises:
-        ValueError: if a line is no such pair, or a class is not in the list.
+        ValueError: if the file is not UTF-8, a line is no such pair, or a class is not in the list.
     """
     numbers: dict[str, int] = {}
-    for at, line in enumerate(names.read_text(encoding="utf-8").splitlines(), start=1):
+    for at, line in enumerate(read_lines(names), start=1):
         number, colon, label = line.partition(":")
         if not line.strip():
             continue

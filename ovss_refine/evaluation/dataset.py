@@ -10,10 +10,14 @@ without them.
 import difflib
 import hashlib
 import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from ovss_refine.evaluation.published import Published
+from ovss_refine.labels import Labels, read_labels, read_lines
 
 DESCRIPTIONS = Path(__file__).parent / "data_sets"
 FOLDER = "folder"
@@ -131,18 +135,14 @@ class DataSet:
 
         Raises:
             FileNotFoundError: if it is missing.
-            ValueError: if it has an id twice.
+            ValueError: if it has an id twice, or is not UTF-8.
         """
         path = base / str(self.split)
         if not path.is_file():
             raise FileNotFoundError(f"`root` must hold the list of images `{path}`; it does not.")
-        ids = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        ids = [line for line in ids if line]
-        seen: set[str] = set()
-        for line in ids:
-            if line in seen:
-                raise ValueError(f"`{path}` must list every image once; got {line!r} twice.")
-            seen.add(line)
+        ids = [line.strip() for line in read_lines(path) if line.strip()]
+        if twice := [id for id, count in Counter(ids).items() if count > 1]:
+            raise ValueError(f"`{path}` must list every image once; got {twice[0]!r} twice.")
         return ids
 
     def mask_ids(self, masks: Path) -> list[str]:
@@ -154,11 +154,7 @@ class DataSet:
         return sorted(self._ids(images, self.image_suffix))
 
     def without_masks(self, base: Path) -> str:
-        """Say that there is no mask of the right kind, and of which kind there are; "": there is.
-
-        Args:
-            base: folder in which the data set begins, with a folder of masks.
-        """
+        """Return which masks lie in the folder `base`, if none is of the right kind; else ""."""
         masks = base / self.masks
         if self.mask_ids(masks):
             return ""
@@ -189,11 +185,29 @@ class DataSet:
         return found
 
     def method(self, name: str) -> dict[str, Any]:
-        """Return the published settings of a method, or those of any other."""
+        """Return the settings of a method, published or the default."""
         return dict(self.methods.get(name, self.methods.get("default", {})))
 
-    def prompts_of(self, family: str) -> list[str]:
-        """Return the prompts of each class, "/" between synonyms.
+    def published(self, method: str) -> Published:
+        """Return how a method was run on this data set.
+
+        Args:
+            method: "sclip", "clearclip", "naclip", "proxyclip", "sc-clip", "cass" or "rf-clip".
+
+        Raises:
+            ValueError: if there are no published settings of that method.
+        """
+        known = sorted({*self.methods} - {"default"})
+        if method not in known:
+            raise ValueError(f"`method` must be one of {known}; got {method!r}.")
+        return Published.of(self.methods[method])
+
+    def labels(self, family: str = "names") -> Labels:
+        """Return the classes with the prompts of a family of published methods.
+
+        Args:
+            family: "names", the data set's own; "sclip" (also NACLIP, SC-CLIP, CASS and RF-CLIP),
+                "clearclip" or "proxyclip".
 
         Raises:
             ValueError: if there is no such family.
@@ -202,11 +216,14 @@ class DataSet:
         if family not in known:
             raise ValueError(f"`prompts` must be one of {sorted(known)}; got {family!r}.")
         rows = known[family]
-        joined = bool(rows.get("joined"))
-        return [
-            "/".join(rows.get(name, [name.replace(" ", "") if joined else name]))
-            for name in self.names
-        ]
+        joined = rows.get("joined") is True  # not a class of that name
+        own = [[name.replace(" ", "") if joined else name] for name in self.names]
+        found = (rows.get(name, row) for name, row in zip(self.names, own, strict=True))
+        return Labels(self.names, tuple(tuple(row) for row in found))
+
+    def prompts_of(self, family: str) -> list[str]:
+        """Return the prompts of each class, "/" between synonyms. Raises as `labels` does."""
+        return list(self.labels(family).prompts)
 
 
 def list_datasets() -> list[str]:
@@ -214,12 +231,12 @@ def list_datasets() -> list[str]:
     return [*sorted(path.stem for path in DESCRIPTIONS.glob("*.toml")), FOLDER]
 
 
-def load_dataset(name: str, *, names: Path | None = None) -> DataSet:
+def load_dataset(name: str, *, names: str | Path | None = None) -> DataSet:
     """Read the description of a data set.
 
     Args:
         name: one of `list_datasets()`. "folder" is images/ and masks/ of one's own.
-        names: for "folder": the file of class names, one a line.
+        names: for "folder": the file of class names, for `read_labels`.
 
     Raises:
         ValueError: on an unknown name, a missing or superfluous `names`, or names that will not do.
@@ -243,42 +260,29 @@ def load_dataset(name: str, *, names: Path | None = None) -> DataSet:
     return DataSet(name=name, **values)
 
 
-def _own_folder(names: Path | None) -> DataSet:
+def _own_folder(names: str | Path | None) -> DataSet:
     if names is None:
         raise ValueError(
             "`names` must be a file with one class name a line for the data set 'folder'; got None."
         )
     from ovss_refine.images.read import IMAGE_SUFFIXES  # brings numpy, which `--help` does without
 
-    lines = names.read_text(encoding="utf-8-sig").rstrip().split("\n")
-    classes = tuple(line.strip() for line in lines)
-    if "" in classes:
-        raise ValueError(
-            f"`{names}` must have a name on every line; line {classes.index('') + 1} is blank."
-        )
-    if len(classes) > IGNORE:
+    labels = read_labels(names)
+    if len(labels) > IGNORE:
         raise ValueError(
             f"`{names}` must name at most {IGNORE} classes, as {IGNORE} is not labelled; got "
-            f"{len(classes)}."
+            f"{len(labels)}."
         )
-    if len(set(classes)) < len(classes):
-        twice = next(line for line in classes if classes.count(line) > 1)
-        raise ValueError(f"`{names}` must have no name twice; got {twice!r} twice.")
     return DataSet(
         name=FOLDER,
-        title=f"images and masks of one's own, {len(classes)} classes",
-        names=classes,
+        title=f"images and masks of one's own, {len(labels)} classes",
+        names=labels.names,
         images="images",
         masks="masks",
         image_suffix=IMAGE_SUFFIXES,
         mask_suffix=".png",
+        prompts={"names": dict(zip(labels.names, labels.synonyms, strict=True))},
     )
-
-
-def describe(dataset: DataSet) -> dict[str, Any]:
-    """Return what decides on the labels, for the comparison of two runs."""
-    chosen = ("name", "names", "first_is_ignored", "mask_suffix", "split")
-    return {f.name: getattr(dataset, f.name) for f in fields(dataset) if f.name in chosen}
 
 
 def fingerprint(items: Sequence[Item]) -> str:

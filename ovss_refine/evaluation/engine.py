@@ -37,7 +37,7 @@ from ovss_refine.logits import Logits
 
 # What reading a file may raise; anything else is no fault of the file.
 READ_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
-Labels = dict[str, NDArray[np.int64]]
+LabelMaps = dict[str, NDArray[np.int64]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ class Job:
     on_error: Literal["skip", "stop"] = "stop"
     batch_size: int = 1
     workers: int = 2
-    draw: Callable[[Sample, Labels], None] | None = None
+    draw: Callable[[Sample, LabelMaps], None] | None = None
 
 
 def evaluate(job: Job, team: Team) -> Totals:

@@ -18,7 +18,7 @@ from PIL import Image
 from ovss_refine.evaluation.dataset import IGNORE, DataSet, Item
 from ovss_refine.images.read import read_image
 
-Labels = NDArray[np.uint8]
+LabelMap = NDArray[np.uint8]
 Read = TypeVar("Read")
 MASK_MODES = ("1", "L", "P", "I", "I;16")
 
@@ -44,7 +44,7 @@ def read_mask(path: Path) -> NDArray[np.int64]:
     return values.astype(np.int64)
 
 
-def to_labels(raw: NDArray[np.int64], dataset: DataSet, origin: str) -> Labels:
+def to_labels(raw: NDArray[np.int64], dataset: DataSet, origin: str) -> LabelMap:
     """Turn raw values of a mask into classes, `IGNORE` where there is none.
 
     Args:
@@ -68,7 +68,7 @@ def to_labels(raw: NDArray[np.int64], dataset: DataSet, origin: str) -> Labels:
     return raw.astype(np.uint8)
 
 
-def read_pair(dataset: DataSet, item: Item) -> tuple[NDArray[np.uint8], Labels]:
+def read_pair(dataset: DataSet, item: Item) -> tuple[NDArray[np.uint8], LabelMap]:
     """Read an image [H, W, 3] in RGB and its labels [H, W].
 
     Raises:

@@ -1,6 +1,6 @@
 """What `ovss-refine evaluate` can be asked for: one field for each flag. Imports no torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,6 +9,7 @@ from ovss_refine.checks import check_choice, check_count
 from ovss_refine.config import RefineConfig
 from ovss_refine.evaluation import ROWS
 from ovss_refine.evaluation.dataset import DataSet
+from ovss_refine.labels import Labels, PromptTexts
 
 if TYPE_CHECKING:
     import torch
@@ -44,13 +45,13 @@ class Chosen:
         """The folder of the files, or None."""
         return self.name.removeprefix(FILES) if self.name.startswith(FILES) else None
 
-    def logits(self, classes: Sequence[str], device: "torch.device") -> "LogitsFrom":
-        """Make a source of logits for these prompts of classes, "/" between synonyms."""
+    def logits(self, labels: Labels, device: "torch.device") -> "LogitsFrom":
+        """Make a source of logits for these classes; files have theirs already."""
         from ovss_refine.registry import load_logits
 
         if self.folder is not None:
             return load_logits("npz", folder=self.folder, **self.options)
-        options = {"classes": list(classes), **_placed(device), **self.options}
+        options = {"classes": PromptTexts(labels), **_placed(device), **self.options}
         return load_logits(self.name, **options)
 
     def attention(self, device: "torch.device") -> "AttentionFrom":

@@ -9,8 +9,8 @@ from typing import Any
 from ovss_refine import __version__
 from ovss_refine.evaluation import report
 from ovss_refine.evaluation.batches import Sample
-from ovss_refine.evaluation.dataset import DataSet, Item, describe, fingerprint
-from ovss_refine.evaluation.engine import Job, Labels, evaluate
+from ovss_refine.evaluation.dataset import DataSet, Item, fingerprint
+from ovss_refine.evaluation.engine import Job, LabelMaps, evaluate
 from ovss_refine.evaluation.inputs import (
     AttentionFrom,
     LogitsFrom,
@@ -18,20 +18,14 @@ from ovss_refine.evaluation.inputs import (
     weights_digest,
 )
 from ovss_refine.evaluation.processes import Team, join
+from ovss_refine.evaluation.published import OF_DECISION, Published
 from ovss_refine.evaluation.request import EvaluateRequest
 from ovss_refine.evaluation.rows import Baseline, choose, make_rows
 from ovss_refine.folders import manifest
 
 HOME = Path("ovss-refine-results")
-# Settings of the prompts and the decision, published or the user's; all others are options of the
-# source.
-NOT_OF_THE_SOURCE = (
-    "prompts",
-    "probability_threshold",
-    "area_threshold",
-    "enlarged_twice",
-    "pamr_iterations",
-)
+# What decides on the labels, for the comparison of two runs.
+OF_LABELS = ("name", "names", "first_is_ignored", "mask_suffix", "split")
 
 
 def run_evaluate(request: EvaluateRequest, team: Team | None = None) -> dict[str, Any] | None:
@@ -65,7 +59,7 @@ def _run(request: EvaluateRequest, team: Team) -> dict[str, Any] | None:
     if request.on_error == "stop":
         check_all_there(dataset, items)
     # What the user gives the source holds for the decision as well.
-    published = dataset.method(request.logits.name) | dict(request.logits.options)
+    published = Published.of(dataset.method(request.logits.name) | dict(request.logits.options))
     baseline = baseline_of(request, published)
     table = choose(make_rows(request.config, baseline), request.rows)
     table |= {name: variant.label for name, variant in request.variants.items()}
@@ -101,24 +95,20 @@ def _run(request: EvaluateRequest, team: Team) -> dict[str, Any] | None:
 
 
 def _make_sources(
-    request: EvaluateRequest, team: Team, items: Sequence[Item], published: dict[str, Any]
+    request: EvaluateRequest, team: Team, items: Sequence[Item], published: Published
 ) -> tuple[LogitsFrom, AttentionFrom, dict[str, Any]]:
     """Make both sources, and the settings that they stand for."""
     chosen = request.logits
-    classes: list[str] = []
+    if chosen.folder is not None and request.prompts is not None:
+        raise ValueError("`prompts` must be left out where logits come from files, made already.")
+    family = request.prompts or published.prompts
+    labels = request.dataset.labels(family)
     settings: dict[str, Any] = {}
     if chosen.folder is None:
-        family = request.prompts or published.get("prompts", "names")
-        classes = request.dataset.prompts_of(family)
-        own = {key: x for key, x in published.items() if key not in NOT_OF_THE_SOURCE}
-        if own.get("window") == "whole":
-            own["window"] = None
-        chosen = replace(chosen, options=own)
-        settings = {"prompts": family, "classes": classes}
-    elif request.prompts is not None:
-        raise ValueError("`prompts` must be left out where logits come from files, made already.")
+        chosen = replace(chosen, options=published.source)
+        settings = {"prompts": family, "classes": list(labels.prompts)}
     logits, attention = (
-        chosen.logits(classes, team.device),
+        chosen.logits(labels, team.device),
         request.attention.attention(team.device),
     )
     for kind, source, name in (
@@ -134,18 +124,15 @@ def _make_sources(
     return logits, attention, settings
 
 
-def baseline_of(request: EvaluateRequest, published: dict[str, Any]) -> Baseline:
+def baseline_of(request: EvaluateRequest, published: Published) -> Baseline:
     """Choose the baseline's decision: what the user says, else what was published."""
-    asked = request.probability_threshold
-    area = request.area_threshold
+    asked = {key: getattr(request, key) for key in OF_DECISION}
+    decision = {key: value for key, value in asked.items() if value is not None}
     return Baseline(
-        probability_threshold=published.get("probability_threshold", 0.0)
-        if asked is None
-        else asked,
-        area_threshold=published.get("area_threshold") if area is None else area,
-        short_side=published.get("short_side"),
-        enlarged_twice=published.get("enlarged_twice", False),
-        pamr_iterations=published.get("pamr_iterations", 0),
+        **{**published.decision, **decision},
+        short_side=published.source.get("short_side"),
+        enlarged_twice=published.enlarged_twice,
+        pamr_iterations=published.pamr_iterations,
     )
 
 
@@ -155,7 +142,7 @@ def _settings(
     """All that the numbers depend on, apart from the sources."""
     return {
         "ovss_refine": __version__,
-        **{f"dataset {key}": value for key, value in describe(request.dataset).items()},
+        **{f"dataset {key}": getattr(request.dataset, key) for key in OF_LABELS},
         "dataset images": len(items),
         "dataset files": fingerprint(items),
         "limit": request.limit,
@@ -199,6 +186,6 @@ def check_complete(items: Sequence[Item], seen: set[str], out: Path) -> None:
         )
 
 
-def _draw(out: Path, dataset: DataSet, drawn: set[str], sample: Sample, labels: Labels) -> None:
+def _draw(out: Path, dataset: DataSet, drawn: set[str], sample: Sample, labels: LabelMaps) -> None:
     if sample.id in drawn:
         report.draw_rows(out, dataset, sample, labels)

@@ -15,6 +15,7 @@ from ovss_refine.checks import check_shape
 from ovss_refine.config import RefineConfig
 from ovss_refine.folders.files import read_arrays
 from ovss_refine.images.read import read_image
+from ovss_refine.labels import read_labels
 from ovss_refine.refiner import refine
 from ovss_refine.result import RefineResult
 
@@ -61,7 +62,7 @@ def read_example(name: str) -> RefineInputs:
 
 def example_names() -> list[str]:
     """Return the names of the M classes that the logits of every example are for."""
-    return read_names(EXAMPLES / "voc_names.txt")
+    return list(read_labels(EXAMPLES / "voc_names.txt").names)
 
 
 def read_inputs(image: Path, logits: Path, attention: Path, temperature: float) -> RefineInputs:
@@ -85,21 +86,3 @@ def read_inputs(image: Path, logits: Path, attention: Path, temperature: float) 
         prompts = torch.from_numpy(index.astype(np.int64) if index.dtype.kind == "u" else index)
         check_shape("prompt_index", prompts, "K", K=len(own))
     return RefineInputs(read_image(image), own, made, prompts)
-
-
-def read_names(path: Path) -> list[str]:
-    """Read class names, one a line.
-
-    Raises:
-        ValueError: if the file is not text, is empty, or has a blank line before its end.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
-    except UnicodeDecodeError:
-        raise ValueError(f"`{path}` must be a text file with one class name a line.") from None
-    names = [line.strip() for line in lines]
-    if "" in names:
-        raise ValueError(
-            f"`{path}` must have a name on every line; line {names.index('') + 1} is blank."
-        )
-    return names

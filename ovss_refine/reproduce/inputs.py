@@ -17,6 +17,7 @@ from ovss_refine.attention import Attention, AttentionSource
 from ovss_refine.evaluation.dataset import DataSet, fingerprint, load_dataset
 from ovss_refine.evaluation.inputs import AttentionFrom, LogitsFrom
 from ovss_refine.evaluation.request import Chosen
+from ovss_refine.labels import Labels, PromptTexts
 from ovss_refine.registry import load_attention, require
 from ovss_refine.reproduce.tables import Row, book
 
@@ -179,7 +180,7 @@ class Shelved(Chosen):
     shelf: Shelf = field(kw_only=True)
     row: Row = field(kw_only=True)
 
-    def logits(self, classes: Sequence[str], device: torch.device) -> LogitsFrom:
+    def logits(self, labels: Labels, device: torch.device) -> LogitsFrom:
         """Make a source of logits, of the one before if they differ in their classes alone."""
         weights = book().backbones[self.row.backbone]
         folder = self.shelf.own(weights)
@@ -188,10 +189,11 @@ class Shelved(Chosen):
 
         def make() -> Any:
             own = Chosen(self.name, {**options, **self._second_model(device)})
-            return own.logits(classes, device)
+            return own.logits(labels, device)
 
         key = (self.name, str(options), str(device))
-        source: LogitsFrom = self.shelf.keep("logits", key, make).with_classes(classes)
+        kept = self.shelf.keep("logits", key, make)
+        source: LogitsFrom = kept.with_classes(PromptTexts(labels))
         return source
 
     def _second_model(self, device: torch.device) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ovss_refine.attention import AttentionSource
-from ovss_refine.labels import Labels
+from ovss_refine.labels import Labels, PromptTexts
 from ovss_refine.logits import LogitsSource
 from ovss_refine.registry import find, require
 from ovss_refine.sources.hub import without_waiting
@@ -122,7 +122,7 @@ class LogitsSlot(Slot):
         if "classes" in options:
             raise TypeError("`logits_options` must be without `classes`: they are the labels.")
         super().__init__("logits", given, options, device, models_dir)
-        self._for_labels: OrderedDict[tuple[str, ...], LogitsSource] = OrderedDict()
+        self._for_labels: OrderedDict[Labels, LogitsSource] = OrderedDict()
 
     def logits(self, labels: Labels | None, on_load: OnLoad) -> LogitsSource:
         """Return the source for `labels`; None: for its own classes.
@@ -144,13 +144,12 @@ class LogitsSlot(Slot):
             return source
         with self.lock:
             known = self._for_labels
-            if labels.prompts not in known:
-                source = self._make(list(labels.prompts), on_load)
-                known[labels.prompts] = source
-            known.move_to_end(labels.prompts)
+            if labels not in known:
+                known[labels] = self._make(PromptTexts(labels), on_load)
+            known.move_to_end(labels)
             if len(known) > KEPT_LABELS:
                 known.popitem(last=False)
-            return known[labels.prompts]
+            return known[labels]
 
     def _make(self, classes: list[str], on_load: OnLoad) -> LogitsSource:
         source: LogitsSource

@@ -7,9 +7,9 @@ from adapters import peer_vectors as pv
 from ovss_refine import Logits
 from ovss_refine.baseline.decision import decide
 from ovss_refine.baseline.pamr import pamr
+from ovss_refine.labels import Labels
 from ovss_refine_adapters.logits import clip
 from ovss_refine_adapters.logits.windows import slide, upsample
-from ovss_refine_adapters.text import Classes
 
 PRODUCERS = {
     "raw": clip.clip,
@@ -30,7 +30,7 @@ def make(name, Q=30, **options):
     rows = [[] for _ in range(max(text.prompt_index) + 1)]
     for i, c in enumerate(text.prompt_index):
         rows[c].append(f"prompt {i}")
-    classes = Classes(tuple(f"class {c}" for c in range(len(rows))), tuple(map(tuple, rows)))
+    classes = Labels(tuple(f"class {c}" for c in range(len(rows))), tuple(map(tuple, rows)))
     assert list(classes.prompt_index) == text.prompt_index
     return PRODUCERS[name](
         classes, model=pv.model(), text_features=text.features, short_side=None, **options

@@ -65,6 +65,17 @@ def ready(clip, vit):
     return Segmenter(logits, ViTAttention(vit, size=64), mode="propagation", device="cpu")
 
 
+def test_a_prompt_of_two_classes_warns_once_and_every_class_keeps_its_name():
+    segment = ready(tiny_clip(), small_vit())
+    with pytest.warns(UserWarning, match="'wall' for") as caught:
+        found = segment(IMAGE, "background: wall/floor, other: wall")
+    assert found.names == ("background", "other")
+    assert len(caught) == 1
+    for names in (("a", "b"), ("c", "d")):  # other names for the same prompts
+        first, second = names
+        assert segment(IMAGE, f"{first}: wall/floor, {second}: sky").names == names
+
+
 def test_weights_come_from_a_folder_of_downloads(tmp_path, offline):
     clip, vit = tiny_clip(), small_vit()
     put(tmp_path / "models", CLIP_REPOSITORY, "open_clip_model.safetensors", clip.state_dict())

@@ -154,7 +154,7 @@ def test_models_that_were_chosen_are_kept_and_take_the_place_of_others(handlers,
     ("changes", "said"),
     [
         ({"labels": "a, a"}, "no name twice"),
-        ({"labels": ""}, "no empty label"),
+        ({"labels": ""}, "no empty name"),
         ({"logits": "clip"}, "<code>tiny/clip</code> must be at hand"),
     ],
 )

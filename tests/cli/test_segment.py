@@ -291,8 +291,8 @@ def test_too_large_a_picture_is_refused_with_the_way_out(tmp_path, capsys):
     [
         (["{}/nothing.png"], "a, b", "IMAGE must be a file, a folder or a pattern; `.*nothing"),
         (["https://x.org/a.png"], "a, b", "IMAGE must be a file, .*; got 'https://x.org/a.png'"),
-        (["{}/x.png"], "a, , b", "`labels` must have no empty label"),
-        (["{}/x.png"], "a, b, A", "`labels` must have no name twice; got 'A' twice"),
+        (["{}/x.png"], "a, , b", "classes must have no empty name"),
+        (["{}/x.png"], "a, b, A", "classes must have no name twice; got 'A' twice"),
         (["{}/x.png", "--background", "2,0.5"], "a, b", "one of the M=2 classes; got 2"),
         (["{}/x.png", "--keep-scores"], "a, b", "`keep_scores` must be left out"),
         (["{}/x.png", "--batch-size", "0"], "a, b", "`batch_size` must be at least 1; got 0"),

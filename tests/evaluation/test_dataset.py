@@ -1,4 +1,4 @@
-"""Descriptions of the data sets: classes, prompts, published settings, files of a split."""
+"""Descriptions of the data sets: classes, files of a split, one's own folder."""
 
 import re
 
@@ -11,72 +11,9 @@ from ovss_refine.evaluation.dataset import (
     list_datasets,
     load_dataset,
 )
+from ovss_refine.labels import read_labels
 
 OFFICIAL = [name for name in CLASSES if name != "folder"]
-# Prompts in all for the families of SCLIP, ClearCLIP and ProxyCLIP, as their authors count them.
-PROMPTS = {
-    "voc21": (56, 21, 46),
-    "voc20": (30, 20, 20),
-    "context60": (60, 60, 60),
-    "context59": (59, 59, 59),
-    "coco-object": (113, 81, 97),
-    "coco-stuff": (171, 171, 171),
-    "cityscapes": (19, 19, 19),
-    "ade20k": (150, 150, 150),
-}
-# (short side, window, stride, scale, probability, area) where a publication departs from its usual.
-USUAL = {
-    "sclip": (336, 224, 112, 40, 0, None),
-    "clearclip": (448, 448, 224, 50, 0, None),
-    "naclip": (336, 224, 112, 40, 0, None),
-    "proxyclip": (336, 336, 112, 40, 0, None),
-    "sc-clip": (336, 224, 112, 40, 0, None),
-    "cass": (336, 224, 112, 40, 0, None),
-    "rf-clip": (336, 224, 112, 40, 0, None),
-}
-DEPARTURES = {
-    ("sclip", "voc21"): (336, 224, 112, 65, 0.1, 0.1),
-    ("sclip", "context60"): (336, 224, 112, 50, 0.1, None),
-    ("sclip", "coco-object"): (336, 224, 112, 50, 0.1, None),
-    ("sclip", "coco-stuff"): (448, 224, 112, 40, 0, None),
-    ("sclip", "cityscapes"): (560, 224, 112, 40, 0, None),
-    ("clearclip", "voc21"): (448, 448, 224, 50, 0.5, None),
-    ("clearclip", "context60"): (448, 448, 224, 50, 0.15, None),
-    ("clearclip", "coco-object"): (448, 448, 224, 50, 0.4, None),
-    ("clearclip", "cityscapes"): (448, 224, 224, 50, 0, None),
-    ("naclip", "voc21"): (336, "whole", 112, 40, 0.1, None),
-    ("naclip", "voc20"): (336, "whole", 112, 40, 0, None),
-    ("naclip", "context60"): (336, 224, 112, 40, 0.1, None),
-    ("naclip", "coco-object"): (336, 224, 112, 40, 0.1, None),
-    ("naclip", "cityscapes"): (560, 224, 112, 40, 0, None),
-    ("proxyclip", "voc21"): (336, 336, 112, 40, 0.2, None),
-    ("proxyclip", "context60"): (336, 336, 112, 40, 0.15, None),
-    ("proxyclip", "coco-object"): (336, 336, 112, 40, 0.25, None),
-    ("proxyclip", "cityscapes"): (448, 224, 112, 40, 0, None),
-    ("proxyclip", "ade20k"): (448, 336, 112, 40, 0, None),
-    ("sc-clip", "voc21"): (336, 224, 112, 50, 0.15, 0.1),
-    ("sc-clip", "context60"): (336, 224, 112, 40, 0.15, None),
-    ("sc-clip", "coco-object"): (336, 224, 112, 55, 0.35, None),
-    ("sc-clip", "cityscapes"): (560, 224, 112, 40, 0, None),
-    **{
-        (method, data): row
-        for method in ("cass", "rf-clip")
-        for data, row in {
-            "voc21": (336, "whole", 112, 40, 0.1, None),
-            "context60": (336, 224, 112, 40, 0.1, None),
-            "coco-object": (336, 224, 112, 40, 0.1, None),
-            "cityscapes": (560, 224, 112, 40, 0, None),
-        }.items()
-    },
-}
-KEYS = (
-    "short_side",
-    "window",
-    "stride",
-    "logit_scale",
-    "probability_threshold",
-    "area_threshold",
-)
 
 
 def test_all_data_sets_are_there():
@@ -103,65 +40,6 @@ def test_related_data_sets_share_their_names():
     assert names["voc20"][0::19] == ("aeroplane", "tvmonitor")
     assert (names["ade20k"][0], names["ade20k"][149]) == ("wall", "flag")
     assert (names["coco-stuff"][80], names["coco-stuff"][170]) == ("banner", "wood")
-
-
-@pytest.mark.parametrize("name", OFFICIAL)
-def test_number_of_prompts(name):
-    dataset = load_dataset(name)
-    families = ("sclip", "clearclip", "proxyclip")
-    counts = [sum(len(c.split("/")) for c in dataset.prompts_of(f)) for f in families]
-    assert tuple(counts) == PROMPTS[name]
-    assert dataset.prompts_of("names") == list(dataset.names)
-    for family, rows in dataset.prompts.items():  # no prompts for a class that does not exist
-        assert set(rows) <= {*dataset.names, "joined"}, family
-
-
-def test_prompts_of_single_classes():
-    voc = load_dataset("voc21")
-    prompts = dict(zip(voc.names, voc.prompts_of("sclip"), strict=True))
-    assert (prompts["boat"], prompts["diningtable"]) == ("ship", "table")
-    assert prompts["person"].startswith("person/person in shirt/")
-    assert prompts["background"].split("/")[25] == "fence"
-    city = load_dataset("cityscapes").prompts_of("clearclip")
-    assert "trafficlight" in city
-    coco = load_dataset("coco-object")
-    assert len(coco.prompts_of("proxyclip")[0].split("/")) == 17
-    assert coco.prompts_of("sclip")[1].endswith("/body")
-    with pytest.raises(ValueError, match=r"`prompts` must be one of \[.*\]; got 'gem'"):
-        voc.prompts_of("gem")
-
-
-@pytest.mark.parametrize("name", OFFICIAL)
-@pytest.mark.parametrize("method", USUAL)
-def test_published_settings(method, name):
-    """What the description says, over the method's usual settings, is the published table."""
-    usual = dict(zip(KEYS, USUAL[method], strict=True))
-    said = load_dataset(name).method(method)
-    wanted = DEPARTURES.get((method, name), USUAL[method])
-    assert tuple((usual | said)[key] for key in KEYS) == wanted
-    assert said.get("enlarged_twice", False) == (wanted[1] == "whole")
-    assert said.get("pamr_iterations", 0) == (10 if method == "naclip" else 0)
-    family = method if method in ("clearclip", "proxyclip") else "sclip"
-    assert said["prompts"] == family
-
-
-@pytest.mark.parametrize("name", OFFICIAL)
-@pytest.mark.parametrize("method", USUAL)
-def test_settings_are_those_of_the_adapters(method, name):
-    """The adapters keep the same publications' settings for use without an evaluation."""
-    adapters = pytest.importorskip("ovss_refine_adapters.published")
-    theirs = adapters.published(method, name)
-    ours = dict(zip(KEYS, USUAL[method], strict=True)) | load_dataset(name).method(method)
-    ours["window"] = None if ours["window"] == "whole" else ours["window"]
-    assert {key: ours[key] for key in theirs.source} == theirs.source
-    assert {key: ours[key] for key in theirs.decision} == theirs.decision
-    assert ours.get("pamr_iterations", 0) == theirs.pamr_iterations
-    not_of_the_source = {"prompts", "enlarged_twice", "pamr_iterations", *theirs.decision}
-    assert set(ours) - not_of_the_source == set(theirs.source)
-
-
-def test_an_unknown_method_has_the_usual_prompts():
-    assert load_dataset("voc21").method("my-own") == {"prompts": "sclip"}
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -235,7 +113,7 @@ def test_own_names(tmp_path):
     path = tmp_path / "names.txt"
     for text, message in (
         ("a\n\nb\n", "line 2 is blank"),
-        ("a\nb\na\n", "no name twice; got 'a' twice"),
+        ("a\nb\nA\n", "names.txt`: classes must have no name twice; got 'A' twice"),
         ("\n".join(map(str, range(256))), "at most 255 classes.*got 256"),
     ):
         path.write_text(text)
@@ -243,6 +121,13 @@ def test_own_names(tmp_path):
             load_dataset("folder", names=path)
     path.write_text("a\nb c\n")
     assert load_dataset("folder", names=path).names == ("a", "b c")
+    path.write_text(
+        "joined: b c/d\ne f; g\n"
+    )  # a class may be called as the flag of the TOML files
+    dataset = load_dataset("folder", names=str(path))
+    assert dataset.names == ("joined", "e f")
+    assert dataset.prompts_of("names") == ["b c/d", "e f/g"]
+    assert dataset.labels() == read_labels(path)
     with pytest.raises(ValueError, match="`names` must be a file"):
         load_dataset("folder")
     with pytest.raises(ValueError, match="`names` must be left out with voc21"):

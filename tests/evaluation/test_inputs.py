@@ -19,13 +19,14 @@ from ovss_refine.evaluation.inputs import (
     weights_digest,
 )
 from ovss_refine.evaluation.request import Chosen
+from ovss_refine.labels import as_labels, parse_labels
 
 CPU = torch.device("cpu")
 
 
 def test_logits_from_files(tmp_path):
     write_arrays(tmp_path, ["b/x"], 5)
-    source = Chosen(f"npz:{tmp_path}", {"scale": 2.0}).logits(["unused"], CPU)
+    source = Chosen(f"npz:{tmp_path}", {"scale": 2.0}).logits(parse_labels("unused"), CPU)
     assert isinstance(source, PerImage)
     read = source.for_image("b/x")
     assert (tuple(read.values.shape), read.scale) == ((5, 3, 4), 2.0)
@@ -70,10 +71,12 @@ def test_a_named_source_gets_classes_and_device(monkeypatch):
     monkeypatch.setattr("ovss_refine.registry.load_logits", load("logits"))
     monkeypatch.setattr("ovss_refine.registry.load_attention", load("attention"))
     gpu = torch.device("cuda", 1)
-    Chosen("sclip", {"stride": 56}).logits(("a", "b/c"), gpu)
+    labels = parse_labels("a, x: b/c")
+    Chosen("sclip", {"stride": 56}).logits(labels, gpu)
     assert given == {
         "logits": ("sclip", {"classes": ["a", "b/c"], "device": "cuda:1", "stride": 56})
     }
+    assert as_labels(given["logits"][1]["classes"]) is labels  # names and all
     Chosen("sd2", {"device": "meta"}).attention(gpu)
     assert given["attention"] == ("sd2", {"device": "meta"})  # the user's word counts
     given.clear()

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovss_refine.checks import check_count, check_number, check_shape
+from ovss_refine.labels import LabelsLike
 from ovss_refine_adapters.backbones.clip_tower import to_map
 from ovss_refine_adapters.backbones.timm import TimmBackbone
 from ovss_refine_adapters.logits.cass_graph import (
@@ -32,7 +33,7 @@ from ovss_refine_adapters.logits.cass_graph import (
     spectrum,
     stretch,
 )
-from ovss_refine_adapters.logits.clip import ClassNames, gaussian
+from ovss_refine_adapters.logits.clip import gaussian
 from ovss_refine_adapters.logits.global_text import GlobalTextClip
 from ovss_refine_adapters.logits.proxyclip import as_backbone, denormalise, whole_patches
 from ovss_refine_adapters.logits.windows import upsample
@@ -79,7 +80,7 @@ class CassLogits(GlobalTextClip):
     Beside both models: 5 * B * A * N * N floats.
 
     Args:
-        classes: names with synonyms, a file, or `Classes`.
+        classes: names with synonyms, a file, or `Labels`.
         proxy: where the keys come from: "dino-b8" (published), any other name, folder or ready
             model that `TimmBackbone` takes, or an object with `keys` and `grid`. It must have as
             many heads as CLIP.
@@ -107,7 +108,7 @@ class CassLogits(GlobalTextClip):
 
     def __init__(
         self,
-        classes: ClassNames,
+        classes: LabelsLike,
         *,
         proxy: str | Path | nn.Module | KeySource = "dino-b8",
         spectrum_stretch: bool = True,

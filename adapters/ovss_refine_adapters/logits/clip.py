@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovss_refine.checks import check_choice, check_number
+from ovss_refine.labels import LabelsLike
 from ovss_refine_adapters.backbones.clip_tower import self_similarity, to_map
 from ovss_refine_adapters.logits.dense import DenseClip
-from ovss_refine_adapters.text import ClassNames as ClassNames
 
 Similarity = Literal["qk", "qq", "kk", "qq + kk", "own"]
 SIMILARITIES = ("qk", "qq", "kk", "qq + kk", "own")
@@ -69,7 +69,7 @@ class ClipLogits(DenseClip):
     On top of what the tower needs, attention takes B * A * T * T floats, a few times.
 
     Args:
-        classes: names with synonyms, a file, or `Classes`.
+        classes: names with synonyms, a file, or `Labels`.
         last_block: what the last block does.
         pad_windows: pad windows with zeros to whole patches.
         options: fields of `ClipOptions`.
@@ -83,7 +83,7 @@ class ClipLogits(DenseClip):
 
     def __init__(
         self,
-        classes: ClassNames,
+        classes: LabelsLike,
         last_block: LastBlock,
         *,
         pad_windows: bool = False,
@@ -150,19 +150,19 @@ def gaussian(grid: tuple[int, int], std: float, device: torch.device | None = No
     return F.pad(patches, (1, 0, 1, 0))
 
 
-def clip(classes: ClassNames, **options: Any) -> ClipLogits:
+def clip(classes: LabelsLike, **options: Any) -> ClipLogits:
     """CLIP as it is: the last block unchanged, its patches projected like the class token."""
     block = LastBlock(similarity="qk", residual=True, feed_forward=True)
     return ClipLogits(classes, block, **options)
 
 
 def maskclip(
-    classes: ClassNames, *, reading: Literal["a", "b"] = "a", **options: Any
+    classes: LabelsLike, *, reading: Literal["a", "b"] = "a", **options: Any
 ) -> ClipLogits:
     """MaskCLIP: no attention in the last block, the values alone.
 
     Args:
-        classes: names with synonyms, a file, or `Classes`.
+        classes: names with synonyms, a file, or `Labels`.
         reading: "a" keeps residual and feed-forward part (CLIP-DINOiser, LPOSS), "b" drops both
             (ClearCLIP's comparison). Both are called MaskCLIP in print.
         options: fields of `ClipOptions`.
@@ -178,13 +178,13 @@ def maskclip(
     return ClipLogits(classes, block, **{**published, **scale, **options})
 
 
-def sclip(classes: ClassNames, **options: Any) -> ClipLogits:
+def sclip(classes: LabelsLike, **options: Any) -> ClipLogits:
     """SCLIP: q-q plus k-k attention, rows summing to two, residual and feed-forward part kept."""
     block = LastBlock(similarity="qq + kk", residual=True, feed_forward=True)
     return ClipLogits(classes, block, **options)
 
 
-def clearclip(classes: ClassNames, **options: Any) -> ClipLogits:
+def clearclip(classes: LabelsLike, **options: Any) -> ClipLogits:
     """ClearCLIP: q-q attention, no residual, no feed-forward part; windows padded to patches."""
     published = {"short_side": 448, "window": 448, "stride": 224, "logit_scale": 50.0}
     return ClipLogits(
@@ -192,30 +192,30 @@ def clearclip(classes: ClassNames, **options: Any) -> ClipLogits:
     )
 
 
-def naclip(classes: ClassNames, *, gaussian_std: float = 5.0, **options: Any) -> ClipLogits:
+def naclip(classes: LabelsLike, *, gaussian_std: float = 5.0, **options: Any) -> ClipLogits:
     """NACLIP: k-k attention plus a Gaussian of the distance, no residual, no feed-forward part."""
     return ClipLogits(classes, LastBlock(similarity="kk", gaussian_std=gaussian_std), **options)
 
 
-def qq(classes: ClassNames, **options: Any) -> ClipLogits:
+def qq(classes: LabelsLike, **options: Any) -> ClipLogits:
     """q-q attention of the last block, no residual, no feed-forward part; the whole image."""
     return _whole(classes, LastBlock(similarity="qq"), options)
 
 
-def kk(classes: ClassNames, **options: Any) -> ClipLogits:
+def kk(classes: LabelsLike, **options: Any) -> ClipLogits:
     """k-k attention of the last block, no residual, no feed-forward part; the whole image."""
     return _whole(classes, LastBlock(similarity="kk"), options)
 
 
-def qq_mean(classes: ClassNames, **options: Any) -> ClipLogits:
+def qq_mean(classes: LabelsLike, **options: Any) -> ClipLogits:
     """q-q attention averaged over all blocks, else as `qq`."""
     return _whole(classes, LastBlock(similarity="qq", over_blocks=True), options)
 
 
-def kk_mean(classes: ClassNames, **options: Any) -> ClipLogits:
+def kk_mean(classes: LabelsLike, **options: Any) -> ClipLogits:
     """k-k attention averaged over all blocks, else as `kk`: the default of J. Li et al."""
     return _whole(classes, LastBlock(similarity="kk", over_blocks=True), options)
 
 
-def _whole(classes: ClassNames, block: LastBlock, options: dict[str, Any]) -> ClipLogits:
+def _whole(classes: LabelsLike, block: LastBlock, options: dict[str, Any]) -> ClipLogits:
     return ClipLogits(classes, block, **{"window": None, **options})

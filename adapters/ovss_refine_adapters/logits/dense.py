@@ -22,19 +22,14 @@ from ovss_refine.checks import (
     check_number,
     check_shape,
 )
+from ovss_refine.labels import LabelsLike
 from ovss_refine.logits import Logits
 from ovss_refine_adapters.backbones.capture import check_images, undisturbed
 from ovss_refine_adapters.backbones.clip_tower import Tower
 from ovss_refine_adapters.backbones.open_clip import Clip, Tokenizer, load_clip
 from ovss_refine_adapters.backbones.resize import resize_8bit
 from ovss_refine_adapters.logits.windows import resized_size, slide
-from ovss_refine_adapters.text import (
-    ClassNames,
-    Templates,
-    as_classes,
-    default_cache,
-    text_features,
-)
+from ovss_refine_adapters.text import Templates, as_classes, default_cache, text_features
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -104,7 +99,8 @@ class DenseClip(ABC):
         text: [K, D] float32 unit rows on the tower's device.
 
     Args:
-        classes: see `as_classes`.
+        classes: names, "/" between the synonyms of one; the path of a file for `read_labels`; or
+            `Labels`.
         options: fields of `ClipOptions`.
 
     Raises:
@@ -118,7 +114,7 @@ class DenseClip(ABC):
     # Windows are padded with zeros to a multiple of this many pixels.
     window_multiple: int = 1
 
-    def __init__(self, classes: ClassNames, **options: Any) -> None:
+    def __init__(self, classes: LabelsLike, **options: Any) -> None:
         """Load the model and embed the classes."""
         self.classes = as_classes(classes)
         self.options = ClipOptions(**{**self.defaults, **options})
@@ -134,7 +130,7 @@ class DenseClip(ABC):
         if self.options.window is not None:
             self.tower.grid(self.options.window, self.options.window)
 
-    def with_classes(self, classes: ClassNames) -> Self:
+    def with_classes(self, classes: LabelsLike) -> Self:
         """Return a source of the same kind for other classes, on the same model.
 
         Nothing is loaded or copied; this source stays as it is.
@@ -238,7 +234,7 @@ class DenseClip(ABC):
                 self.options.templates,
                 default_cache() if folder == "default" else folder,
             )
-        check_shape("text_features", given, "K D", K=len(self.classes.prompts))
+        check_shape("text_features", given, "K D", K=len(self.classes.all_prompts))
         check_float("text_features", given)
         check_finite("text_features", given)
         return F.normalize(given.detach().to(self.tower.device).float(), dim=-1)

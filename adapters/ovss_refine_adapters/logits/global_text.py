@@ -20,26 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovss_refine.checks import check_choice, check_number
+from ovss_refine.labels import LabelsLike
 from ovss_refine.registry import require
-from ovss_refine_adapters.logits.clip import ClassNames
 from ovss_refine_adapters.logits.dense import DenseClip
 
 # Patches that a prompt moves towards.
 NEAREST = 2
-# What the authors of both methods set on each benchmark. They were chosen on the benchmarks'
-# own validation images, and flatter.
-PUBLISHED = {
-    "voc21": {"global_weight": 0.1, "patch_weight": 0.03, "cluster_distance": 0.1},
-    "voc20": {"global_weight": 0.4, "patch_weight": 0.02, "cluster_distance": 0.1},
-    "context60": {"global_weight": 0.25, "patch_weight": 0.04, "cluster_distance": 0.09},
-    "context59": {"global_weight": 0.25, "patch_weight": 0.04, "cluster_distance": 0.09},
-    "coco-object": {"global_weight": 0.25, "patch_weight": 0.01, "cluster_distance": 0.1},
-    "coco-stuff": {"global_weight": 0.2, "patch_weight": 0.02, "cluster_distance": 0.02},
-    "cityscapes": {"global_weight": 0.1, "patch_weight": 0.03, "cluster_distance": 0.14},
-    "ade20k": {"global_weight": 0.3, "patch_weight": 0.05, "cluster_distance": 0.06},
-}
-# Two benchmarks share these values, and they are near the median of all eight.
-DEFAULT = PUBLISHED["context59"]
+# What the authors of both methods set for PASCAL Context, with and without background; near the
+# median of their eight benchmarks, on whose validation images they were chosen.
+GLOBAL_WEIGHT, PATCH_WEIGHT, CLUSTER_DISTANCE = 0.25, 0.04, 0.09
 
 
 class GlobalTextClip(DenseClip):
@@ -48,7 +37,7 @@ class GlobalTextClip(DenseClip):
     A subclass defines `encode` and `class_embedding`, and says how prompts are grouped.
 
     Args:
-        classes: names with synonyms, a file, or `Classes`.
+        classes: names with synonyms, a file, or `Labels`.
         global_weight: share of the whole image's score, gamma, in [0, 1].
         patch_weight: how far a prompt moves towards its patches, alpha, in [0, 1].
         cluster_distance: height at which the tree of prompts is cut, h, >= 0.
@@ -67,11 +56,11 @@ class GlobalTextClip(DenseClip):
 
     def __init__(
         self,
-        classes: ClassNames,
+        classes: LabelsLike,
         *,
-        global_weight: float = DEFAULT["global_weight"],
-        patch_weight: float = DEFAULT["patch_weight"],
-        cluster_distance: float = DEFAULT["cluster_distance"],
+        global_weight: float = GLOBAL_WEIGHT,
+        patch_weight: float = PATCH_WEIGHT,
+        cluster_distance: float = CLUSTER_DISTANCE,
         global_from: Literal["image", "window"] = "image",
         **options: Any,
     ) -> None:
@@ -87,7 +76,7 @@ class GlobalTextClip(DenseClip):
         self.cluster_distance = cluster_distance
         self.groups = group(self.text, self.linkage, cluster_distance)
 
-    def with_classes(self, classes: ClassNames) -> Self:
+    def with_classes(self, classes: LabelsLike) -> Self:
         """Return a source for other classes, whose prompts are grouped anew, on the same model.
 
         Raises:

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ovss_refine.labels import Labels, LabelsLike
 from ovss_refine.logits import Logits
 from ovss_refine_adapters.backbones.capture import check_images
-from ovss_refine_adapters.text import Classes, ClassNames, as_classes
+from ovss_refine_adapters.text import as_classes
 
 
 class CallableLogits:
@@ -22,7 +23,7 @@ class CallableLogits:
     Args:
         fn: [B, 3, H, W] images in [0, 1] to [B, K, h, w] scores, K prompts in the order of
             `classes`. Called without gradient.
-        classes: names with synonyms, a file, or `Classes`; None: K classes without names.
+        classes: names with synonyms, a file, or `Labels`; None: K classes without names.
         scale: factor that turns the scores into the argument of a softmax over prompts, > 0:
             1 for a segmenter's logits, 40 to 100 for cosines of CLIP.
 
@@ -31,7 +32,7 @@ class CallableLogits:
     """
 
     def __init__(
-        self, fn: Callable[[Tensor], Tensor], classes: ClassNames | None = None, scale: float = 1.0
+        self, fn: Callable[[Tensor], Tensor], classes: LabelsLike | None = None, scale: float = 1.0
     ) -> None:
         """Keep the function and read the classes."""
         self.fn = fn
@@ -69,7 +70,7 @@ class NpzLogits:
 
     Args:
         folder: where the files are.
-        classes: names with synonyms, a file, or `Classes`; None: no names.
+        classes: names with synonyms, a file, or `Labels`; None: no names.
         scale: factor that turns the scores into the argument of a softmax over prompts, > 0.
         key: name of the array in the files.
 
@@ -81,7 +82,7 @@ class NpzLogits:
     def __init__(
         self,
         folder: str | Path,
-        classes: ClassNames | None = None,
+        classes: LabelsLike | None = None,
         scale: float = 1.0,
         key: str = "logits",
     ) -> None:
@@ -151,10 +152,10 @@ class NpzLogits:
         return Logits(values, self.scale, read[0].prompt_index, read[0].names)
 
 
-def _logits(values: Tensor, scale: float, classes: Classes | None, origin: str) -> Logits:
+def _logits(values: Tensor, scale: float, classes: Labels | None, origin: str) -> Logits:
     if classes is None:
         return Logits(values, scale)
-    K = len(classes.prompts)
+    K = len(classes.all_prompts)
     if values.shape[-3] != K:
         raise ValueError(
             f"`{origin}` must have K={K} maps, one for each prompt of `classes`; got "

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from ovss_refine.attention import Attention, AttentionSource
 from ovss_refine.checks import check_finite, check_float, check_number, check_shape
+from ovss_refine.labels import LabelsLike
 from ovss_refine_adapters.backbones.clip_tower import to_map
 from ovss_refine_adapters.backbones.timm import Positions, TimmBackbone
-from ovss_refine_adapters.logits.clip import ClassNames
 from ovss_refine_adapters.logits.dense import DenseClip
 from ovss_refine_adapters.logits.windows import upsample
 
@@ -58,7 +58,7 @@ class ProxyClipLogits(DenseClip):
     The scores lie on the proxy's grid. Beside both models: 4 * B * n * n floats, for features.
 
     Args:
-        classes: names with synonyms, a file, or `Classes`.
+        classes: names with synonyms, a file, or `Labels`.
         proxy: where the similarity comes from: "dino-b8" (published), "dino-b16",
             "dinov2-b14-reg", any other name or folder or ready model that `TimmBackbone` takes;
             an object with `features(images)`, or a function, from [B, 3, H, W] in [0, 1] to
@@ -82,7 +82,7 @@ class ProxyClipLogits(DenseClip):
 
     def __init__(
         self,
-        classes: ClassNames,
+        classes: LabelsLike,
         *,
         proxy: Proxy = "dino-b8",
         beta: float = 1.2,

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovss_refine.checks import check_count
+from ovss_refine.labels import LabelsLike
 from ovss_refine_adapters.backbones.clip_tower import self_similarity, to_map
 from ovss_refine_adapters.backbones.open_clip import PRESETS
-from ovss_refine_adapters.logits.clip import ClassNames
 from ovss_refine_adapters.logits.global_text import GlobalTextClip
 
 # Channels of the tokens between blocks that sinks overuse: of OpenAI's weights, and no others.
@@ -48,7 +48,7 @@ class RfClipLogits(GlobalTextClip):
     Beside the tower: a few times B * A * T * T floats.
 
     Args:
-        classes: names with synonyms, a file, or `Classes`.
+        classes: names with synonyms, a file, or `Labels`.
         sink_channels: numbers of the channels that tell a sink, >= 0 and below the tower's width;
             they belong to one set of weights. None: the published ones of OpenAI's B/16 and L/14.
         refocus: move attention away from patches that attract it, see `refocus`. The paper does
@@ -71,7 +71,7 @@ class RfClipLogits(GlobalTextClip):
 
     def __init__(
         self,
-        classes: ClassNames,
+        classes: LabelsLike,
         *,
         sink_channels: Sequence[int] | None = None,
         refocus: bool = False,

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovss_refine.checks import check_count, check_number
+from ovss_refine.labels import LabelsLike
 from ovss_refine_adapters.backbones.clip_tower import self_similarity, to_map
-from ovss_refine_adapters.logits.clip import ClassNames
 from ovss_refine_adapters.logits.dense import DenseClip
 from ovss_refine_adapters.logits.proxyclip import masked_softmax
 
@@ -74,7 +74,7 @@ class ScClipLogits(DenseClip):
     Beside the tower: B * N * N floats for each of three maps, B * A * N * N for the attention.
 
     Args:
-        classes: names with synonyms, a file, or `Classes`.
+        classes: names with synonyms, a file, or `Labels`.
         calibration: which blocks to use; None: the published choice for 12 and 24 blocks.
         similarity_threshold: cosines below it count as 0 where patches are gathered, in [0, 1].
         neighbours: patches that the density of a patch is estimated from, >= 1; at most all
@@ -93,7 +93,7 @@ class ScClipLogits(DenseClip):
 
     def __init__(
         self,
-        classes: ClassNames,
+        classes: LabelsLike,
         *,
         calibration: Calibration | None = None,
         similarity_threshold: float = 0.4,

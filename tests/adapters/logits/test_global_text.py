@@ -6,6 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from adapters.tiny_clip import CLASSES, images, make, tiny_clip
+from ovss_refine.evaluation.dataset import list_datasets, load_dataset
 from ovss_refine_adapters.logits import global_text as gt
 from ovss_refine_adapters.logits.global_text import GlobalTextClip
 from ovss_refine_adapters.logits.rf_clip import RfClipLogits
@@ -160,17 +161,16 @@ def test_class_embedding_of_the_whole_image_or_of_each_window():
         assert_close(values[..., left : left + 32], wanted[:, :, None, None].expand(1, 4, 32, 32))
 
 
-def test_published_constants():
-    assert gt.PUBLISHED["voc21"] == {
-        "global_weight": 0.1,
-        "patch_weight": 0.03,
-        "cluster_distance": 0.1,
-    }
-    assert len(gt.PUBLISHED) == 8
+def test_defaults_are_those_of_context_and_near_the_median():
+    known = [load_dataset(name).published("rf-clip").source for name in list_datasets()[:-1]]
     source = make(Plain)
-    assert (source.global_weight, source.patch_weight, source.global_from) == (0.25, 0.04, "image")
-    medians = {key: np.median([row[key] for row in gt.PUBLISHED.values()]) for key in gt.DEFAULT}
-    assert all(abs(gt.DEFAULT[key] - medians[key]) <= 0.02 for key in medians)
+    defaults = {"global_weight": source.global_weight, "patch_weight": source.patch_weight}
+    defaults["cluster_distance"] = source.cluster_distance
+    for name in ("context59", "context60"):
+        assert load_dataset(name).published("cass").source.items() >= defaults.items()
+    for key, value in defaults.items():
+        assert abs(value - np.median([row[key] for row in known])) <= 0.02
+    assert source.global_from == "image"
     assert source.groups.tolist() == gt.group(source.text, "complete", 0.09).tolist()
 
 

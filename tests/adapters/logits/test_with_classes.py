@@ -81,7 +81,7 @@ def test_text_features_belong_to_their_classes():
 
 def test_classes_are_checked():
     first = source("kk", tiny_clip())
-    with pytest.raises(ValueError, match="`classes` must have no name twice; got 'a' twice"):
+    with pytest.raises(ValueError, match="classes must have no name twice; got 'a' twice"):
         first.with_classes(["a", "a"])
     with pytest.raises(ValueError, match=r"must fit in the model's 77 tokens .* got 'cat cat "):
         first.with_classes(["a", " ".join(["cat"] * 80)])
