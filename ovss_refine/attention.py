@@ -220,14 +220,14 @@ class AttentionSource(Protocol):
     """Anything that gives the self-attention of images, row = query."""
 
     def attention(self, images: Tensor) -> Attention:
-        """Attend over `images`.
+        """Compute the attention of `images`.
 
         Args:
-            images: [B, 3, H, W] RGB in [0, 1]. Resizing, normalising and dropping tokens that are
-                no patches is the source's business.
+            images: [B, 3, H, W] RGB in [0, 1]; the source resizes and normalises them. Those of
+                this library also take uint8, arrays [B, H, W, 3] and lists of images of one size.
 
         Returns:
-            B maps over the grid of patches, which is the source's own.
+            B maps over the patches, without other tokens, on the grid that the source chooses.
         """
         ...
 

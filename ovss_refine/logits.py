@@ -89,13 +89,13 @@ class LogitsSource(Protocol):
     """
 
     def logits(self, images: Tensor) -> Logits:
-        """Score `images`.
+        """Compute the logits of `images`.
 
         Args:
-            images: [B, 3, H, W] RGB in [0, 1]. Resizing and normalising is the source's
-                business.
+            images: [B, 3, H, W] RGB in [0, 1]; the source resizes and normalises them. Those of
+                this library also take uint8, arrays [B, H, W, 3] and lists of images of one size.
 
         Returns:
-            Values [B, K, h, w] on the grid that the source prefers.
+            Values [B, K, h, w] on a grid that the source chooses.
         """
         ...

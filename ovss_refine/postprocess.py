@@ -1,10 +1,9 @@
-"""What `Refiner.post_process_semantic_segmentation` does: Hugging Face's outputs to label maps.
+"""Hugging Face outputs to label maps, for `Refiner.post_process_semantic_segmentation`.
 
 Axes: B images, K classes, Q queries, (h, w) grid of the model's output, N tokens, (H, W) pixels.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ovss_refine.attention import Attention, AttentionSource
 from ovss_refine.checks import check_shape
-from ovss_refine.method.upsample import as_guide
+from ovss_refine.images.convert import ImagesLike, as_image_list, as_image_tensor
 from ovss_refine.result import RefineResult
 
 TargetSizes = Tensor | Sequence[Sequence[int]] | None
@@ -26,7 +25,7 @@ def label_maps(
     outputs: Any,
     target_sizes: TargetSizes,
     attn: Attentions,
-    images: Tensor | Sequence[Any],
+    images: ImagesLike,
 ) -> list[Tensor]:
     """Refine a model's outputs image by image; see `Refiner.post_process_semantic_segmentation`.
 
@@ -35,35 +34,37 @@ def label_maps(
         outputs: of the model.
         target_sizes: (H, W) of each label map.
         attn: of each image.
-        images: the B images.
+        images: the B images, of any sizes and in any of the forms of `images.convert`; a file or
+            PIL image is made upright, and the model must have been given the upright image too.
 
     Returns:
         B label maps [H, W] int64.
     """
     logits = semantic_logits(outputs)
     B = logits.shape[0]
-    if len(images) != B:
-        raise ValueError(f"`images` must be the B={B} images of `outputs`; got {len(images)}.")
+    named, _ = as_image_list(images, "images")
+    if len(named) != B:
+        raise ValueError(f"`images` must be the B={B} images of `outputs`; got {len(named)}.")
     sizes = _sizes(target_sizes, B)
     maps = []
     for b, attention in enumerate(_one_by_one(attn, B)):
-        guide = _guide(images[b], f"images[{b}]", sizes[b])
+        guide = _resized(as_image_tensor(*named[b]), sizes[b])
         maps.append(refiner(logits[b : b + 1], attention, guide).labels[0])
     return maps
 
 
 def semantic_logits(outputs: Any) -> Tensor:
-    """Find or make the scores [B, K, h, w] in a model's outputs.
+    """Return the logits [B, K, h, w] of a model's outputs, computed from queries if need be.
 
     Args:
-        outputs: has `logits` [B, K, h, w]; or masks and classes of Q queries, the last class
-            none: `class_queries_logits` [B, Q, K + 1] and `masks_queries_logits` [B, Q, h, w]
-            (MaskFormer, Mask2Former, OneFormer, EoMT), or `logits` and `pred_masks` (DETR); or is
-            the scores itself.
+        outputs: has `logits` [B, K, h, w]; or masks and classes of Q queries, the last class being
+            "no object": `class_queries_logits` [B, Q, K + 1] and `masks_queries_logits`
+            [B, Q, h, w] (MaskFormer, Mask2Former, OneFormer, EoMT), or `logits` and `pred_masks`
+            (DETR); or is the logits tensor itself.
 
     Raises:
-        TypeError: if it has none of them, or they are no floating-point tensors.
-        ValueError: if their shapes are others.
+        TypeError: if it has none of these, or they are not floating-point tensors.
+        ValueError: on other shapes.
     """
     for classes, masks in (
         ("class_queries_logits", "masks_queries_logits"),
@@ -82,7 +83,7 @@ def semantic_logits(outputs: Any) -> Tensor:
 
 
 def _of_queries(classes: Tensor, masks: Tensor, classes_name: str, masks_name: str) -> Tensor:
-    """Turn Q masks with a class each into scores whose softmax is the share of each class."""
+    """Convert Q masks with a class each to logits whose softmax is the share of each class."""
     sizes = check_shape(f"outputs.{masks_name}", masks, "B Q h w")
     known = {axis: sizes[axis] for axis in "BQ"}
     check_shape(f"outputs.{classes_name}", classes, "B Q K+1", **known)
@@ -92,7 +93,7 @@ def _of_queries(classes: Tensor, masks: Tensor, classes_name: str, masks_name: s
 
 
 def _sizes(target_sizes: TargetSizes, B: int) -> list[tuple[int, int] | None]:
-    """Check and list the target sizes; None where an image keeps its own."""
+    """Check and list the target sizes; None where an image keeps its own size."""
     if target_sizes is None:
         return [None] * B
     try:
@@ -107,27 +108,16 @@ def _sizes(target_sizes: TargetSizes, B: int) -> list[tuple[int, int] | None]:
     return [(H, W) for H, W in rows.tolist()]
 
 
-def _guide(image: Any, name: str, size: tuple[int, int] | None) -> Tensor:
-    """Check an image and resize it: [1, 3, H, W] float32 in [0, 1]."""
-    if not isinstance(image, Tensor):
-        # A PIL image of any mode, or an array that looks like one.
-        pixels = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
-        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-            raise ValueError(
-                f"`{name}` must be a [3, H, W] tensor, a PIL image or a [H, W, 3] uint8 array; got "
-                f"{type(image).__name__} of shape {list(pixels.shape)}, {pixels.dtype}."
-            )
-        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-    check_shape(name, image, "C H W", C=3)
-    guide = as_guide(image[None])
-    if size is None or size == tuple(guide.shape[2:]):
-        return guide
-    guide = F.interpolate(guide, size, mode="bilinear", align_corners=False, antialias=True)
-    return guide.clamp_(0, 1)  # which it leaves by a rounding error
+def _resized(image: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Resize an image [3, H, W] in [0, 1] to `size`, or keep its own: [1, 3, H, W]."""
+    if size is None or size == tuple(image.shape[1:]):
+        return image[None]
+    guide = F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=True)
+    return guide.clamp_(0, 1)  # rounding may leave it
 
 
 def _one_by_one(attn: Attentions, B: int) -> Iterator[Tensor | Attention | AttentionSource]:
-    """Give the attention of each of `B` images with a batch axis, or the source of it."""
+    """Return the attention of each of `B` images, with a batch axis, or its source B times."""
     if isinstance(attn, AttentionSource):
         return iter([attn] * B)
     got = attn.batch if isinstance(attn, Attention) else len(attn)
@@ -136,17 +126,8 @@ def _one_by_one(attn: Attentions, B: int) -> Iterator[Tensor | Attention | Atten
             f"`attn` must hold a map for each of the B={B} images of `outputs`; got {got}."
         )
     if isinstance(attn, Attention):
-        return (_part(attn, b) for b in range(B))
+        maps = attn.batched()
+        return (maps[b].batched() for b in range(B))
     if isinstance(attn, Tensor):
         return (attn[b : b + 1] for b in range(B))
-    return (_part(one, 0) if isinstance(one, Attention) else one[None] for one in attn)
-
-
-def _part(attention: Attention, b: int) -> Attention:
-    """Take map `b`, with a batch axis of one."""
-    if attention.factors is not None:
-        q, k = (x if x.ndim == 4 else x[None] for x in attention.factors)
-        return replace(attention, factors=(q[b : b + 1], k[b : b + 1]))
-    weights = attention.weights
-    assert weights is not None  # noqa: S101 - checked on construction
-    return replace(attention, weights=weights[b : b + 1] if weights.ndim == 3 else weights[None])
+    return (one.batched() if isinstance(one, Attention) else one[None] for one in attn)

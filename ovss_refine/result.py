@@ -1,33 +1,25 @@
-"""What a refinement returns, and pictures of it.
+"""What a refinement returns.
 
 Axes: B images, M classes, (gh, gw) grid of the attention, (H, W) pixels.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-RGB = NDArray[np.uint8]
-AnyImage = Union[Tensor, NDArray[Any], "Image.Image"]
+    from ovss_refine.images.convert import ImageLike
+    from ovss_refine.segmentation import Segmentation
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RefineResult:
     """A refined segmentation. Without the leading B where the input had none.
 
-    `result[b]` is that of one image of a batch, and `for one in result` goes through them. The
-    pictures below are of one image. They take it as [3, H, W] tensor or [H, W, 3] array, uint8 or
-    float in [0, 1], as PIL image or as path; and M class names, else the classes are numbered. A
-    name has one colour, unless another name of the picture wants the same of 24. Legends stand
-    below the image.
+    `result[b]` is the result of one image of a batch, and iterating gives one after the other. To
+    draw, measure or save one: `result.segmentation(image, names).overlay()`, see `segmentation`.
 
     Attributes:
         labels: [B, H, W] int64 class of every pixel, in [0, M).
@@ -81,69 +73,54 @@ class RefineResult:
             f"converged={self.converged})"
         )
 
-    def overlay(self, image: AnyImage, names: Sequence[str] | None = None) -> RGB:
-        """Draw the classes over the image, with a legend below: [H + legend, W, 3] uint8.
+    def segmentation(
+        self, image: "ImageLike", names: Sequence[str] | None = None
+    ) -> "Segmentation":
+        """Combine the result of one image with the image and the names of its classes.
+
+        Args:
+            image: the image that was segmented: a path, a PIL image, an array [H, W, 3] or a tensor
+                [3, H, W]; arrays and tensors are uint8, or float in [0, 1].
+            names: M class names, distinct; None: "class 0", "class 1" and so on.
+
+        Returns:
+            The segmentation, on the CPU. `overlay()`, `plot()` and `maps()` draw it, `save(path)`
+            writes the overlay; `areas()`, `mask(name)` and `rle()` say what is where.
 
         Raises:
-            TypeError: on an image of no such kind.
-            ValueError: on an image of another size, names that are not one for each class, or a
-                result with a batch axis.
+            FileNotFoundError: if there is no such file.
+            TypeError: if `image` is in none of these forms.
+            ValueError: on an image of another size, names that are not one for each class or not
+                distinct, or a result with a batch axis.
         """
-        from ovss_refine.images import draw
-
-        rgb, named = self._drawn(image, names)
-        return draw.labelled(rgb, {"": self.labels.cpu().numpy()}, named)
-
-    def plot(self, image: AnyImage, names: Sequence[str] | None = None) -> "Image.Image":
-        """Draw the image and its classes side by side; notebooks show it. Raises as `overlay`."""
-        from PIL import Image
-
-        from ovss_refine.images import draw
-
-        rgb, named = self._drawn(image, names)
-        panels = {"refined": self.labels.cpu().numpy()}
-        return Image.fromarray(draw.labelled(rgb, panels, named, original="image"))
-
-    def maps(self, image: AnyImage, names: Sequence[str] | None = None) -> RGB:
-        """Draw the discrepancy of every kept class on one sheet and one scale, highest bright.
-
-        Of the image only the shape is used. Raises as `overlay`.
-        """
-        from ovss_refine.images import draw
-
-        rgb, named = self._drawn(image, names)
-        kept = self.kept.nonzero().flatten().tolist()
-        maps = self.discrepancy[kept].cpu().numpy()
-        return draw.heat_maps(maps, [named[c] for c in kept], rgb.shape[:2])
-
-    def save(self, path: str | Path, image: AnyImage, names: Sequence[str] | None = None) -> None:
-        """Write `overlay` to a file, whole or not at all.
-
-        Raises:
-            ValueError: on a suffix other than .png, .jpg, .jpeg or .webp, and as `overlay`.
-            TypeError: as `overlay`.
-            OSError: if the file cannot be written.
-        """
-        from ovss_refine.images import draw
-
-        draw.save(path, self.overlay(image, names))
-
-    def _drawn(self, image: AnyImage, names: Sequence[str] | None) -> tuple[RGB, list[str]]:
-        """Return the image as [H, W, 3] and M names, or raise where they do not fit."""
         from ovss_refine.images.convert import as_rgb
+        from ovss_refine.segmentation import Segmentation
 
         if self.labels.ndim != 2:
             raise ValueError(
-                f"pictures must be of one image; got a batch of {len(self.labels)}. Take "
-                "`result[b]`."
+                "`segmentation` must be of one image; got the result of a batch of "
+                f"{len(self.labels)}. Take `result[b].segmentation(...)`."
             )
         rgb = as_rgb(image, "image")
         if rgb.shape[:2] != tuple(self.labels.shape):
             raise ValueError(
                 f"`image` must have H, W = {list(self.labels.shape)}; got {list(rgb.shape[:2])}."
             )
-        M = len(self.kept)
-        named = [f"class {c}" for c in range(M)] if names is None else list(names)
-        if len(named) != M:
-            raise ValueError(f"`names` must name the M={M} classes; got {len(named)}.")
-        return rgb, named
+        return Segmentation(
+            image=rgb,
+            names=_names(names, len(self.kept)),
+            labels=self.labels.cpu(),
+            discrepancy=self.discrepancy.cpu(),
+            kept=self.kept.cpu(),
+        )
+
+
+def _names(names: Sequence[str] | None, M: int) -> tuple[str, ...]:
+    """Return the names of M classes, numbered ones for None, or raise."""
+    named = tuple(f"class {c}" for c in range(M)) if names is None else tuple(names)
+    if len(named) != M:
+        raise ValueError(f"`names` must name the M={M} classes; got {len(named)}.")
+    if len(set(named)) < M:
+        twice = next(name for name in named if named.count(name) > 1)
+        raise ValueError(f"`names` must be distinct; got {twice!r} twice.")
+    return named

@@ -1,37 +1,39 @@
-"""The segmentation of one picture, with the names of its classes: to look at, ask and keep.
+"""The segmentation of one image with the names of its classes: to look at, query and save.
 
 Axes: M classes, (gh, gw) grid of the attention, N = gh * gw patches, (H, W) pixels.
 """
 
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from ovss_refine.attention import Attention
 from ovss_refine.checks import check_count
 from ovss_refine.images import draw, rle
-
-RGB = NDArray[np.uint8]
+from ovss_refine.images.read import RGB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Segmentation:
-    """What a `Segmenter` found in one picture. All tensors are on the CPU.
+    """What a `Segmenter`, or `RefineResult.segmentation`, returns for one image.
+
+    All tensors are on the CPU, all drawings [H', W', 3] uint8 arrays; notebooks show `plot()`. A
+    name has one colour, unless another name of the image hashes to the same of 24. Legends stand
+    below the image.
 
     Attributes:
-        image: [H, W, 3] uint8 RGB, the picture that was segmented.
+        image: [H, W, 3] uint8 RGB, the image that was segmented.
         names: M names of the classes, distinct.
         labels: [H, W] int64 class of every pixel, in [0, M).
         discrepancy: [M, gh, gw] float32 score of every class at every patch; -inf for rejected
             classes. See `RefineResult`.
         kept: [M] bool, the classes that were not rejected.
         baseline: [H, W] int64 classes without refinement; None unless asked for.
-        seconds: of every stage; of a batch each picture has an equal share.
+        seconds: of every stage; the images of a batch share equally. Empty unless measured.
         attention: the map that was refined with, without a batch axis; None unless asked for.
     """
 
@@ -78,23 +80,29 @@ class Segmentation:
         ]
 
     def overlay(self) -> RGB:
-        """Draw the classes over the picture, with a legend below: [H + legend, W, 3] uint8."""
+        """Draw the classes over the image, with a legend below."""
         return draw.labelled(self.image, {"": self.labels.numpy()}, self.names)
 
-    def plot(self) -> Image.Image:
-        """Draw the picture beside its classes, and without refinement where that was asked for."""
+    def plot(self) -> RGB:
+        """Draw the image beside its classes, and between them the baseline if there is one."""
         panels = {} if self.baseline is None else {"baseline": self.baseline.numpy()}
         panels["refined"] = self.labels.numpy()
-        return Image.fromarray(draw.labelled(self.image, panels, self.names, original="image"))
+        return draw.labelled(self.image, panels, self.names, original="image")
+
+    def _repr_png_(self) -> bytes:
+        """Return `plot()` as a PNG file, which notebooks show."""
+        file = BytesIO()
+        draw.write_png(file, self.plot())
+        return file.getvalue()
 
     def maps(self) -> RGB:
-        """Draw the discrepancy of every kept class on one sheet, on one scale, largest bright."""
+        """Draw the discrepancy of every kept class on one sheet and one scale, highest bright."""
         kept = self.kept.nonzero().flatten().tolist()
         maps = self.discrepancy[kept].numpy()
         return draw.heat_maps(maps, [self.names[c] for c in kept], self.image.shape[:2])
 
     def save(self, path: str | Path) -> None:
-        """Write `overlay()` to a file, whole or not at all; the suffix says what kind.
+        """Write `overlay()` to a file, whole or not at all, in the format of its suffix.
 
         Raises:
             ValueError: on a suffix other than .png, .jpg, .jpeg and .webp.
@@ -111,7 +119,7 @@ class Segmentation:
 
         Raises:
             ValueError: if there is no such pixel, or the attention was not kept.
-            TypeError: if a place is not a whole number.
+            TypeError: if a coordinate is not a whole number.
         """
         if self.attention is None:
             raise ValueError("`attention` must be kept for its maps: pass `keep_attention=True`.")
@@ -130,9 +138,9 @@ class Segmentation:
         return block[0, row].reshape(gh, gw).clone()
 
     def attention_overlay(self, x: int, y: int) -> RGB:
-        """Draw the roots of `attention_map` over the picture, and mark the pixel: [H, W, 3] uint8.
+        """Draw the square root of `attention_map` over the image, and mark the pixel.
 
-        Plainly drawn, what a patch gives itself would leave the rest in the dark.
+        Without the root, a patch's attention to itself would leave the rest dark.
 
         Raises:
             ValueError: as `attention_map` does.

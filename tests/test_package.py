@@ -34,10 +34,19 @@ MAY_IMPORT = {
     "app": "door examples folders images modes segment sources values",
     "cli": "app checks door evaluation examples folders images reproduce segment sources values",
     "__main__": "cli",
-    "adapters": "checks values door baseline",
+    "adapters": "checks values door baseline images",
 }
-VALUES = {"attention", "config", "labels", "logits", "registry", "result", "__version__"}
-DOOR = {"__init__", "_moved", "export", "postprocess", "refiner", "segmentation", "segmenter"}
+VALUES = {
+    "attention",
+    "config",
+    "labels",
+    "logits",
+    "registry",
+    "result",
+    "segmentation",
+    "__version__",
+}
+DOOR = {"__init__", "_moved", "export", "postprocess", "refiner", "segmenter"}
 EXTRAS = ("timm", "open_clip", "diffusers", "transformers", "safetensors", "gradio", "torchmetrics")
 
 

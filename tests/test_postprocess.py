@@ -89,16 +89,36 @@ def test_the_images_own_size_as_target(outputs, attn, images):
     assert_same(maps, one_by_one(outputs.logits, attn, images))
 
 
-def test_images_of_every_kind(outputs, attn, images):
+def test_images_in_every_form(outputs, attn, images, tmp_path):
     expected = post_process(outputs, attn=attn, images=images)
     arrays = [x.permute(1, 2, 0).numpy() for x in images]
-    pictures = [Image.fromarray(x) for x in arrays]
-    for given in (arrays, pictures, [x.convert("RGBA") for x in pictures], tuple(images)):
+    pil = [Image.fromarray(x) for x in arrays]
+    paths = [tmp_path / "0.png", str(tmp_path / "1.png")]
+    for image, path in zip(pil, paths, strict=True):
+        image.save(path)
+    for given in (arrays, pil, [x.convert("RGBA") for x in pil], tuple(images), paths):
         assert_same(post_process(outputs, attn=attn, images=given), expected)
-    assert_same(post_process(outputs, attn=attn, images=[x / 255 for x in images]), expected)
+    for given in ([x / 255 for x in images], [x / 255 for x in arrays], [pil[0], images[1]]):
+        assert_same(post_process(outputs, attn=attn, images=given), expected)
 
 
-def test_grey_pictures(outputs, attn):
+def test_one_image_needs_no_list(outputs, attn, images):
+    one, alone = SimpleNamespace(logits=outputs.logits[:1]), Attention(attn.weights[:1], GRID)
+    expected = post_process(one, attn=alone, images=images[:1])
+    for given in (images[0], images[0][None], Image.fromarray(images[0].permute(1, 2, 0).numpy())):
+        assert_same(post_process(one, attn=alone, images=given), expected)
+
+
+def test_images_are_upright(outputs, attn, images):
+    expected = post_process(outputs, attn=attn, images=images)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter to the left of upright
+    rotated = Image.fromarray(np.rot90(images[0].permute(1, 2, 0).numpy()).copy())
+    rotated.info["exif"] = exif.tobytes()
+    assert_same(post_process(outputs, attn=attn, images=[rotated, images[1]]), expected)
+
+
+def test_grey_images(outputs, attn):
     grey = [Image.new("L", (20, 10), 90), Image.new("L", (20, 10), 130)]
     maps = post_process(outputs, attn=attn, images=grey)
     assert_same(maps, post_process(outputs, attn=attn, images=[x.convert("RGB") for x in grey]))
@@ -285,13 +305,12 @@ class TestErrors:
         self.refuse(
             "`images` must be the B=2 images of `outputs`; got 1", outputs, attn, images[:1]
         )
-        match = r"`images\[1\]` must have shape \[C=3, H, W\]; got \[1, 9, 9\]"
+        match = r"`images\[1\]` must be a tensor \[3, H, W\]; got \[1, 9, 9\]"
         self.refuse(match, outputs, attn, [images[0], torch.rand(1, 9, 9)])
-        match = (
-            r"`images\[0\]` must be a \[3, H, W\] tensor, a PIL image or a \[H, W, 3\] uint8 array"
-        )
-        for wrong in (np.zeros((3, 9, 9), np.uint8), np.zeros((9, 9, 3)), "photo.jpg"):
-            self.refuse(match, outputs, attn, [wrong, images[1]])
+        match = r"`images\[0\]` must be an array \[H, W, 3\]; got \[3, 9, 9\]. Pass `images\[0\].tr"
+        self.refuse(match, outputs, attn, [np.zeros((3, 9, 9), np.uint8), images[1]])
+        match = r"`images\[0\]` must be a path, a PIL image, an array .*; got int"
+        self.refuse(match, outputs, attn, [3, images[1]], error=TypeError)
         normalised = [torch.randn(3, 9, 9), images[1]]
         self.refuse("undo the model's normalisation", outputs, attn, normalised)
 

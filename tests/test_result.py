@@ -1,4 +1,4 @@
-"""What a result can do: be split, drawn and saved."""
+"""What a result can do: be split, and become a segmentation."""
 
 import subprocess
 import sys
@@ -51,58 +51,68 @@ def test_there_is_no_such_image():
         refined()[0][0]
 
 
-@pytest.mark.parametrize("form", ["tensor", "bytes", "array", "PIL"])
-def test_overlay_takes_the_image_in_every_form(form):
-    one, image = refined()[1], rgb(1)
-    given = {
-        "tensor": IMAGES[1],
-        "bytes": torch.from_numpy(image).permute(2, 0, 1),
+def forms(b, folder):
+    """The image `b` in every form."""
+    image = rgb(b)
+    Image.fromarray(image).save(folder / "x.png")
+    return {
+        "tensor": IMAGES[b],
+        "uint8 tensor": torch.from_numpy(image).permute(2, 0, 1),
         "array": image,
+        "float array": image / 255,
         "PIL": Image.fromarray(image),
-    }[form]
-    page = one.overlay(given, NAMES)
-    assert page.dtype == np.uint8
-    wanted = draw.overlay(image, one.labels.numpy(), draw.palette(NAMES))
-    assert_array_equal(page[:8, :12], wanted)
-    assert len(page) > 8  # the legend
+        "path": folder / "x.png",
+    }
+
+
+@pytest.mark.parametrize("form", ["tensor", "uint8 tensor", "array", "float array", "PIL", "path"])
+def test_segmentation_takes_the_image_in_every_form(form, tmp_path):
+    one = refined()[1]
+    found = one.segmentation(forms(1, tmp_path)[form], NAMES)
+    assert_array_equal(found.image, rgb(1))
+    assert found.names == tuple(NAMES)
+    for name in ("labels", "discrepancy", "kept"):
+        assert torch.equal(getattr(found, name), getattr(one, name))
+    assert (found.baseline, found.attention, found.seconds) == (None, None, {})
+
+
+def test_segmentation_draws_measures_and_saves(tmp_path):
+    one = refined()[0]
+    found = one.segmentation(IMAGES[0], NAMES)
+    labels = one.labels.numpy()
+    assert_array_equal(found.overlay(), draw.labelled(rgb(0), {"": labels}, NAMES))
+    assert_array_equal(found.plot(), draw.labelled(rgb(0), {"refined": labels}, NAMES, "image"))
+    assert one.kept.tolist() == [True, True, True, False]
+    sheet = draw.heat_maps(one.discrepancy[:3].numpy(), NAMES[:3], (8, 12))
+    assert_array_equal(found.maps(), sheet)
+    found.save(tmp_path / "x.png")
+    assert_array_equal(np.asarray(Image.open(tmp_path / "x.png")), found.overlay())
+    assert {name: pixels for name, pixels, _ in found.areas()} == {
+        NAMES[c]: int((labels == c).sum()) for c in np.unique(labels)
+    }
+    assert torch.equal(found.mask("cat"), one.labels == 1)
+    assert [entry["category_id"] for entry in found.rle()] == np.unique(labels).tolist()
 
 
 def test_without_names_classes_are_numbered():
-    one, numbers = refined()[0], [f"class {c}" for c in range(4)]
-    assert_array_equal(one.overlay(IMAGES[0]), one.overlay(IMAGES[0], numbers))
-    assert not np.array_equal(one.overlay(IMAGES[0]), one.overlay(IMAGES[0], NAMES))
+    found = refined()[0].segmentation(IMAGES[0])
+    assert found.names == ("class 0", "class 1", "class 2", "class 3")
 
 
-def test_plot_has_the_image_beside_its_classes():
-    one = refined()[0]
-    plot = one.plot(IMAGES[0], NAMES)
-    panels = {"refined": one.labels.numpy()}
-    assert_array_equal(np.asarray(plot), draw.labelled(rgb(0), panels, NAMES, "image"))
-    assert_array_equal(np.asarray(plot)[2 * draw.FONT_PX :][:8, :12], rgb(0))
-
-
-def test_maps_are_those_of_the_kept_classes():
-    one = refined()[0]
-    assert one.kept.tolist() == [True, True, True, False]
-    sheet = draw.heat_maps(one.discrepancy[:3].numpy(), NAMES[:3], (8, 12))
-    assert_array_equal(one.maps(IMAGES[0], NAMES), sheet)
-
-
-def test_save_writes_the_overlay(tmp_path):
-    one = refined()[0]
-    one.save(tmp_path / "x.png", IMAGES[0], NAMES)
-    assert_array_equal(np.asarray(Image.open(tmp_path / "x.png")), one.overlay(IMAGES[0], NAMES))
-
-
-@pytest.mark.parametrize("draw", ["overlay", "plot", "maps"])
-def test_what_does_not_fit_is_refused(draw):
+def test_what_does_not_fit_is_refused():
     batch = refined()
-    with pytest.raises(ValueError, match=r"of one image; got a batch of 2. Take `result\[b\]`"):
-        getattr(batch, draw)(IMAGES[0])
+    with pytest.raises(ValueError, match=r"of one image; got .* batch of 2. Take `result\[b\]"):
+        batch.segmentation(IMAGES[0])
     with pytest.raises(ValueError, match=r"`image` must have H, W = \[8, 12\]; got \[8, 11\]"):
-        getattr(batch[0], draw)(IMAGES[0, :, :, 1:])
+        batch[0].segmentation(IMAGES[0, :, :, 1:])
+    with pytest.raises(ValueError, match=r"`image` must be a tensor .* got \[2, 3, 8, 12\]"):
+        batch[0].segmentation(IMAGES)
     with pytest.raises(ValueError, match="`names` must name the M=4 classes; got 3"):
-        getattr(batch[0], draw)(IMAGES[0], NAMES[:3])
+        batch[0].segmentation(IMAGES[0], NAMES[:3])
+    with pytest.raises(ValueError, match="`names` must be distinct; got 'sky' twice"):
+        batch[0].segmentation(IMAGES[0], [*NAMES[:3], "sky"])
+    with pytest.raises(TypeError, match=r"`image` must be a path, a PIL image, .* got int"):
+        batch[0].segmentation(3)
 
 
 def test_pillow_is_loaded_only_to_draw():

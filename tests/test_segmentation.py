@@ -1,11 +1,13 @@
-"""What one can ask of a segmentation."""
+"""What a segmentation tells, draws and saves."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_array_equal
+from PIL import Image
 
 from images.test_rle import decode
 from ovss_refine import Attention
@@ -56,7 +58,7 @@ def test_rle_has_every_class_that_occurs():
     assert type(entries[0]["area"]) is int  # json takes no numpy
 
 
-def test_pictures():
+def test_drawings():
     colours = draw.palette(NAMES)
     assert_array_equal(FOUND.overlay()[:6, :8], draw.overlay(IMAGE, LABELS.numpy(), colours))
     sheet = draw.heat_maps(FOUND.discrepancy[[0, 2, 3]].numpy(), ["sky", "dog", "sea"], (6, 8))
@@ -66,16 +68,30 @@ def test_pictures():
 def test_plot_has_the_baseline_if_there_is_one():
     labels, baseline = LABELS.numpy(), np.ones((6, 8), int)
     alone = draw.labelled(IMAGE, {"refined": labels}, NAMES, "image")
-    assert_array_equal(np.asarray(FOUND.plot()), alone)
+    assert_array_equal(FOUND.plot(), alone)
     both = draw.labelled(IMAGE, {"baseline": baseline, "refined": labels}, NAMES, "image")
     found = replace(FOUND, baseline=torch.from_numpy(baseline))
-    assert_array_equal(np.asarray(found.plot()), both)
+    assert_array_equal(found.plot(), both)
     assert both.shape[1] > alone.shape[1]
+
+
+@pytest.mark.parametrize("drawn", ["overlay", "plot", "maps", "attention_overlay"])
+def test_every_drawing_is_an_array(drawn):
+    page = getattr(FOUND, drawn)(*((1, 2) if drawn == "attention_overlay" else ()))
+    assert isinstance(page, np.ndarray)
+    assert (page.dtype, page.ndim, page.shape[-1]) == (np.uint8, 3, 3)
+
+
+def test_notebooks_show_the_plot():
+    with Image.open(io.BytesIO(FOUND._repr_png_())) as shown:
+        assert shown.format == "PNG"
+        assert_array_equal(np.asarray(shown), FOUND.plot())
 
 
 def test_save_writes_the_overlay(tmp_path):
     FOUND.save(tmp_path / "x.png")
-    assert_array_equal(draw.Image.open(tmp_path / "x.png"), FOUND.overlay())
+    with Image.open(tmp_path / "x.png") as saved:
+        assert_array_equal(np.asarray(saved), FOUND.overlay())
     with pytest.raises(ValueError, match="must end in"):
         FOUND.save(tmp_path / "x.txt")
 

@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from ovss_refine import Logits, RefineConfig, refine, segmenter
+from ovss_refine import Logits, RefineConfig, refine
 from ovss_refine.attention import affinity
 from ovss_refine.evaluation.rows import Baseline
+from ovss_refine.images import batches
 from ovss_refine.labels import as_labels
 from ovss_refine.segmenter import Segmenter
 from ovss_refine.sources import lazy as _models
+from ovss_refine.sources import stages
 
 LABELS = "red, green/leaf, background: blue/water"
 WEIGHTS = {
@@ -88,7 +90,7 @@ def same(one, two):
     torch.testing.assert_close(one.discrepancy, two.discrepancy)
 
 
-def test_one_picture_is_refined_as_by_hand_and_has_names():
+def test_one_image_is_refined_as_by_hand_and_has_names():
     image = photo()
     found, wanted = make()(image, LABELS), by_hand(image)[0]
     same(found, wanted)
@@ -108,7 +110,7 @@ def test_options_are_those_of_the_refinement():
 
 
 @pytest.mark.parametrize("form", ["path", "PIL", "float", "tensor", "float tensor"])
-def test_every_form_of_a_picture_gives_the_same(tmp_path, form):
+def test_every_form_of_an_image_gives_the_same(tmp_path, form):
     image = photo()
     Image.fromarray(image).save(tmp_path / "x.png")
     given = {
@@ -123,7 +125,7 @@ def test_every_form_of_a_picture_gives_the_same(tmp_path, form):
     assert_array_equal(found.image, image)
 
 
-def test_several_pictures_of_several_sizes_come_back_in_order():
+def test_several_images_of_several_sizes_come_back_in_order():
     sizes = [(24, 32), (20, 16), (24, 32), (1, 1), (20, 16), (24, 32)]
     images = [photo(*size, seed=seed) for seed, size in enumerate(sizes)]
     found = make()(images, LABELS)
@@ -135,9 +137,11 @@ def test_several_pictures_of_several_sizes_come_back_in_order():
     assert len(make()((images[0],), LABELS)) == 1
 
 
-def test_a_tensor_of_several_is_a_list():
-    images = torch.cat([tensor(photo(seed=seed)) for seed in range(2)])
-    found = make()(images, LABELS)
+@pytest.mark.parametrize("form", ["tensor", "array"])
+def test_a_batch_of_several_is_a_list(form):
+    images = np.stack([photo(seed=seed) for seed in range(2)])
+    found = make()(images if form == "array" else torch.cat([*map(tensor, images)]), LABELS)
+    assert len(found) == 2
     for seed, one in enumerate(found):
         same(one, make()(photo(seed=seed), LABELS))
 
@@ -151,11 +155,11 @@ def test_batches_are_bounded(monkeypatch):
             return super().logits(images)
 
     images = [photo(seed=seed) for seed in range(5)] + [photo(8, 8)]
-    monkeypatch.setattr(segmenter, "BATCH_IMAGES", 2)
+    monkeypatch.setattr(batches, "BATCH_IMAGES", 2)
     make(Spy())(images, LABELS)
     assert [shape[0] for shape in seen] == [2, 2, 1, 1]
     seen.clear()
-    monkeypatch.setattr(segmenter, "BATCH_PIXELS", 24 * 32)
+    monkeypatch.setattr(batches, "BATCH_PIXELS", 24 * 32)
     make(Spy())(images, LABELS)
     assert [shape[0] for shape in seen] == [1] * 6
 
@@ -218,7 +222,7 @@ def test_stages_are_told_in_order_and_timed():
 
 def test_seconds_of_a_batch_are_shared_equally(monkeypatch):
     ticks = itertools.count()
-    monkeypatch.setattr(segmenter.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(stages.time, "perf_counter", lambda: next(ticks))
     found = make()([photo(), photo(9, 9), photo(seed=1)], LABELS)  # a stage takes a tick
     assert [one.seconds["logits"] for one in found] == [0.5, 1.0, 0.5]
     assert [one.seconds["refinement"] for one in found] == [0.5, 1.0, 0.5]
@@ -241,7 +245,13 @@ def test_a_ready_source_with_fixed_classes_has_its_own_labels():
     ("images", "labels", "error", "message"),
     [
         (photo()[..., :2], LABELS, ValueError, r"`images` must be an array \[H, W, 3\]"),
-        (photo(11, 1), LABELS, ValueError, "at most 10 times as long as wide; got 1 x 11 pixels"),
+        ([photo(), photo()[0]], LABELS, ValueError, r"`images\[1\]` must be an array"),
+        (
+            photo(11, 1),
+            LABELS,
+            ValueError,
+            "`images` must be at most 10 times as long as wide; got 1 x 11",
+        ),
         (photo(40, 32), LABELS, ValueError, "at most 1,000 pixels; got 32 x 40 = 1,280"),
         ({"x": 1}, LABELS, TypeError, "must be a path, .* got dict"),
         ("missing.png", LABELS, FileNotFoundError, "missing.png"),

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ovss_refine.images import draw
+from ovss_refine.images.read import RGB
 from ovss_refine.segmentation import Segmentation
 
-RGB = NDArray[np.uint8]
 # Longest side of what the page shows; downloads have all pixels.
 SHOWN_PX = 1024
 STAGES = {

@@ -50,7 +50,7 @@ def run_demo(request: DemoRequest) -> None:
 
         pair = {"before: bilinear": before, "after: refined": after}
         page = draw.labelled(inputs.image, pair, names)
-        write_whole(target, partial(draw.write_png, picture=page))
+        write_whole(target, partial(draw.write_png, image=page))
         print(f"{stem}: {W} x {H} pixels, {inputs.M} classes")
         print(f"  before  {describe(before, names)}")
         print(f"  after   {describe(after, names)}")
@@ -94,6 +94,7 @@ def run_refine(request: RefineRequest) -> None:
 def writers(inputs: RefineInputs, result: RefineResult, names: Sequence[str]) -> Writers:
     """Return what can be written of a result: by its ending, a function of an open file."""
     labels, colours = result.labels.numpy(), draw.palette(names)
+    found = result.segmentation(inputs.image, names)
 
     def write_scores(file: BinaryIO) -> None:
         assert result.scores is not None  # noqa: S101 - written only with `keep_scores`
@@ -101,8 +102,8 @@ def writers(inputs: RefineInputs, result: RefineResult, names: Sequence[str]) ->
 
     return {
         "labels.png": lambda file: draw.write_labels(file, labels, colours),
-        "overlay.png": lambda file: draw.write_png(file, result.overlay(inputs.image, names)),
-        "maps.png": lambda file: draw.write_png(file, result.maps(inputs.image, names)),
+        "overlay.png": lambda file: draw.write_png(file, found.overlay()),
+        "maps.png": lambda file: draw.write_png(file, found.maps()),
         "scores.npz": write_scores,
     }
 

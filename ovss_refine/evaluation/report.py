@@ -113,7 +113,7 @@ def draw_rows(
     page = draw.with_legend(row, shown, [*dataset.names, "not labelled"], colours)
     path = out / "pictures" / f"{sample.id.replace('/', '_')}.png"
     path.parent.mkdir(exist_ok=True)
-    write_whole(path, partial(draw.write_png, picture=page))
+    write_whole(path, partial(draw.write_png, image=page))
 
 
 def colours_of(dataset: DataSet) -> NDArray[np.uint8]:

@@ -1,106 +1,209 @@
-"""Pictures in any of the forms that people have them, as [H, W, 3] uint8 RGB."""
+"""Images in any form: to 8-bit RGB, to a tensor, to a batch.
 
+The forms are a path, a PIL image, an array [H, W, 3] and a tensor [3, H, W]; arrays and tensors are
+uint8, or float in [0, 1]. Files and PIL images are made upright by their EXIF orientation. Torch
+and Pillow are imported when an image is converted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Union, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-
-from ovss_refine.method.upsample import as_guide
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
-RGB = NDArray[np.uint8]
-Picture = Union[str, Path, "Image.Image", NDArray[Any], Tensor]
+    from ovss_refine.images.read import RGB
+
+ImageLike = Union[str, Path, "Image.Image", NDArray[Any], "Tensor"]
+ImagesLike = ImageLike | Sequence[ImageLike]
+# By whether it is an array, and whether it has a batch axis: the form, and how to get it from an
+# image with its channels at the other end, from RGBA and from grey.
+FORMS = {
+    (True, False): (
+        "an array [H, W, 3]",
+        "`{0}.transpose(1, 2, 0)`",
+        "`{0}[..., :3]`",
+        "`np.dstack([{0}] * 3)`",
+    ),
+    (True, True): (
+        "an array [B, H, W, 3]",
+        "`{0}.transpose(0, 2, 3, 1)`",
+        "`{0}[..., :3]`",
+        "`np.repeat({0}, 3, axis=-1)`",
+    ),
+    (False, False): (
+        "a tensor [3, H, W]",
+        "`{0}.permute(2, 0, 1)`",
+        "`{0}[:3]`",
+        "`{0}.expand(3, -1, -1)`",
+    ),
+    (False, True): (
+        "a tensor [B, 3, H, W]",
+        "`{0}.permute(0, 3, 1, 2)`",
+        "`{0}[:, :3]`",
+        "`{0}.expand(-1, 3, -1, -1)`",
+    ),
+}
 
 
-def as_rgb(image: Picture, name: str, max_pixels: int | None = None) -> RGB:
-    """Read a picture.
+def as_rgb(image: ImageLike, name: str, max_pixels: int | None = None) -> RGB:
+    """Convert one image to 8 bits: [H, W, 3] uint8, a copy; floats are rounded.
 
     Args:
-        image: the path of a file; a PIL image, turned as its EXIF orientation says; [H, W, 3]
-            uint8 or float array; or [3, H, W] uint8 or float tensor. Floats are in [0, 1] and
-            become 8-bit.
+        image: in any form.
         name: of the argument, for messages.
-        max_pixels: the largest picture that is taken; None: any.
-
-    Returns:
-        [H, W, 3], a copy.
+        max_pixels: the largest image accepted; None: any.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        TypeError: if it is none of these.
-        ValueError: on a wrong shape, values out of range, a damaged file, or a picture of more
+        TypeError: if it is in none of the forms.
+        ValueError: on a wrong shape, values out of range, a damaged file, or an image of more
             than `max_pixels`.
     """
+    import torch
+
+    from ovss_refine.images.read import check_pixels
+
+    if not isinstance(image, (torch.Tensor, np.ndarray)):
+        return _decoded(image, name, max_pixels)
+    H, W = _check_form(image, name)
+    check_pixels(name, W, H, max_pixels)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+        return image.copy()
+    if isinstance(image, np.ndarray) or image.dtype != torch.uint8:
+        image = as_image_tensor(image, name).mul(255).round().byte()
+    return image.detach().permute(1, 2, 0).cpu().numpy().copy()
+
+
+def as_image_tensor(image: ImageLike, name: str) -> Tensor:
+    """Convert one image to [3, H, W] float32 in [0, 1]; floats are not rounded to 8 bits.
+
+    Args:
+        image: in any form. A tensor stays on its device.
+        name: of the argument, for messages.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        TypeError: if it is in none of the forms.
+        ValueError: on a wrong shape, values out of range, or a damaged file.
+    """
+    import torch
+
+    if isinstance(image, (torch.Tensor, np.ndarray)):
+        _check_form(image, name)
+        return _to_float(image[None], name)[0]
+    pixels = _decoded(image, name).transpose(2, 0, 1)  # [3, H, W]
+    return torch.from_numpy(pixels.copy()) / 255
+
+
+def as_image_batch(images: ImagesLike, name: str) -> tuple[Tensor, bool]:
+    """Convert one image or several of one size to a batch.
+
+    Args:
+        images: one image in any form; or several: a tensor [B, 3, H, W], an array [B, H, W, 3], or
+            a list of images in any forms.
+        name: of the argument, for messages.
+
+    Returns:
+        [B, 3, H, W] float32 in [0, 1], and whether several images were given; B = 1 otherwise.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        TypeError: if an image is in none of the forms.
+        ValueError: on no images, images of different sizes, and as `as_image_tensor`.
+    """
+    import torch
+
+    if isinstance(images, (torch.Tensor, np.ndarray)) and images.ndim == 4:
+        _check_form(images, name, batch=True)
+        return _to_float(images, name), True
+    named, several = as_image_list(images, name)
+    if not named:
+        raise ValueError(f"`{name}` must hold at least one image; got none.")
+    tensors = [as_image_tensor(image, own_name) for image, own_name in named]
+    sizes = dict.fromkeys(f"{x.shape[1]} x {x.shape[2]}" for x in tensors)
+    if len(sizes) > 1:
+        raise ValueError(
+            f"`{name}` must be images of one size H x W; got {', '.join(sizes)}. Call once for "
+            "each image, or use `Segmenter`, which takes images of any sizes."
+        )
+    return torch.stack(tensors), several
+
+
+def as_image_list(images: ImagesLike, name: str) -> tuple[list[tuple[ImageLike, str]], bool]:
+    """List one image or several, of any sizes, without converting them.
+
+    Args:
+        images: as of `as_image_batch`.
+        name: of the argument, for messages.
+
+    Returns:
+        Each image with a name of its own, and whether several images were given.
+    """
+    import torch
+
+    if isinstance(images, (torch.Tensor, np.ndarray)):
+        several = images.ndim == 4
+    else:
+        several = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
+    if not several:
+        return [(cast("ImageLike", images), name)], False
+    return [(image, f"{name}[{i}]") for i, image in enumerate(cast("Any", images))], True
+
+
+def _check_form(image: Tensor | NDArray[Any], name: str, *, batch: bool = False) -> tuple[int, int]:
+    """Return H, W of an array or a tensor, or raise with the fix."""
+    is_array = isinstance(image, np.ndarray)
+    form, transposed, rgb, grey = FORMS[is_array, batch]
+    shape = list(image.shape)
+    own = shape[batch:]  # without the batch axis
+    first, last = (own[0], own[-1]) if len(own) == 3 else (0, 0)
+    channels, other = (last, first) if is_array else (first, last)
+    if channels != 3 or 0 in shape:
+        fix = ""
+        if len(own) == 2 or channels == 1:
+            fix = f" Repeat a grey channel: {grey}."
+        elif channels == 4:
+            fix = f" Drop alpha: {rgb}."
+        elif other == 3:
+            fix = f" Pass {transposed}."
+        elif len(shape) > 3 and not batch:
+            fix = " Pass several images as a list."
+        raise ValueError(f"`{name}` must be {form}; got {shape}.{fix.format(name)}")
+    if isinstance(image, np.ndarray) and image.dtype != np.uint8 and image.dtype.kind != "f":
+        raise TypeError(f"`{name}` must be a uint8 or float array; got {image.dtype}.")
+    return (own[0], own[1]) if is_array else (own[1], own[2])
+
+
+def _to_float(images: Tensor | NDArray[Any], name: str) -> Tensor:
+    """Check the values of a batch; return it as [B, 3, H, W] float32."""
+    import torch
+
+    from ovss_refine.method.upsample import as_guide
+
+    if isinstance(images, np.ndarray):
+        dtype = np.float32 if images.dtype.kind == "f" else images.dtype
+        images = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), dtype, order="C"))
+    return as_guide(images, name)
+
+
+def _decoded(image: object, name: str, max_pixels: int | None = None) -> RGB:
+    """Read a file or decode a PIL image."""
     from PIL import Image
 
-    from ovss_refine.images.read import read_image
+    from ovss_refine.images.read import decode, read_image
 
     if isinstance(image, (str, Path)):
         return read_image(Path(image), max_pixels=max_pixels)
-    if isinstance(image, Tensor):
-        return _of_tensor(image, name, max_pixels)
-    if isinstance(image, np.ndarray):
-        return _of_array(image, name, max_pixels)
     if isinstance(image, Image.Image):
-        return _of_pil(image, name, max_pixels)
+        return decode(image, name, max_pixels)
     raise TypeError(
         f"`{name}` must be a path, a PIL image, an array [H, W, 3] or a tensor [3, H, W]; got "
         f"{type(image).__name__}."
     )
-
-
-def _of_tensor(image: Tensor, name: str, max_pixels: int | None) -> RGB:
-    if image.ndim != 3 or len(image) != 3 or not image.numel():
-        raise ValueError(f"`{name}` must be a tensor [3, H, W]; got {list(image.shape)}.")
-    _check_size(name, image.shape[2], image.shape[1], max_pixels)
-    image = image.detach()
-    if image.dtype != torch.uint8:
-        image = as_guide(image[None])[0].mul(255).round().byte()
-    return image.permute(1, 2, 0).cpu().numpy().copy()
-
-
-def _of_array(image: NDArray[Any], name: str, max_pixels: int | None) -> RGB:
-    if image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
-        raise ValueError(
-            f"`{name}` must be an array [H, W, 3]; got {list(image.shape)}. Of RGBA take "
-            "`image[..., :3]`; of grey `np.repeat(image[..., None], 3, axis=-1)`; several images "
-            "go into a list."
-        )
-    _check_size(name, image.shape[1], image.shape[0], max_pixels)
-    if image.dtype == np.uint8:
-        return image.copy()
-    if image.dtype.kind != "f":
-        raise TypeError(f"`{name}` must be a uint8 or float array; got {image.dtype}.")
-    low, high = float(image.min()), float(image.max())
-    if not (low >= 0 and high <= 1):
-        raise ValueError(
-            f"`{name}` must be finite and in [0, 1] when floating-point; got values from "
-            f"{low:.4g} to {high:.4g}. Divide 8-bit values by 255, or cast them to uint8."
-        )
-    return np.rint(image * np.float32(255)).astype(np.uint8)
-
-
-def _of_pil(image: "Image.Image", name: str, max_pixels: int | None) -> RGB:
-    from ovss_refine.images.read import to_rgb, upright
-
-    _check_size(name, *image.size, max_pixels)
-    try:
-        pixels = to_rgb(upright(image))
-    except (OSError, SyntaxError) as err:  # it was opened, but not read before
-        raise ValueError(f"`{name}` must be a readable picture; got {err}.") from err
-    if pixels is None:
-        raise ValueError(f"`{name}` must have values of 8 or 16 bits; got mode {image.mode!r}.")
-    return pixels
-
-
-def _check_size(name: str, W: int, H: int, max_pixels: int | None) -> None:
-    if max_pixels is not None and max_pixels < W * H:
-        raise ValueError(
-            f"`{name}` must have at most {max_pixels:,} pixels; got {W} x {H} = {W * H:,}. "
-            "`max_pixels` raises the limit."
-        )

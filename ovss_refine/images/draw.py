@@ -1,7 +1,7 @@
-"""Pictures of a segmentation: palette PNG, overlay, legend, discrepancy and attention maps.
+"""Drawing a segmentation: palette PNG, overlay, legend, discrepancy and attention maps.
 
 Arrays are [H, W, 3] uint8 RGB and [H, W] integer labels throughout. Colours are those of the names
-(`palette`). Words stand beside a picture, never on it.
+(`palette`). Text stands beside an image, never on it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,15 @@ from PIL import Image, ImageDraw
 from ovss_refine.folders.files import write_whole
 from ovss_refine.images.fonts import fitting
 from ovss_refine.images.palette import palette as palette
+from ovss_refine.images.read import RGB
 
-RGB = NDArray[np.uint8]
 LabelMap = NDArray[np.int64]
 
 FONT_PX = 14
 MARGIN_PX = 8
-# A legend may be wider than a narrow picture, and so may a caption.
+# A legend may be wider than a narrow image, and so may a caption.
 LEGEND_PX, CAPTION_PX = 240, 96
-# Letters grow with pictures that are shown reduced.
+# Letters grow with images that are shown reduced in size.
 LETTERS = 80
 PANEL_PX = 240
 OPACITY = 0.55
@@ -62,8 +62,8 @@ def labelled(
         image: [H, W, 3].
         panels: label maps [H, W] by their captions.
         names: M names of the classes.
-        original: caption of the image itself, as the first panel; None: without it. A single
-            panel has no caption.
+        original: caption of the image itself, drawn as the first panel; None: without it. A
+            single panel has no caption.
 
     Returns:
         The page; the legend lists the classes that occur, largest in all panels first.
@@ -77,12 +77,12 @@ def labelled(
     return with_legend(row, [index for index, _, _ in areas(together, names)], names, colours)
 
 
-def with_legend(picture: RGB, indices: Sequence[int], names: Sequence[str], colours: RGB) -> RGB:
-    """Put the names of some classes, each with its colour, under a picture.
+def with_legend(image: RGB, indices: Sequence[int], names: Sequence[str], colours: RGB) -> RGB:
+    """Put the names of some classes, each with its colour, below an image.
 
-    The page is as wide as the picture, or 240 pixels if that is more. Longer names are cut short.
+    The page is as wide as the image, and at least 240 pixels. Longer names are cut short.
     """
-    width = max(picture.shape[1], LEGEND_PX)
+    width = max(image.shape[1], LEGEND_PX)
     px = _font_px(width)
     box, line = px + MARGIN_PX, px + MARGIN_PX
     texts = {i: fitting(names[i], px, width - box - 2 * MARGIN_PX) for i in indices}
@@ -93,11 +93,11 @@ def with_legend(picture: RGB, indices: Sequence[int], names: Sequence[str], colo
             x, y = MARGIN_PX, y + line
         places.append((index, x, y))
         x += step
-    page = Image.new("RGB", (width, picture.shape[0] + y + line), "white")
-    page.paste(Image.fromarray(picture))
+    page = Image.new("RGB", (width, image.shape[0] + y + line), "white")
+    page.paste(Image.fromarray(image))
     draw = ImageDraw.Draw(page)
     for index, x, y in places:
-        top = picture.shape[0] + y
+        top = image.shape[0] + y
         fill = tuple(int(c) for c in colours[index])
         draw.rectangle((x, top, x + px, top + px), fill=fill)
         text, font = texts[index]
@@ -105,16 +105,16 @@ def with_legend(picture: RGB, indices: Sequence[int], names: Sequence[str], colo
     return np.asarray(page)
 
 
-def side_by_side(pictures: Sequence[RGB], captions: Sequence[str]) -> RGB:
-    """Put pictures of one size in a row, each with its caption on top."""
-    height, width = pictures[0].shape[:2]
+def side_by_side(images: Sequence[RGB], captions: Sequence[str]) -> RGB:
+    """Put images of one size in a row, each with its caption on top."""
+    height, width = images[0].shape[:2]
     room = max(width, CAPTION_PX)
     step = room + MARGIN_PX
-    px = _font_px(len(pictures) * step)
-    page = Image.new("RGB", (len(pictures) * step - MARGIN_PX, height + 2 * px), "white")
+    px = _font_px(len(images) * step)
+    page = Image.new("RGB", (len(images) * step - MARGIN_PX, height + 2 * px), "white")
     draw = ImageDraw.Draw(page)
-    for place, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        page.paste(Image.fromarray(picture), (place * step, 2 * px))
+    for place, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        page.paste(Image.fromarray(image), (place * step, 2 * px))
         text, font = fitting(caption, px, room - MARGIN_PX)
         draw.text((place * step + MARGIN_PX, px * 3 // 2 - 2), text, "black", font, anchor="ls")
     return np.asarray(page)
@@ -158,18 +158,18 @@ def write_labels(file: BinaryIO, labels: LabelMap, colours: RGB) -> None:
     if len(colours) > 256:
         Image.fromarray(labels.astype(np.uint16)).save(file, "PNG")
         return
-    picture = Image.fromarray(labels.astype(np.uint8), mode="L")
-    picture.putpalette(colours.tobytes())
-    picture.save(file, "PNG")
+    indexed = Image.fromarray(labels.astype(np.uint8), mode="L")
+    indexed.putpalette(colours.tobytes())
+    indexed.save(file, "PNG")
 
 
-def write_png(file: BinaryIO, picture: RGB) -> None:
-    """Write a picture as a PNG."""
-    Image.fromarray(picture).save(file, "PNG")
+def write_png(file: BinaryIO, image: RGB) -> None:
+    """Write an image as a PNG."""
+    Image.fromarray(image).save(file, "PNG")
 
 
-def save(path: str | Path, picture: RGB) -> None:
-    """Write a picture to a file, whole or not at all, in the format that its suffix says.
+def save(path: str | Path, image: RGB) -> None:
+    """Write an image to a file, whole or not at all, in the format of its suffix.
 
     Raises:
         ValueError: on a suffix other than those of `FORMATS`.
@@ -179,7 +179,7 @@ def save(path: str | Path, picture: RGB) -> None:
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"`path` must end in one of {list(FORMATS)}; got `{path}`.")
-    write_whole(path, partial(Image.fromarray(picture).save, format=kind))
+    write_whole(path, partial(Image.fromarray(image).save, format=kind))
 
 
 def _font_px(width: int) -> int:
@@ -187,7 +187,7 @@ def _font_px(width: int) -> int:
 
 
 def _blend(image: RGB, colours: RGB, opacity: float) -> RGB:
-    """Mix two pictures, in float32: 12 * H * W bytes."""
+    """Blend two images in float32: 12 * H * W bytes."""
     out = image * np.float32(1 - opacity)
     out += colours * np.float32(opacity)
     mixed: RGB = np.rint(out, out=out).astype(np.uint8)

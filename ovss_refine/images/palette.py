@@ -1,7 +1,7 @@
 """A colour for every name: always the same one, and told apart by people who are colour blind.
 
 A name alone decides its first choice, so that "cat" has one colour beside "dog" and beside twenty
-others. Where two names of one picture choose the same colour, one of them takes another.
+others. Where two names of one image choose the same colour, one of them takes another.
 """
 
 import colorsys

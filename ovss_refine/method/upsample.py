@@ -27,6 +27,8 @@ CPU_BAND = 1 << 19
 GPU_BAND = 1 << 26
 # Share of the spatial weight that decides where every range weight vanishes.
 SPATIAL_FLOOR = 1e-12
+# Resizing an image, or undoing its normalisation, may leave [0, 1] by rounding.
+RANGE_SLACK = 1e-3
 
 
 def joint_bilateral_upsample(
@@ -72,33 +74,33 @@ def joint_bilateral_upsample(
     return out
 
 
-def as_guide(image: Tensor, **known: int) -> Tensor:
-    """Check an image [B, 3, H, W], uint8 or float in [0, 1], and return it as float32.
+def as_guide(image: Tensor, name: str = "image", **known: int) -> Tensor:
+    """Check images [B, 3, H, W], uint8 or float in [0, 1], and return them as float32 in [0, 1].
 
     Raises:
-        TypeError: if it is neither uint8 nor floating-point.
+        TypeError: if they are not a tensor, or neither uint8 nor floating-point.
         ValueError: on a wrong shape or values out of range.
     """
     known["C"] = 3
-    check_shape("image", image, "B C H W", **known)
+    check_shape(name, image, "B C H W", **known)
     if image.dtype == torch.uint8:
         if int(image.max()) == 1:
             raise ValueError(
-                "`image` must be uint8 in [0, 255] or float in [0, 1]; got uint8 with values 0 and "
-                "1 only, like a float image cast to uint8. Multiply by 255 before the cast."
+                f"`{name}` must be uint8 in [0, 255] or float in [0, 1]; got uint8 with values 0 "
+                "and 1 only, like a float image cast to uint8. Multiply by 255 before the cast."
             )
         return image.float() / 255
     if not image.is_floating_point():
-        raise TypeError(f"`image` must be uint8 or floating-point; got {image.dtype}.")
-    low, high = (float(x) for x in image.aminmax())
-    # bfloat16 and float16 cannot hold every value, but they do hold 0 and 1.
-    if not (low >= 0 and high <= 1):
-        fix = "divide by 255" if low >= 0 and high > 1 else "undo the model's normalisation"
+        raise TypeError(f"`{name}` must be uint8 or floating-point; got {image.dtype}.")
+    low, high = (float(x) for x in image.detach().aminmax())
+    if not (low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK):
+        fix = "divide by 255" if low >= 0 else "undo the model's normalisation"
         raise ValueError(
-            f"`image` must be finite and in [0, 1] when floating-point; got values from {low:.4g} "
+            f"`{name}` must be finite and in [0, 1] when floating-point; got values from {low:.4g} "
             f"to {high:.4g}. If it is 8-bit or normalised, {fix} first."
         )
-    return image.float()
+    image = image.float()
+    return image if low >= 0 and high <= 1 else image.clamp(0, 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

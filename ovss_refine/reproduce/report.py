@@ -10,6 +10,7 @@ from typing import Any
 
 from ovss_refine.folders.files import write_whole
 from ovss_refine.images import draw
+from ovss_refine.images.read import RGB
 from ovss_refine.reproduce.cells import Cell, read_seconds
 from ovss_refine.reproduce.plot import Axes, Line, draw_axes
 from ovss_refine.reproduce.tables import (
@@ -108,7 +109,7 @@ class Report:
     table: Table
     text: str
     sheet: Sequence[Sequence[object]]
-    picture: draw.RGB | None
+    picture: RGB | None
 
     def write(self, home: Path) -> None:
         """Write .md, .csv and .png into a folder."""
@@ -117,7 +118,7 @@ class Report:
         write_whole(home / f"{self.table.name}.md", lambda file: file.write(content))
         write_sheet(home / f"{self.table.name}.csv", [self])
         if self.picture is not None:
-            draw_it = partial(draw.write_png, picture=self.picture)
+            draw_it = partial(draw.write_png, image=self.picture)
             write_whole(home / f"{self.table.name}.png", draw_it)
 
 

@@ -91,7 +91,7 @@ def _writers(name: str, found: Segmentation, outputs: Outputs) -> dict[str, Writ
         "labels.png": labels,
         "overlay.png": lambda file: draw.write_png(file, found.overlay()),
         "baseline.png": baseline,
-        "comparison.png": lambda file: found.plot().save(file, "PNG"),
+        "comparison.png": lambda file: draw.write_png(file, found.plot()),
         "rle.json": rle,
         "maps.png": lambda file: draw.write_png(file, found.maps()),
     }

@@ -1,6 +1,7 @@
 """Sources that are loaded when they are first needed, once, whoever asks at the same time."""
 
 import inspect
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -77,6 +78,13 @@ class Slot:
         if any(name in self.options for name in OTHER_WEIGHTS):
             return UNKNOWN["download"]
         return facts(self.kind, self.given)["download"]
+
+    def same_as(self, other: "Slot") -> bool:
+        """Whether `other` certainly has the same source, so that one can be used for both."""
+        mine, others = (
+            (slot.given, slot.options, slot.device, slot.models_dir) for slot in (self, other)
+        )
+        return all(_same(one, two) for one, two in zip(mine, others, strict=True))
 
     @property
     def _asks_hub(self) -> bool:
@@ -166,6 +174,28 @@ class LogitsSlot(Slot):
         self._source = None
         self._source = source = self._load(classes=classes)
         return source
+
+
+def check_models_dir(models_dir: str | Path | None) -> Path | None:
+    """Return the folder of downloads; None for the hub's own.
+
+    Raises:
+        ValueError: if it is a file.
+    """
+    if models_dir is None:
+        return None
+    folder = Path(os.path.expanduser(models_dir))  # noqa: PTH111 - Path's own may raise
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`models_dir` must be a folder; `{folder}` is a file.")
+    return folder
+
+
+def _same(one: object, two: object) -> bool:
+    """Whether two values are certainly equal; models and tensors are compared by identity."""
+    if isinstance(one, Mapping) and isinstance(two, Mapping):
+        return one.keys() == two.keys() and all(_same(one[key], two[key]) for key in one)
+    plain = (str, int, float, Path, torch.device)
+    return one is two or (isinstance(one, plain) and type(one) is type(two) and one == two)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from ovss_refine.testing.models import (
     demand,
     left_as_found,
     modules_of,
+    of_uint8,
     settings_left_alone,
     smooth_images,
 )
@@ -50,6 +51,8 @@ def check_attention_source(make: Make) -> None:
         _check_batch(source)
         _check_types(source)
         check_refusals(source.attention)
+        if found := of_uint8(source.attention):
+            _demand_equal(*found, "be that of the images / 255 where uint8 images are accepted")
     check_interruptions(source, lambda: source.attention(smooth_images(1, 48, 80)))
 
 

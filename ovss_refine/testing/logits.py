@@ -15,6 +15,7 @@ from ovss_refine.testing.models import (
     demand,
     left_as_found,
     modules_of,
+    of_uint8,
     settings_left_alone,
     smooth_images,
 )
@@ -51,6 +52,9 @@ def check_logits_source(make: Callable[[], LogitsSource]) -> None:
         _check_batch(source)
         _check_types(source)
         check_refusals(source.logits)
+        if found := of_uint8(source.logits):
+            got, wanted = (one.values for one in found)
+            _demand_equal(got, wanted, "be those of the images / 255 where uint8 is accepted")
     check_interruptions(source, lambda: source.logits(smooth_images(1, 48, 80)))
 
 

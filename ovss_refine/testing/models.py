@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Result = TypeVar("Result")
 # Attributes that are compared by value. All others are compared by identity where they are
 # callable (`forward`, processors) and left out where not: libraries keep caches on their modules.
 PLAIN = (bool, int, float, str, bytes, tuple, type(None))
@@ -207,12 +208,12 @@ def _settings() -> tuple[object, ...]:
 
 
 def check_refusals(run: Callable[[Tensor], object]) -> None:
-    """Check that what is no batch of images in [0, 1] is refused."""
+    """Check that anything but a batch of images in [0, 1] is refused; for uint8 see `of_uint8`."""
     images = smooth_images(1, 64, 64)
     wrong: dict[str, Tensor] = {
         "without a batch axis": images[0],
         "with four channels": images[:, [0, 1, 2, 0]],
-        "of whole numbers": (255 * images).byte(),
+        "of whole numbers": (255 * images).int(),
         "in [0, 255]": 255 * images,
         "with a NaN": images.clone().index_fill(3, torch.tensor([5]), torch.nan),
     }
@@ -226,6 +227,19 @@ def check_refusals(run: Callable[[Tensor], object]) -> None:
                 f"images {what} must raise ValueError or TypeError; got {type(error).__name__}."
             ) from error
         raise AssertionError(f"images {what} must raise ValueError or TypeError; they did not.")
+
+
+def of_uint8(run: Callable[[Tensor], Result]) -> tuple[Result, Result] | None:
+    """Return the results of uint8 images and of the same ones divided by 255.
+
+    None if uint8 images are refused: a source need not take them.
+    """
+    images = (255 * smooth_images(1, 48, 80)).byte()
+    wanted = run(images / 255)
+    try:
+        return run(images), wanted
+    except (TypeError, ValueError):
+        return None
 
 
 def check_interruptions(source: object, run: Callable[[], object]) -> None:

@@ -191,7 +191,7 @@ def test_a_bad_file_leaves_the_picture_that_was_there(handlers, photo, tmp_path)
     bad = tmp_path / "bad.png"
     bad.write_text("no picture")
     page = handlers.drop("one", str(bad))
-    assert "<code>bad.png</code> must be a readable picture" in page["status"]
+    assert "<code>bad.png</code> must be a readable image" in page["status"]
     assert page["drop"] == {"value": None}
     assert handlers.sessions.of("one").picture.name == "photo"
 

@@ -118,8 +118,8 @@ def test_a_bad_file_is_explained(visit):
     page = visit()
     done(page, "astronaut")
     for content, said in (
-        (b"not a picture", "broken.png must be a readable picture"),
-        (photograph()[:5000], "broken.png must be a readable picture; got image file is truncated"),
+        (b"not a picture", "broken.png must be a readable image"),
+        (photograph()[:5000], "broken.png must be a readable image; got image file is truncated"),
         (blank((600, 600)), "at most 300,000 pixels; got 600 x 600"),
     ):
         upload(page, content, "broken.png")

@@ -55,14 +55,14 @@ def refusal(path, **limits):
 def test_text_is_no_picture(tmp_path):
     path = tmp_path / "x.png"
     path.write_text("not a picture")
-    assert refusal(path).startswith("`x.png` must be a readable picture; got cannot identify")
+    assert refusal(path).startswith("`x.png` must be a readable image; got cannot identify")
 
 
 def test_a_cut_file_is_no_picture(tmp_path):
     path = tmp_path / "x.png"
     Image.fromarray(RGB).save(path)
     path.write_bytes(path.read_bytes()[:900])
-    assert refusal(path).startswith("`x.png` must be a readable picture")
+    assert refusal(path).startswith("`x.png` must be a readable image")
 
 
 def test_too_many_bytes(tmp_path):

@@ -270,7 +270,7 @@ def test_broken_files_are_said_in_a_line(tmp_path, capsys, name, content):
     Image.fromarray(halves()).save(tmp_path / "good.png")
     assert run(tmp_path, tmp_path / name, tmp_path / "good.png") == 1
     shown = capsys.readouterr()
-    says = rf"failed: `.*{name}` must be a readable picture; got .*"
+    says = rf"failed: `.*{name}` must be a readable image; got .*"
     assert [bool(re.fullmatch(says, x)) for x in shown.err.splitlines() if "failed" in x] == [True]
     assert "(1 of 2 pictures)" in shown.out
     assert (tmp_path / "out" / "good_labels.png").exists()

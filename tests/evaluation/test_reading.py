@@ -73,7 +73,7 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(ValueError, match=rf"{ids[0]}\.png` must be the mask of an image"):
         read_pair(dataset, a)
     b.image.write_bytes(b.image.read_bytes()[:200])
-    with pytest.raises(ValueError, match=rf"{b.id}\.jpg` must be a readable picture"):
+    with pytest.raises(ValueError, match=rf"{b.id}\.jpg` must be a readable image"):
         read_pair(dataset, b)
     b.image.unlink()
     with pytest.raises(ValueError, match=rf"{b.id}\.jpg` must be an image; it does not exist"):

@@ -233,7 +233,7 @@ def test_damaged_files_stop_the_run_by_name(tmp_path, capsys):
     ids = make(tmp_path, "folder", count=5)
     spoil(tmp_path, ids)
     faults = {
-        ids[0]: "must be a readable picture",
+        ids[0]: "must be a readable image",
         ids[1]: "must have the size of its image, 32 x 24; got 5 x 4",
         ids[2]: "must have values from 0 to 4, or 255; got [77]",
     }

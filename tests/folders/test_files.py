@@ -74,7 +74,7 @@ def test_truncated_pictures_are_refused(tmp_path, suffix, share):
     Image.fromarray(PIXELS.repeat(20, 0).repeat(20, 1)).save(path)
     assert read_image(path).shape == (60, 100, 3)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ValueError, match=r"`.*a\.\w+` must be a readable picture; got "):
+    with pytest.raises(ValueError, match=r"`.*a\.\w+` must be a readable image; got "):
         read_image(path)
 
 
@@ -129,7 +129,7 @@ def test_the_header_decides_what_is_too_large(tmp_path):
     ):
         read_image(path, max_pixels=MAX_PIXELS)
     header_only(path, 20000, 150)  # else this takes a gigabyte
-    with pytest.raises(ValueError, match=r"must be a readable picture; got .*truncated"):
+    with pytest.raises(ValueError, match=r"must be a readable image; got .*truncated"):
         read_image(path, max_pixels=20000 * 150)
     assert before == Image.MAX_IMAGE_PIXELS
 
@@ -141,7 +141,7 @@ def test_the_limit_of_pillow_holds_only_where_there_is_no_other(tmp_path, monkey
     np.testing.assert_array_equal(read_image(path, max_pixels=15), PIXELS)
     with pytest.raises(ValueError, match="must have at most 14 pixels; got 5 x 3 = 15"):
         read_image(path, max_pixels=14)
-    with pytest.raises(ValueError, match="must be a readable picture; got Image size"):
+    with pytest.raises(ValueError, match="must be a readable image; got Image size"):
         read_image(path)
     assert Image.MAX_IMAGE_PIXELS == 7
 

@@ -162,7 +162,7 @@ def test_broken_files_are_listed_and_the_rest_is_done(tmp_path, capsys):
     failed = [line for line in shown.err.splitlines() if line.startswith("failed: ")]
     assert [re.search(r"p\d", line)[0] for line in failed] == ["p1", "p3", "p5", "p6"]
     assert "No such file" in failed.pop()  # a link to nowhere is not passed over
-    says = r"failed: `.*p\d\.png` must be a readable picture; got "
+    says = r"failed: `.*p\d\.png` must be a readable image; got "
     assert all(re.match(says, line) for line in failed)
 
 

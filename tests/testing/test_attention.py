@@ -63,7 +63,17 @@ class WithoutModel:
             return Good.map(self, 9 * pooled)
 
 
-@pytest.mark.parametrize("kind", [Good, Factored, OneGrid, WithoutModel])
+class Bytes(Good):
+    """Takes uint8 images as well."""
+
+    largest = 255
+
+    def attention(self, images):
+        images = images / self.largest if images.dtype == torch.uint8 else images
+        return super().attention(images)
+
+
+@pytest.mark.parametrize("kind", [Good, Factored, OneGrid, WithoutModel, Bytes])
 def test_good_sources_pass(kind):
     check_attention_source(kind)
 
@@ -160,6 +170,10 @@ class Constant(Good):
 class HalfBlind(Good):
     def attention(self, images):
         return super().attention(images if images.dtype == torch.float32 else 0 * images)
+
+
+class BytesOfAnotherRange(Bytes):
+    largest = 256
 
 
 class Permissive(Good):
@@ -293,6 +307,7 @@ class Unused(Good):
         (HalfBlind, r"not depend on the images' type, torch.float64"),
         (Permissive, "images with four channels must raise .* got RuntimeError"),
         (AnyType, "images of whole numbers must raise .* they did not"),
+        (BytesOfAnotherRange, r"must be that of the images / 255 where uint8 images are accepted"),
         (AnyRange, r"images in \[0, 255\] must raise"),
         (Hooked, r"after its use `_forward_hooks` of 0 of Sequential"),
         (HookedOnFailure, "after its use `_forward_hooks` of 0"),  # an image was refused

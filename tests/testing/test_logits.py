@@ -137,6 +137,23 @@ class TakesAnything(Good):
             return Logits(self.net(images[:, :3].float().nan_to_num()))
 
 
+class Bytes(Good):
+    """Takes uint8 images as well."""
+
+    largest = 255
+
+    def logits(self, images):
+        return super().logits(images / self.largest if images.dtype == torch.uint8 else images)
+
+
+class BytesOfAnotherRange(Bytes):
+    largest = 256
+
+
+def test_accepts_a_source_that_takes_uint8_images():
+    check_logits_source(Bytes)
+
+
 class LeavesAHook(Good):
     def logits(self, images):
         self.net[0].register_forward_hook(lambda *_: None)
@@ -187,6 +204,7 @@ REJECTED = {
     Overwrites: r"`images` must not be changed",
     Seeds: r"leave .* random numbers alone",
     TakesAnything: r"must raise ValueError or TypeError",
+    BytesOfAnotherRange: r"must be those of the images / 255",
     LeavesAHook: r"leave its model as it was found",
     LeavesTrainingMode: r"leave its model as it was found",
     LeavesAHookWhenItFails: r"after an exception in the middle",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ovss_refine.attention import Attention, affinity
 from ovss_refine.checks import check_number, check_shape
+from ovss_refine.images.convert import ImagesLike
 from ovss_refine_adapters.backbones.capture import check_images
 from ovss_refine_adapters.backbones.timm import TimmBackbone
 
@@ -58,8 +59,8 @@ class AffinityAttention:
         self.temperature = temperature
         self.factors = factors
 
-    def attention(self, images: Tensor) -> Attention:
-        """Attend over [B, 3, H, W] `images` in [0, 1].
+    def attention(self, images: ImagesLike) -> Attention:
+        """Compute the attention of B `images`, in any form that `AttentionSource` lists.
 
         Memory: three maps of B * N * N floats while they are made; with `factors`, 3 * B * C * N.
 
@@ -67,13 +68,13 @@ class AffinityAttention:
             B maps over the features' grid, float32, on the device of `images`.
 
         Raises:
-            TypeError: if `images` or their features are not floating-point.
+            TypeError: on images in none of these forms, or if the features are not floating-point.
             ValueError: on images of another shape or range, or features that are not
                 [B, C, gh, gw] and finite.
         """
-        B, _, _ = check_images(images)
+        images = check_images(images)
         features = self._features(images)
-        check_shape("features", features, "B C gh gw", B=B)
+        check_shape("features", features, "B C gh gw", B=len(images))
         features = features.detach().to(images.device)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             if not self.factors:

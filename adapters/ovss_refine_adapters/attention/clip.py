@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ovss_refine.attention import Attention
 from ovss_refine.checks import check_choice, check_count
+from ovss_refine.images.convert import ImagesLike
 from ovss_refine_adapters.backbones.capture import (
     check_images,
     check_layer_weights,
@@ -85,8 +86,8 @@ class CLIPAttention:
         self.factors = factors
         self.mean, self.std = (torch.tensor(x).view(3, 1, 1) for x in (clip.mean, clip.std))
 
-    def attention(self, images: Tensor) -> Attention:
-        """Attend over [B, 3, H, W] `images` in [0, 1].
+    def attention(self, images: ImagesLike) -> Attention:
+        """Compute the attention of B `images`, in any form that `AttentionSource` lists.
 
         Memory beside the model and its activations: B * N * N floats, four blocks of 2^21, and
         2 * B * A * T * d floats for each layer, 4 with `factors`.
@@ -95,12 +96,12 @@ class CLIPAttention:
             B maps over the grid of patches, float32, on the device of `images`.
 
         Raises:
-            TypeError: if `images` are not floating-point.
+            TypeError: on images in none of these forms.
             ValueError: on images of another shape or range.
         """
-        _, H, W = check_images(images)
+        images = check_images(images)
         tower, device = self.tower, self.tower.device
-        size = target_size(self.size, H, W, tower.patch)
+        size = target_size(self.size, images.shape[2], images.shape[3], tower.patch)
         pairs = {}
         with undisturbed(tower.visual):
             pixels = resize(images.to(device), size)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ovss_refine.attention import Attention
 from ovss_refine.checks import check_choice, check_count, check_number, check_shape
+from ovss_refine.images.convert import ImagesLike
 from ovss_refine_adapters.backbones.capture import (
     add_mean_attention,
     check_images,
@@ -146,8 +147,8 @@ class StableDiffusionAttention:
         self.factors = factors
         self.map_dtype = map_dtype or torch.float32
 
-    def attention(self, images: Tensor) -> Attention:
-        """Attend over [B, 3, H, W] `images` in [0, 1].
+    def attention(self, images: ImagesLike) -> Attention:
+        """Compute the attention of B `images`, in any form that `AttentionSource` lists.
 
         Memory beside the model and its activations: one map of B * N * N in `map_dtype` and four
         blocks of 2^21 floats, which at N = 4096 is no more than a second map in half precision;
@@ -157,11 +158,11 @@ class StableDiffusionAttention:
             B maps over the latents' grid, on the device of `images`.
 
         Raises:
-            TypeError: if `images` are not floating-point.
+            TypeError: on images in none of these forms.
             ValueError: on images of another shape or range.
             RuntimeError: if a wanted layer ran without being seen.
         """
-        check_images(images)
+        images = check_images(images)
         unet, vae = self.parts.unet, self.parts.vae
         with undisturbed(vae, unet):
             latents = self._encode(images)

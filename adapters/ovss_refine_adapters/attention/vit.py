@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ovss_refine.attention import Attention
 from ovss_refine.checks import check_choice
+from ovss_refine.images.convert import ImagesLike
 from ovss_refine_adapters.attention.affinity import AffinityAttention
-from ovss_refine_adapters.backbones.capture import check_layer_weights, mix_attention
+from ovss_refine_adapters.backbones.capture import check_images, check_layer_weights, mix_attention
 from ovss_refine_adapters.backbones.timm import Positions, TimmBackbone
 
 Kind = Literal["attention", "affinity"]
@@ -85,8 +86,8 @@ class ViTAttention:
             self.backbone, layer=self.layers[0], temperature=temperature, factors=factors
         )
 
-    def attention(self, images: Tensor) -> Attention:
-        """Attend over [B, 3, H, W] `images` in [0, 1].
+    def attention(self, images: ImagesLike) -> Attention:
+        """Compute the attention of B `images`, in any form that `AttentionSource` lists.
 
         Memory beside the model and its activations: B * N * N floats and four blocks of 2^21, or
         4 * B * A * N * d floats for each layer with `factors`.
@@ -95,11 +96,12 @@ class ViTAttention:
             B maps over the grid of patches, float32, on the device of `images`.
 
         Raises:
-            TypeError: if `images` are not floating-point.
+            TypeError: on images in none of these forms.
             ValueError: on images of another shape or range, or a size that the model was not made
                 for.
             RuntimeError: if a block ran without computing attention.
         """
+        images = check_images(images)
         if self.kind == "affinity":
             return self._affinity.attention(images)
         found = self.backbone.projections(images, self.layers)

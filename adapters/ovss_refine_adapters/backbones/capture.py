@@ -11,13 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovss_refine.attention import Attention
-from ovss_refine.checks import check_finite, check_float, check_number, check_shape
+from ovss_refine.checks import check_number
+from ovss_refine.images.convert import ImagesLike, as_image_batch
 
 # Elements of a block of rows: it stays in a CPU's cache, and a few float32 blocks weigh no more
 # than one half precision map of 64 x 64 patches.
 BLOCK_ELEMENTS = 1 << 21
-# Resizing and undoing a normalisation may leave [0, 1] by rounding.
-RANGE_SLACK = 1e-3
 
 
 @contextmanager
@@ -45,23 +44,26 @@ def dtype_of(model: nn.Module) -> torch.dtype:
     return next(model.parameters()).dtype
 
 
-def check_images(images: Tensor) -> tuple[int, int, int]:
-    """Return B, H, W of [B, 3, H, W] images in [0, 1], or raise.
+def check_images(images: ImagesLike) -> Tensor:
+    """Return B images as [B, 3, H, W] float32 in [0, 1], or raise.
+
+    Args:
+        images: a tensor [B, 3, H, W] or an array [B, H, W, 3], uint8 or float in [0, 1]; or a list
+            of images of one size, each a path, a PIL image, or an array or tensor without B.
 
     Raises:
-        TypeError: if `images` is not a floating-point tensor.
-        ValueError: on a wrong shape, or values that are not finite or outside [0, 1].
+        FileNotFoundError: if there is no such file.
+        TypeError: if an image is in none of these forms.
+        ValueError: on one image outside a batch or list, images of different sizes, a wrong shape,
+            or values that are not finite or outside [0, 1].
     """
-    sizes = check_shape("images", images, "B C H W", C=3)
-    check_float("images", images)
-    check_finite("images", images)
-    low, high = (float(x) for x in images.detach().aminmax())
-    if low < -RANGE_SLACK or high > 1 + RANGE_SLACK:
+    batch, several = as_image_batch(images, "images")
+    if not several:
         raise ValueError(
-            f"`images` must be in [0, 1]; got values from {low:.3g} to {high:.3g}. Divide 8-bit "
-            "pictures by 255."
+            f"`images` must be a batch or a list of images; got one image, {batch.shape[2]} x "
+            f"{batch.shape[3]}. Pass `[images]`."
         )
-    return sizes["B"], sizes["H"], sizes["W"]
+    return batch
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:

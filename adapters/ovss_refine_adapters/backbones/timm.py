@@ -94,7 +94,7 @@ class TimmBackbone:
             [B, C, gh, gw] float32 on the device of `images`, without prefix tokens.
 
         Raises:
-            TypeError: if `images` are not floating-point.
+            TypeError: if `images` are neither uint8 nor floating-point.
             ValueError: on images of another shape or range, a layer that does not exist, or a size
                 that the model was not made for.
         """
@@ -127,7 +127,7 @@ class TimmBackbone:
             layers: blocks, negative from the end; the result is in their order.
 
         Raises:
-            TypeError: if `images` are not floating-point.
+            TypeError: if `images` are neither uint8 nor floating-point.
             ValueError: as `features` does, or if the model is no ViT with plain attention.
             RuntimeError: if a block ran without computing attention.
         """
@@ -179,8 +179,8 @@ class TimmBackbone:
 
     def _run(self, images: Tensor, index: int, *, norm: bool) -> Tensor:
         """Run up to layer `index`: its [B, C, gh, gw] features."""
-        _, H, W = check_images(images)
-        size = target_size(self.size, H, W, self.patch_size)
+        images = check_images(images)
+        size = target_size(self.size, images.shape[2], images.shape[3], self.patch_size)
         self._check_fixed_size(size)
         with undisturbed(self.model), ExitStack() as stack:
             if self.positions == "reference":

@@ -22,6 +22,7 @@ from ovss_refine.checks import (
     check_number,
     check_shape,
 )
+from ovss_refine.images.convert import ImagesLike
 from ovss_refine.labels import LabelsLike
 from ovss_refine.logits import Logits
 from ovss_refine_adapters.backbones.capture import check_images, undisturbed
@@ -146,11 +147,11 @@ class DenseClip(ABC):
         other.text = other._text()
         return other
 
-    def logits(self, images: Tensor) -> Logits:
+    def logits(self, images: ImagesLike) -> Logits:
         """Score `images`; a batch gives what its images give one by one.
 
         Args:
-            images: [B, 3, H, W] RGB in [0, 1], any float type.
+            images: B images in any form that `LogitsSource` lists.
 
         Returns:
             Cosines in [-1, 1], [B, K, h, w] float32 on the device of `images`. On whole images
@@ -158,10 +159,10 @@ class DenseClip(ABC):
             over which the windows were averaged: B * K * H' * W' floats.
 
         Raises:
-            TypeError: if `images` is not a floating-point tensor.
-            ValueError: on a wrong shape, values that are not finite or outside [0, 1], or
-                images smaller than a patch.
+            TypeError: on images in none of these forms.
+            ValueError: on images of another shape or range, or smaller than a patch.
         """
+        images = check_images(images)
         with undisturbed(self.tower.visual):
             pixels = self.prepare(images)
             context = self.context(pixels)
@@ -187,11 +188,10 @@ class DenseClip(ABC):
         )
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Resize and normalise: [B, 3, H, W] in [0, 1] to [B, 3, H', W'] float32 pixels."""
-        _, H, W = check_images(images)
-        pixels = images.to(self.tower.device).float()
+        """Resize and normalise: [B, 3, H, W] in [0, 1] to [B, 3, H', W'] pixels, float32."""
+        pixels = images.to(self.tower.device)
         if self.options.short_side is not None:
-            size = resized_size(H, W, self.options.short_side)
+            size = resized_size(images.shape[2], images.shape[3], self.options.short_side)
             pixels = _resize(pixels, size, self.options.faithful)
         self.tower.grid(*pixels.shape[-2:])
         return (pixels * 255 - self._mean) / self._std

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ovss_refine.images.convert import ImagesLike
 from ovss_refine.labels import Labels, LabelsLike
 from ovss_refine.logits import Logits
 from ovss_refine_adapters.backbones.capture import check_images
@@ -21,7 +22,7 @@ class CallableLogits:
     """A function as a source of logits.
 
     Args:
-        fn: [B, 3, H, W] images in [0, 1] to [B, K, h, w] scores, K prompts in the order of
+        fn: [B, 3, H, W] float32 images in [0, 1] to [B, K, h, w] scores, K prompts in the order of
             `classes`. Called without gradient.
         classes: names with synonyms, a file, or `Labels`; None: K classes without names.
         scale: factor that turns the scores into the argument of a softmax over prompts, > 0:
@@ -39,21 +40,22 @@ class CallableLogits:
         self.classes = None if classes is None else as_classes(classes)
         self.scale = scale
 
-    def logits(self, images: Tensor) -> Logits:
+    def logits(self, images: ImagesLike) -> Logits:
         """Call the function.
 
         Args:
-            images: [B, 3, H, W] RGB in [0, 1].
+            images: B images in any form that `LogitsSource` lists.
 
         Returns:
             [B, K, h, w] scores on the device of `images`.
 
         Raises:
-            TypeError: if `images` or the result is not a floating-point tensor.
-            ValueError: on images of another shape or range, or a result that is not one map
-                for each image and prompt, or not finite.
+            TypeError: on images in none of these forms, or if the result is not a floating-point
+                tensor.
+            ValueError: on images of another shape or range, or a result that is not one map for
+                each image and prompt, or not finite.
         """
-        check_images(images)
+        images = check_images(images)
         with torch.no_grad():
             values = self.fn(images)
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__

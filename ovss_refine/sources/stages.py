@@ -1,0 +1,42 @@
+"""The stages of a segmentation: announced as they begin, and timed."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+OnStage = Callable[[str], object]
+
+
+class Stages:
+    """Times the stages of one batch.
+
+    Attributes:
+        seconds: of each stage so far, by its name.
+
+    Args:
+        device: is synchronised at the end of a stage.
+        on_stage: called with the name of each stage as it begins, or None.
+    """
+
+    def __init__(self, device: torch.device, on_stage: OnStage | None) -> None:
+        """Start with no stage."""
+        self.device, self.on_stage = device, on_stage
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Announce the stage `name` and time the body."""
+        if self.on_stage is not None:
+            self.on_stage(name)
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[name] = time.perf_counter() - start
+
+
+def announce_loading(on_stage: OnStage | None) -> Callable[[], object]:
+    """Return what a source calls before it is loaded."""
+    return lambda: None if on_stage is None else on_stage("loading")
