@@ -31,20 +31,25 @@ def load(stem):
 
 
 def unrefined(result, logits, image):
-    """Enlarge the scores smoothly and take the best class of every pixel."""
+    """Upsample the logits bilinearly and take the best class of every pixel."""
     smooth = F.interpolate(logits[None], image.shape[1:], mode="bilinear")[0]
     return replace(result, labels=smooth.argmax(0))
 
 
-def show(*pictures, columns=2):
-    """Show pictures of one width in rows, from left to right."""
-    width = max(picture.shape[1] for picture in pictures)
-    height = max(picture.shape[0] for picture in pictures)
-    rows = -(-len(pictures) // columns)
+def overlay(result):
+    """Draw the classes over the image."""
+    return result.segmentation(image, names).overlay()
+
+
+def show(*drawings, columns=2):
+    """Show drawings of one width in rows, from left to right."""
+    width = max(drawing.shape[1] for drawing in drawings)
+    height = max(drawing.shape[0] for drawing in drawings)
+    rows = -(-len(drawings) // columns)
     page = Image.new("RGB", (columns * (width + 8) - 8, rows * (height + 8) - 8), "white")
-    for place, picture in enumerate(pictures):
+    for place, drawing in enumerate(drawings):
         at = (place % columns * (width + 8), place // columns * (height + 8))
-        page.paste(Image.fromarray(picture), at)
+        page.paste(Image.fromarray(drawing), at)
     page.show()
 
 
@@ -55,7 +60,7 @@ def show(*pictures, columns=2):
 image, logits, attention = load("astronaut")
 result = Refiner()(logits, attention, image)
 before = unrefined(result, logits, image)
-show(before.overlay(image, names), result.overlay(image, names))
+show(overlay(before), overlay(result))
 
 # %%
 # Poor scores
@@ -71,7 +76,7 @@ weak = F.interpolate(noisy[None], (33, 33), mode="bilinear")[0]
 
 result = Refiner()(weak, attention, image)
 before = unrefined(result, weak, image)
-show(before.overlay(image, names), result.overlay(image, names))
+show(overlay(before), overlay(result))
 
 # %%
 # The classes that are not there have gone. Of the flag and the helmet, parts are taken for the
@@ -83,7 +88,7 @@ show(before.overlay(image, names), result.overlay(image, names))
 # The discrepancy of the classes that were kept. Bright is reached soon by a walk that starts at the
 # class's seeds and goes along the attention; the brightest class at a place is its label.
 
-show(result.maps(image, names), columns=1)
+show(result.segmentation(image, names).maps(), columns=1)
 
 # %%
 # The seeds are the patches that a class wins with at least half of the highest confidence in the
@@ -108,7 +113,7 @@ for threshold, found in ((0.5, result), (0.9, strict)):
 #
 # From left to right and down: the paper's ablation ``kl``, its three modes, and the two controls,
 # which measure no discrepancy. The time is that of the whole call, on the machine that built this
-# page. One picture says little about which is best; :doc:`/modes` has averages.
+# page. One image says little about which is best; :doc:`/modes` has averages.
 
 overlays = []
 for mode in ("kl", "optimal_path", "maximum_velocity", "fusion", "propagation", "anchored"):
@@ -118,7 +123,7 @@ for mode in ("kl", "optimal_path", "maximum_velocity", "fusion", "propagation", 
     seconds = time.perf_counter() - start
     changed = (found.labels != before.labels).float().mean()
     print(f"{mode:16}  {seconds:.3f} s   {changed:.1%} of the pixels are not as before")
-    overlays.append(found.overlay(image, names))
+    overlays.append(overlay(found))
 show(*overlays)
 
 # %%
@@ -127,7 +132,7 @@ show(*overlays)
 
 left = Refiner("propagation")(weak, attention, image)
 large = Refiner("propagation", min_area=0.02)(weak, attention, image)
-show(left.overlay(image, names), large.overlay(image, names))
+show(overlay(left), overlay(large))
 
 # %%
 # The other photograph
@@ -138,4 +143,4 @@ show(left.overlay(image, names), large.overlay(image, names))
 image, logits, attention = load("chelsea")
 result = Refiner()(logits, attention, image)
 before = unrefined(result, logits, image)
-show(before.overlay(image, names), result.overlay(image, names))
+show(overlay(before), overlay(result))

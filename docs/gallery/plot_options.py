@@ -22,12 +22,18 @@ logits = torch.from_numpy(arrays["logits"])  # [21, 33, 33]
 attention = affinity(torch.from_numpy(arrays["features"]), temperature=0.05)
 
 
-def show(*pictures):
-    """Show pictures of one size side by side."""
-    width, height = pictures[0].size
-    page = Image.new("RGB", (len(pictures) * (width + 8) - 8, height), "white")
-    for place, picture in enumerate(pictures):
-        page.paste(picture, (place * (width + 8), 0))
+def overlay(result, names):
+    """Draw the classes over the image, without the legend below it."""
+    drawing = Image.fromarray(result.segmentation(image, names).overlay())
+    return drawing.crop((0, 0, *photograph.size))
+
+
+def show(*drawings):
+    """Show drawings of one size side by side."""
+    width, height = drawings[0].size
+    page = Image.new("RGB", (len(drawings) * (width + 8) - 8, height), "white")
+    for place, drawing in enumerate(drawings):
+        page.paste(drawing, (place * (width + 8), 0))
     page.show()
 
 
@@ -47,9 +53,9 @@ def row(attention, x, y):
     share = (map / map.flatten().topk(20).values[-1]).clamp_max(1)
     light = Image.fromarray((40 + 215 * share).byte().numpy())
     light = light.resize(photograph.size, Image.Resampling.BILINEAR)
-    picture = Image.composite(photograph, Image.new("RGB", photograph.size), light)
-    ImageDraw.Draw(picture).ellipse((x - 9, y - 9, x + 9, y + 9), outline="white", width=3)
-    return picture
+    lit = Image.composite(photograph, Image.new("RGB", photograph.size), light)
+    ImageDraw.Draw(lit).ellipse((x - 9, y - 9, x + 9, y + 9), outline="white", width=3)
+    return lit
 
 
 show(*(row(attention, x, y) for x, y in [(230, 110), (250, 400), (60, 60)]))
@@ -79,7 +85,7 @@ for tau in (0.1, 0.3, 0.6):
     map = Image.fromarray((255 * D / D.max()).byte().numpy())
     sheets.append(map.resize(photograph.size, Image.Resampling.NEAREST).convert("RGB"))
     share = (result.labels == person).float().mean()
-    print(f"tau {tau}: mean discrepancy {D.mean():.2f}, 'person' has {share:.1%} of the picture")
+    print(f"tau {tau}: mean discrepancy {D.mean():.2f}, 'person' has {share:.1%} of the image")
 show(*sheets)
 
 # %%
@@ -93,7 +99,7 @@ show(*sheets)
 overlays = []
 for sigma_range in (0.02, 0.1, 1.0):
     result = Refiner(sigma_range=sigma_range)(logits, attention, image)
-    overlays.append(Image.fromarray(result.overlay(image, names)).crop((130, 0, 386, 256)))
+    overlays.append(overlay(result, names).crop((130, 0, 386, 256)))
 show(*overlays)
 
 # %%
@@ -113,8 +119,8 @@ result = sure(scribbles, attention, image)
 
 boxes = Image.fromarray((127 + 42 * (scribbles[0] - scribbles[1])).byte().numpy())
 boxes = boxes.resize(photograph.size, Image.Resampling.NEAREST).convert("RGB")
-refined = Image.fromarray(result.overlay(image, ["astronaut", "behind"]))
-show(Image.blend(photograph, boxes, 0.5), refined.crop((0, 0, *photograph.size)))
+refined = overlay(result, ["astronaut", "behind"])
+show(Image.blend(photograph, boxes, 0.5), refined)
 
 # %%
 # And an attention of your own: a matrix over patches whose rows sum to one, with the grid that they
@@ -124,5 +130,4 @@ gh, gw = attention.grid
 places = torch.cartesian_prod(torch.arange(gh), torch.arange(gw)).float()
 near = torch.softmax(-torch.cdist(places, places).square() / 4, dim=-1)
 by_distance = sure(scribbles, Attention(near, grid=(gh, gw)), image)
-picture = Image.fromarray(by_distance.overlay(image, ["astronaut", "behind"]))
-show(picture.crop((0, 0, *photograph.size)), refined.crop((0, 0, *photograph.size)))
+show(overlay(by_distance, ["astronaut", "behind"]), refined)

@@ -1,4 +1,4 @@
-"""Fonts that can write a name: Pillow's own, else one of the system's, else letters by number."""
+"""Fonts that have the letters of a name: Pillow's own, a system font, or letters by number."""
 
 import warnings
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import ImageFont
 
-# What systems bring for the scripts that Pillow's own font (Latin) lacks, broad ones first.
+# System fonts for the scripts that Pillow's own font (Latin) lacks, those of many scripts first.
 SYSTEM_FONTS = (
     "DejaVuSans.ttf",
     "NotoSans-Regular.ttf",
@@ -24,7 +24,7 @@ SYSTEM_FONTS = (
     "YuGothM.ttc",
     "malgun.ttf",
 )
-# Of the private and unassigned codes, which no font draws but as its sign for what it lacks.
+# An unassigned code, which every font draws as its placeholder for missing letters.
 UNASSIGNED = "\U0010fffe"
 ELLIPSIS = "..."
 
@@ -32,8 +32,7 @@ ELLIPSIS = "..."
 def writable(text: str, px: int) -> tuple[str, Any]:
     """Return a text and a font of `px` pixels that has all of its letters.
 
-    Where no font has them, letters become their Unicode numbers, such as "[U+732B]", which is said
-    in a warning.
+    Letters that no font has become their Unicode numbers, such as "[U+732B]", with a warning.
     """
     text = " ".join(text.split())  # on one line
     for font in _fonts(px):
@@ -50,7 +49,7 @@ def writable(text: str, px: int) -> tuple[str, Any]:
 
 
 def fitting(text: str, px: int, width: float) -> tuple[str, Any]:
-    """Do what `writable` does, and cut a text of more than `width` pixels short."""
+    """Do what `writable` does, and truncate a text of more than `width` pixels."""
     text, font = writable(text, px)
     if font.getlength(text) <= width:
         return text, font
@@ -82,7 +81,7 @@ def _system(name: str, px: int) -> Any | None:
 
 @lru_cache(maxsize=4096)
 def has(font: Any, letter: str) -> bool:
-    """Whether a font has a letter: it draws it otherwise than a code that stands for nothing."""
+    """Whether a font has a letter: draws it differently from an unassigned code."""
     return letter.isspace() or _drawn(font, letter) != _drawn(font, UNASSIGNED)
 
 

@@ -1,4 +1,4 @@
-"""A colour for every name: always the same one, and told apart by people who are colour blind.
+"""A colour for every name: always the same one, and distinct to colour-blind people too.
 
 A name alone decides its first choice, so that "cat" has one colour beside "dog" and beside twenty
 others. Where two names of one image choose the same colour, one of them takes another.
