@@ -275,9 +275,9 @@ def test_reference_positions_need_a_table():
 @pytest.mark.parametrize(
     ("x", "layer", "error", "says"),
     [
-        (torch.rand(3, 8, 8), -1, ValueError, r"`images` must have shape \[B, C=3, H, W\]"),
-        (torch.ones(1, 3, 8, 8, dtype=torch.uint8), -1, TypeError, "`images` must be a floating"),
-        (torch.full((1, 3, 8, 8), 200.0), -1, ValueError, r"in \[0, 1\]; got .* 200. Divide 8-bit"),
+        (torch.rand(3, 8, 8), -1, ValueError, r"`images` must be a batch or a list"),
+        (torch.ones(1, 3, 8, 8).int(), -1, TypeError, "`images` must be uint8 or floating-point"),
+        (torch.full((1, 3, 8, 8), 200.0), -1, ValueError, r"in \[0, 1\] .* 200. .* divide by 255"),
         (torch.full((1, 3, 8, 8), torch.nan), -1, ValueError, "`images` must be finite"),
         (torch.rand(1, 3, 8, 8), 3, ValueError, r"`layers` must be in \[-3, 2\]; got 3"),
         (torch.rand(1, 3, 8, 8), -4, ValueError, r"`layers` must be in \[-3, 2\]; got -4"),
