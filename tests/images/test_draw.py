@@ -42,7 +42,7 @@ def test_areas_lists_what_occurs_largest_first_and_sums_to_one():
     assert sum(share for *_, share in draw.areas(many, ["x"] * 26)) == pytest.approx(1)
 
 
-def test_legend_adds_rows_below_and_leaves_the_picture_alone():
+def test_legend_adds_rows_below_and_leaves_the_image_alone():
     names, before = [f"name {index}" for index in range(21)], NOISE.copy()
     colours = palette(names)
     one = with_legend(NOISE, [7], names, colours)
@@ -73,24 +73,24 @@ def test_heat_maps_of_constants_are_one_colour_and_stand_four_in_a_row(value):
     assert (sheet[-180:, 240:] == 255).all()
 
 
-def test_legend_of_a_narrow_picture_stands_below_it_and_long_names_are_cut():
-    picture, names = np.zeros((5, 1, 3), np.uint8), ["cat", "w" * 200]
-    page = with_legend(picture, [0, 1], names, palette(names))
+def test_legend_of_a_narrow_image_stands_below_it_and_long_names_are_cut():
+    image, names = np.zeros((5, 1, 3), np.uint8), ["cat", "w" * 200]
+    page = with_legend(image, [0, 1], names, palette(names))
     assert page.shape[1] == LEGEND_PX
-    np.testing.assert_array_equal(page[:5, :1], picture)
+    np.testing.assert_array_equal(page[:5, :1], image)
     assert (page[:5, 1:] == 255).all()
     assert (page[:, -MARGIN_PX:] == 255).all()  # nothing runs off the page
     assert page[5:, -40:].min() < 80  # but the long name comes near
 
 
-def test_letters_grow_with_the_picture():
+def test_letters_grow_with_the_image():
     wide = np.zeros((4, 4000, 3), np.uint8)
     page = with_legend(wide, [0], ["cat"], palette(["cat"]))
     box = (page[4:] == palette(["cat"])[0]).all(axis=-1)
     assert box.any(axis=0).sum() == box.any(axis=1).sum() == 51
 
 
-def test_captions_of_narrow_pictures_do_not_run_into_each_other():
+def test_captions_of_narrow_images_do_not_run_into_each_other():
     row = side_by_side([np.zeros((5, 2, 3), np.uint8)] * 2, ["a very long caption indeed"] * 2)
     assert row.shape[1] == 2 * CAPTION_PX + MARGIN_PX
     assert (row[:, CAPTION_PX : CAPTION_PX + MARGIN_PX] == 255).all()
@@ -139,8 +139,8 @@ def test_heat_overlay_shows_the_map_and_marks_the_pixel():
 )
 def test_save_writes_the_kind_that_the_suffix_says(tmp_path, name, kind):
     draw.save(tmp_path / name, NOISE)
-    with Image.open(tmp_path / name) as picture:
-        assert (picture.format, picture.size) == (kind, (300, 20))
+    with Image.open(tmp_path / name) as saved:
+        assert (saved.format, saved.size) == (kind, (300, 20))
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 

@@ -63,7 +63,7 @@ def test_letters(runs, text):
     assert rle.compress(np.array(runs)) == text
 
 
-def test_runs_of_a_very_large_picture_fit():
+def test_runs_of_a_very_large_image_fit():
     runs = np.array([2**31 - 1, 1, 5, 2**31 - 1, 0, 3])
     text, counts = rle.compress(runs), []
     for letter in decode_numbers(text):
