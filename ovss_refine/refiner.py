@@ -20,11 +20,11 @@ from torch import Tensor
 from ovss_refine.attention import Attention, AttentionSource, as_attention
 from ovss_refine.checks import as_tensor, check_finite, check_float, check_shape, check_sizes
 from ovss_refine.config import RefineConfig, RefineOptions, config_of
+from ovss_refine.images.convert import ImagesLike, as_image_batch
 from ovss_refine.logits import Logits, check_prompt_index
 from ovss_refine.method.distribution import confidence
 from ovss_refine.method.modes import ModeName
 from ovss_refine.method.steps import refine_confidence
-from ovss_refine.method.upsample import as_guide
 from ovss_refine.postprocess import Attentions, TargetSizes, label_maps
 from ovss_refine.result import RefineResult
 
@@ -66,7 +66,7 @@ class Refiner:
         self,
         logits: LogitsLike,
         attn: AttentionLike,
-        image: Tensor,
+        image: ImagesLike,
         *,
         prompt_index: PromptIndex = None,
     ) -> RefineResult:
@@ -79,13 +79,15 @@ class Refiner:
         of that, and where it does not fit it is done without: the same result, later.
 
         Args:
-            logits: [B, K, h, w] or [K, h, w] of any segmenter, any float type; or `Logits`,
-                whose scale multiplies the option `logit_scale`.
+            logits: [B, K, h, w] or [K, h, w] of any segmenter, a tensor or an array of any float
+                type; or `Logits`, whose scale multiplies the option `logit_scale`.
             attn: an `Attention`, or [B, N, N], [B, A, N, N] (heads, averaged) or [N, N]
                 self-attention; row = query, entries >= 0, rows sum to one within 1e-2. The grid
                 of a bare tensor is the logits' where it has N patches, else square. Or an
                 `AttentionSource`, which is given the image.
-            image: [B, 3, H, W] or [3, H, W], float in [0, 1] or uint8. H, W are the output's.
+            image: [B, 3, H, W] or [3, H, W] tensor, [B, H, W, 3] or [H, W, 3] array, float in
+                [0, 1] or uint8; a PIL image or a path; or a list of B images of one size. H, W are
+                the output's.
             prompt_index: [K] class of each prompt (synonyms share one), in [0, M); default: every
                 prompt is its own class. A class may be without a prompt: the background.
 
@@ -131,7 +133,7 @@ class Refiner:
 def refine(
     logits: LogitsLike,
     attn: AttentionLike,
-    image: Tensor,
+    image: ImagesLike,
     config: RefineConfig | None = None,
     *,
     prompt_index: PromptIndex = None,
@@ -141,7 +143,7 @@ def refine(
     Args:
         logits: [B, K, h, w] or [K, h, w], as for `Refiner`, as are all the others.
         attn: [B, N, N], [B, A, N, N] or [N, N], or what stands for it.
-        image: [B, 3, H, W] or [3, H, W].
+        image: [B, 3, H, W] or [3, H, W], or another form of images.
         config: the options; None: the defaults.
         prompt_index: [K] class of each prompt, or None.
 
@@ -177,7 +179,7 @@ class _Checked:
 def _check(
     logits: LogitsLike,
     attn: AttentionLike,
-    image: Tensor,
+    image: ImagesLike,
     config: RefineConfig,
     prompt_index: PromptIndex,
 ) -> _Checked:
@@ -194,9 +196,9 @@ def _check(
     known = {axis: sizes[axis] for axis in batch.split()}
     check_float("logits", values)
     check_finite("logits", values)
-    check_shape("image", image, f"{batch}C H W", C=3, **known)
+    guide, several = as_image_batch(image, "image")
+    check_sizes("image", guide.shape if several else guide.shape[1:], f"{batch}C H W", **known)
     prompts = _check_prompts(prompt_index, sizes["K"], config.background)
-    guide = as_guide(image if batch else image[None])
     if isinstance(attn, AttentionSource):
         attention = attn.attention(guide)
         check_sizes("attn.attention(image)", attention.shape, "B N N", B=len(guide))

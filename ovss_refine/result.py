@@ -93,34 +93,6 @@ class RefineResult:
             ValueError: on an image of another size, names that are not one for each class or not
                 distinct, or a result with a batch axis.
         """
-        from ovss_refine.images.convert import as_rgb
-        from ovss_refine.segmentation import Segmentation
+        from ovss_refine.segmentation import of_result
 
-        if self.labels.ndim != 2:
-            raise ValueError(
-                "`segmentation` must be of one image; got the result of a batch of "
-                f"{len(self.labels)}. Take `result[b].segmentation(...)`."
-            )
-        rgb = as_rgb(image, "image")
-        if rgb.shape[:2] != tuple(self.labels.shape):
-            raise ValueError(
-                f"`image` must have H, W = {list(self.labels.shape)}; got {list(rgb.shape[:2])}."
-            )
-        return Segmentation(
-            image=rgb,
-            names=_names(names, len(self.kept)),
-            labels=self.labels.cpu(),
-            discrepancy=self.discrepancy.cpu(),
-            kept=self.kept.cpu(),
-        )
-
-
-def _names(names: Sequence[str] | None, M: int) -> tuple[str, ...]:
-    """Return the names of M classes, numbered ones for None, or raise."""
-    named = tuple(f"class {c}" for c in range(M)) if names is None else tuple(names)
-    if len(named) != M:
-        raise ValueError(f"`names` must name the M={M} classes; got {len(named)}.")
-    if len(set(named)) < M:
-        twice = next(name for name in named if named.count(name) > 1)
-        raise ValueError(f"`names` must be distinct; got {twice!r} twice.")
-    return named
+        return of_result(self, image, names)

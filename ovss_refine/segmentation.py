@@ -3,10 +3,11 @@
 Axes: M classes, (gh, gw) grid of the attention, N = gh * gw patches, (H, W) pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -14,7 +15,11 @@ from torch import Tensor
 from ovss_refine.attention import Attention
 from ovss_refine.checks import check_count
 from ovss_refine.images import draw, rle
+from ovss_refine.images.convert import ImageLike, as_rgb
 from ovss_refine.images.read import RGB
+
+if TYPE_CHECKING:
+    from ovss_refine.result import RefineResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -147,3 +152,37 @@ class Segmentation:
             TypeError: as `attention_map` does.
         """
         return draw.heat_overlay(self.image, self.attention_map(x, y).sqrt().numpy(), x, y)
+
+
+def of_result(
+    result: "RefineResult", image: ImageLike, names: Sequence[str] | None
+) -> Segmentation:
+    """Do the work of `RefineResult.segmentation`."""
+    if result.labels.ndim != 2:
+        raise ValueError(
+            "`segmentation` must be of one image; got the result of a batch of "
+            f"{len(result.labels)}. Take `result[b].segmentation(...)`."
+        )
+    rgb = as_rgb(image, "image")
+    if rgb.shape[:2] != tuple(result.labels.shape):
+        raise ValueError(
+            f"`image` must have H, W = {list(result.labels.shape)}; got {list(rgb.shape[:2])}."
+        )
+    return Segmentation(
+        image=rgb,
+        names=_names(names, len(result.kept)),
+        labels=result.labels.cpu(),
+        discrepancy=result.discrepancy.cpu(),
+        kept=result.kept.cpu(),
+    )
+
+
+def _names(names: Sequence[str] | None, M: int) -> tuple[str, ...]:
+    """Return the names of M classes, numbered ones for None, or raise."""
+    named = tuple(f"class {c}" for c in range(M)) if names is None else tuple(names)
+    if len(named) != M:
+        raise ValueError(f"`names` must name the M={M} classes; got {len(named)}.")
+    if len(set(named)) < M:
+        twice = next(name for name in named if named.count(name) > 1)
+        raise ValueError(f"`names` must be distinct; got {twice!r} twice.")
+    return named

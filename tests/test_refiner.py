@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch.testing import assert_close
 
 import reference
@@ -527,10 +528,10 @@ class TestBadInput:
             r"`attn` must have shape \[B, N, N\]; got \[1, 42, 41\]", attn=attn[None, :, 1:]
         )
         self.refuse(
-            r"`image` must have shape \[C=3, H, W\]; got \[40, 33, 3\]",
+            r"must be a tensor \[3, H, W\]; got \[40, 33, 3\]. Pass `image.permute\(2, 0, 1\)`",
             image=image.permute(1, 2, 0),
         )
-        self.refuse(r"`image` must have shape \[C=3, H, W\]; got \[1, 3, 40", image=image[None])
+        self.refuse(r"`image` must have shape \[C, H, W\]; got \[1, 3, 40", image=image[None])
         two = {"logits": torch.stack([logits] * 2), "image": torch.stack([image] * 2)}
         self.refuse(
             r"`attn` must have shape \[B=2, N, N\]; got \[3, 42, 42\]",
@@ -538,7 +539,7 @@ class TestBadInput:
             attn=attn.expand(3, -1, -1),
         )
         self.refuse(
-            r"`image` must have shape \[B=2, C=3, H, W\]; got \[1, 3",
+            r"`image` must have shape \[B=2, C, H, W\]; got \[1, 3",
             logits=two["logits"],
             attn=attn.expand(2, -1, -1),
             image=image[None],
@@ -546,13 +547,15 @@ class TestBadInput:
 
     def test_zero_sized(self):
         self.refuse(r"none of them 0; got \[0, 6, 7\]", logits=torch.zeros(0, 6, 7))
-        self.refuse(r"none of them 0; got \[3, 0, 5\]", image=torch.zeros(3, 0, 5))
+        self.refuse(
+            r"`image` must be a tensor \[3, H, W\]; got \[3, 0, 5\]", image=torch.zeros(3, 0, 5)
+        )
         self.refuse(r"none of them 0; got \[0, 0\]", attn=torch.zeros(0, 0))
 
     def test_kinds(self):
         self.refuse("`logits` must be a torch.Tensor; got list", error=TypeError, logits=[1.0])
         self.refuse("`attn` must be a torch.Tensor; got list", error=TypeError, attn=[0.5])
-        self.refuse("`image` must be a torch.Tensor; got NoneType", error=TypeError, image=None)
+        self.refuse("`image` must be a path, .*; got NoneType", error=TypeError, image=None)
         self.refuse(
             "`logits` must be a floating-point tensor; got torch.int64",
             error=TypeError,
@@ -699,3 +702,33 @@ def test_arrays_are_taken_as_tensors_are():
     assert torch.equal(
         refine(Logits(logits.numpy()), attn, image).labels, Refiner()(logits, attn, image).labels
     )
+
+
+@pytest.mark.parametrize("form", ["tensor", "array", "float array", "PIL", "path"])
+@pytest.mark.parametrize("several", [False, True])
+def test_every_form_of_an_image_gives_the_same(form, several, tmp_path):
+    logits, attn, image = smooth_case().tensors()
+    pixels = (image * 255).byte()  # [3, H, W]
+    array = pixels.permute(1, 2, 0).numpy()
+    Image.fromarray(array).save(tmp_path / "x.png")
+    one = {
+        "tensor": pixels,
+        "array": array,
+        "float array": array.astype(np.float64) / 255,
+        "PIL": Image.fromarray(array),
+        "path": tmp_path / "x.png",
+    }[form]
+    wanted = Refiner(keep_scores=True)(logits, attn, pixels)
+    if several:
+        batch = Attention.stack([attn, attn])
+        found = Refiner(keep_scores=True)(torch.stack([logits] * 2), batch, [one, one])[1]
+    else:
+        found = Refiner(keep_scores=True)(logits, attn, one)
+    assert_same_result(found, wanted, 1e-5)
+
+
+def test_images_of_two_sizes_are_refused():
+    logits, attn, image = smooth_case().tensors()
+    batch = Attention.stack([attn, attn])
+    with pytest.raises(ValueError, match="`image` must be images of one size H x W; got 40 x 33, "):
+        Refiner()(torch.stack([logits] * 2), batch, [image, image[:, 1:]])

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Union, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ovss_refine.checks import check_shape
+
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 ImageLike = Union[str, Path, "Image.Image", NDArray[Any], "Tensor"]
 ImagesLike = ImageLike | Sequence[ImageLike]
+# Resizing an image, or undoing its normalisation, may leave [0, 1] by rounding.
+RANGE_SLACK = 1e-3
 # By whether it is an array, and whether it has a batch axis: the form, and how to get it from an
 # image with its channels at the other end, from RGBA and from grey.
 FORMS = {
@@ -157,6 +161,37 @@ def as_image_list(images: ImagesLike, name: str) -> tuple[list[tuple[ImageLike, 
     return [(image, f"{name}[{i}]") for i, image in enumerate(cast("Any", images))], True
 
 
+def as_guide(image: Tensor, name: str = "image", **known: int) -> Tensor:
+    """Check images [B, 3, H, W], uint8 or float in [0, 1], and return them as float32 in [0, 1].
+
+    Raises:
+        TypeError: if they are not a tensor, or neither uint8 nor floating-point.
+        ValueError: on a wrong shape or values out of range.
+    """
+    import torch
+
+    known["C"] = 3
+    check_shape(name, image, "B C H W", **known)
+    if image.dtype == torch.uint8:
+        if int(image.max()) == 1:
+            raise ValueError(
+                f"`{name}` must be uint8 in [0, 255] or float in [0, 1]; got uint8 with values 0 "
+                "and 1 only, like a float image cast to uint8. Multiply by 255 before the cast."
+            )
+        return image.float() / 255
+    if not image.is_floating_point():
+        raise TypeError(f"`{name}` must be uint8 or floating-point; got {image.dtype}.")
+    low, high = (float(x) for x in image.detach().aminmax())
+    if not (low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK):
+        fix = "divide by 255" if low >= 0 else "undo the model's normalisation"
+        raise ValueError(
+            f"`{name}` must be finite and in [0, 1] when floating-point; got values from {low:.4g} "
+            f"to {high:.4g}. If it is 8-bit or normalised, {fix} first."
+        )
+    image = image.float()
+    return image if low >= 0 and high <= 1 else image.clamp(0, 1)
+
+
 def _check_form(image: Tensor | NDArray[Any], name: str, *, batch: bool = False) -> tuple[int, int]:
     """Return H, W of an array or a tensor, or raise with the fix."""
     is_array = isinstance(image, np.ndarray)
@@ -184,8 +219,6 @@ def _check_form(image: Tensor | NDArray[Any], name: str, *, batch: bool = False)
 def _to_float(images: Tensor | NDArray[Any], name: str) -> Tensor:
     """Check the values of a batch; return it as [B, 3, H, W] float32."""
     import torch
-
-    from ovss_refine.method.upsample import as_guide
 
     if isinstance(images, np.ndarray):
         dtype = np.float32 if images.dtype.kind == "f" else images.dtype

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovss_refine.checks import check_count, check_finite, check_float, check_number, check_shape
+from ovss_refine.images.convert import as_guide
 from ovss_refine.tensors.cells import Axis, axis, by_cell, cell_means, neighbours, spatial_weights
 from ovss_refine.tensors.tracing import exporting
 
@@ -27,8 +28,6 @@ CPU_BAND = 1 << 19
 GPU_BAND = 1 << 26
 # Share of the spatial weight that decides where every range weight vanishes.
 SPATIAL_FLOOR = 1e-12
-# Resizing an image, or undoing its normalisation, may leave [0, 1] by rounding.
-RANGE_SLACK = 1e-3
 
 
 def joint_bilateral_upsample(
@@ -72,35 +71,6 @@ def joint_bilateral_upsample(
         for band in upsample_bands(low.float(), guide, sigma_spatial, sigma_range, radius):
             out[:, :, band.rows] = band.means()
     return out
-
-
-def as_guide(image: Tensor, name: str = "image", **known: int) -> Tensor:
-    """Check images [B, 3, H, W], uint8 or float in [0, 1], and return them as float32 in [0, 1].
-
-    Raises:
-        TypeError: if they are not a tensor, or neither uint8 nor floating-point.
-        ValueError: on a wrong shape or values out of range.
-    """
-    known["C"] = 3
-    check_shape(name, image, "B C H W", **known)
-    if image.dtype == torch.uint8:
-        if int(image.max()) == 1:
-            raise ValueError(
-                f"`{name}` must be uint8 in [0, 255] or float in [0, 1]; got uint8 with values 0 "
-                "and 1 only, like a float image cast to uint8. Multiply by 255 before the cast."
-            )
-        return image.float() / 255
-    if not image.is_floating_point():
-        raise TypeError(f"`{name}` must be uint8 or floating-point; got {image.dtype}.")
-    low, high = (float(x) for x in image.detach().aminmax())
-    if not (low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK):
-        fix = "divide by 255" if low >= 0 else "undo the model's normalisation"
-        raise ValueError(
-            f"`{name}` must be finite and in [0, 1] when floating-point; got values from {low:.4g} "
-            f"to {high:.4g}. If it is 8-bit or normalised, {fix} first."
-        )
-    image = image.float()
-    return image if low >= 0 and high <= 1 else image.clamp(0, 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
