@@ -1,4 +1,4 @@
-"""Hugging Face outputs to label maps, for `Refiner.post_process_semantic_segmentation`.
+"""Hugging Face outputs to label maps.
 
 Axes: B images, K classes, Q queries, (h, w) grid of the model's output, N tokens, (H, W) pixels.
 """
@@ -20,25 +20,32 @@ TargetSizes = Tensor | Sequence[Sequence[int]] | None
 Attentions = Tensor | Attention | AttentionSource | Sequence[Tensor | Attention]
 
 
-def label_maps(
+def post_process_semantic_segmentation(
     refiner: Callable[[Tensor, Any, Tensor], RefineResult],
     outputs: Any,
-    target_sizes: TargetSizes,
+    target_sizes: TargetSizes = None,
+    *,
     attn: Attentions,
     images: ImagesLike,
 ) -> list[Tensor]:
-    """Refine a model's outputs image by image; see `Refiner.post_process_semantic_segmentation`.
+    """Drop-in replacement for the image processor's method of the same name.
 
     Args:
-        refiner: from logits [1, K, h, w], attention and image [1, 3, H, W] to labels [1, H, W].
-        outputs: of the model.
-        target_sizes: (H, W) of each label map.
-        attn: of each image.
-        images: the B images, of any sizes and in any of the forms of `images.convert`; a file or
-            PIL image is made upright, and the model must have been given the upright image too.
+        refiner: a `Refiner`, whose method this is.
+        outputs: of a Hugging Face `*ForSemanticSegmentation`, MaskFormer or alike; or logits
+            [B, K, h, w].
+        target_sizes: (H, W) of each label map, or [B, 2]; None: each image's own size.
+        attn: as for a call of `Refiner`, of B images; or one `Attention` or [N, N] tensor for each.
+        images: the B images, not normalised, of any sizes: [B, 3, H, W], or a list of them in any
+            form; a file or PIL image is made upright, and the model must have been given the
+            upright image too.
 
     Returns:
-        B label maps [H, W] int64.
+        B label maps [H, W] int64, on the device of the logits.
+
+    Raises:
+        TypeError: if `outputs` has no logits, or as a call of `Refiner` does.
+        ValueError: if there are not B images, maps or sizes, or as a call of `Refiner` does.
     """
     logits = semantic_logits(outputs)
     B = logits.shape[0]

@@ -25,7 +25,7 @@ from ovss_refine.logits import Logits, check_prompt_index
 from ovss_refine.method.distribution import confidence
 from ovss_refine.method.modes import ModeName
 from ovss_refine.method.steps import refine_confidence
-from ovss_refine.postprocess import Attentions, TargetSizes, label_maps
+from ovss_refine.postprocess import post_process_semantic_segmentation
 from ovss_refine.result import RefineResult
 
 # The size of a block is divided by these in turn while memory does not suffice.
@@ -99,31 +99,7 @@ class Refiner:
         """
         return _run(_check(logits, attn, image, self.config, prompt_index))
 
-    def post_process_semantic_segmentation(
-        self,
-        outputs: Any,
-        target_sizes: TargetSizes = None,
-        *,
-        attn: Attentions,
-        images: Tensor | Sequence[Any],
-    ) -> list[Tensor]:
-        """Refine what a Hugging Face model returns, as its image processor's method of that name.
-
-        Args:
-            outputs: of a `*ForSemanticSegmentation`, MaskFormer or alike; or logits [B, K, h, w].
-            target_sizes: (H, W) of each label map, or [B, 2]; None: each image's own size.
-            attn: as for `refine`, of B images; or one `Attention` or [N, N] tensor for each.
-            images: B of them, not normalised, of any sizes: [B, 3, H, W], or a sequence of
-                [3, H, W] tensors (float in [0, 1] or uint8), PIL images or [H, W, 3] uint8 arrays.
-
-        Returns:
-            B label maps [H, W] int64, on the device of the logits.
-
-        Raises:
-            TypeError: if `outputs` has no logits, or as `refine` does.
-            ValueError: if there are not B images, maps or sizes, or as `refine` does.
-        """
-        return label_maps(self, outputs, target_sizes, attn, images)
+    post_process_semantic_segmentation = post_process_semantic_segmentation
 
     def __repr__(self) -> str:
         """Show the options."""
