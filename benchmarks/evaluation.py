@@ -37,6 +37,7 @@ from ovss_refine.evaluation.processes import join
 from ovss_refine.evaluation.request import Chosen, EvaluateRequest
 from ovss_refine.evaluation.rows import Baseline, Row, make_rows
 from ovss_refine.evaluation.run import run_evaluate
+from ovss_refine.folders.records import Records
 from ovss_refine.registry import load_logits
 
 SIZE, GRID, M = (375, 500), (33, 33), 21
@@ -92,7 +93,7 @@ def make_job(root: Path, dataset: DataSet, rows: Mapping[str, Row], out: Path) -
         logits=load_logits("npz", folder=root / "arrays"),
         attention=NpzAttention(root / "arrays"),
         rows=rows,
-        out=out,
+        records=Records(out),
     )
 
 
@@ -121,14 +122,14 @@ def overhead(root: Path, names: tuple[str, ...], count: int, repeats: int) -> di
     dataset = write_set(root, count)
     table = make_rows(RefineConfig(), Baseline())
     rows = {name: table[name] for name in names}
-    team, whole, core = join("cpu"), [], []
+    group, whole, core = join("cpu"), [], []
     for turn in range(repeats + 1):  # the first warms up, and is checked
         job = make_job(root, dataset, rows, root / f"out{turn}")
         batches = [Batch((_read(job, item)(),)) for item in job.items]
         seconds, labels = in_memory(job, batches)
         core.append(seconds)
         start = clocks()
-        totals = evaluate(job, team)
+        totals = evaluate(job, group)
         whole.append(clocks() - start)
         if turn == 0:
             check(batches, labels, totals.counts)

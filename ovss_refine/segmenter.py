@@ -24,6 +24,7 @@ from ovss_refine.logits import Logits, LogitsSource
 from ovss_refine.method.modes import ModeName
 from ovss_refine.refiner import refine
 from ovss_refine.segmentation import Segmentation
+from ovss_refine.sources.device import resolve_device
 from ovss_refine.sources.lazy import LogitsSlot, Slot, check_models_dir
 from ovss_refine.sources.stages import OnStage, Stages, announce_loading
 
@@ -81,7 +82,7 @@ class Segmenter:
         if max_pixels is not None:
             check_count("max_pixels", max_pixels, 1)
         self.max_pixels = max_pixels
-        self.device = _device(device)
+        self.device = resolve_device(device)
         folder = check_models_dir(models_dir)
         self._logits = LogitsSlot(logits, logits_options or {}, self.device, folder)
         self._attention = Slot("attention", attention, attention_options or {}, self.device, folder)
@@ -267,19 +268,6 @@ class Segmenter:
             )
             for b, array in enumerate(arrays)
         ]
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None or device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"`device` must be one that torch can use; got {device!r}: {reason}"
-        ) from None
-    return torch.device(device)
 
 
 def _names(logits: Logits, labels: Labels | None) -> tuple[str, ...]:

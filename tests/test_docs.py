@@ -25,9 +25,6 @@ NOT_RUN = {
     "torchrun --nproc-per-node 4 -m ovss_refine evaluate ...": (
         "cut short; tests/evaluation/test_processes.py runs two processes"
     ),
-    "ovss-refine reproduce main --tiny --limit 1": (
-        "136 evaluations; tests/evaluation/test_reproduce.py runs those of one data set"
-    ),
 }
 # How commands begin that are cut short, with what makes them whole.
 COMPLETED = {

@@ -22,6 +22,7 @@ from ovss_refine.examples import (
     read_inputs,
 )
 from ovss_refine.folders.files import write_whole
+from ovss_refine.folders.results import prepare_folder
 from ovss_refine.images import draw
 from ovss_refine.images.read import IMAGE_SUFFIXES
 from ovss_refine.labels import read_labels
@@ -38,7 +39,7 @@ def run_demo(request: DemoRequest) -> None:
     """
     names = example_names()
     targets = {stem: request.out / f"{stem}_before_after.png" for stem in list_examples()}
-    prepare_output(request.out, [*targets.values()], overwrite=request.overwrite)
+    prepare_folder(request.out, [*targets.values()], overwrite=request.overwrite)
     for stem, target in targets.items():
         inputs = read_example(stem)
         H, W = inputs.image.shape[:2]
@@ -71,7 +72,7 @@ def run_refine(request: RefineRequest) -> None:
     endings = ["labels.png", "overlay.png"]
     endings += ["maps.png"] * request.maps + ["scores.npz"] * request.config.keep_scores
     targets = [request.out / f"{image.stem}_{ending}" for image, *_ in files for ending in endings]
-    prepare_output(request.out, targets, overwrite=request.overwrite)
+    prepare_folder(request.out, targets, overwrite=request.overwrite)
     for image, logits, attention in tqdm(files, unit="image", disable=len(files) == 1):
         start = time.perf_counter()
         try:
@@ -163,20 +164,3 @@ def partner(image: Path, where: Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"`{path}` must exist, to go with `{image}`; it does not.")
     return path
-
-
-def prepare_output(out: Path, targets: Sequence[Path], *, overwrite: bool) -> None:
-    """Make the folder for the results and see that none of them is there yet.
-
-    Raises:
-        FileExistsError: if one is, and `overwrite` is not set; or if `out` is a file.
-    """
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"`--out` must be a folder; `{out}` is a file.")
-    there = [path for path in targets if path.exists()]
-    if there and not overwrite:
-        raise FileExistsError(
-            f"`{there[0]}` exists ({len(there)} of {len(targets)} results do); pass --overwrite to "
-            "replace, or another --out."
-        )
-    out.mkdir(parents=True, exist_ok=True)

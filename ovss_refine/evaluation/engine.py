@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -27,12 +26,12 @@ from ovss_refine.attention import Attention
 from ovss_refine.evaluation.batches import Batch, Sample, batches
 from ovss_refine.evaluation.dataset import IGNORE, DataSet, Item
 from ovss_refine.evaluation.inputs import AttentionFrom, LogitsFrom, PerImage, read_ahead
-from ovss_refine.evaluation.metric import confusion
-from ovss_refine.evaluation.processes import Team
+from ovss_refine.evaluation.metric import confusion, pack
+from ovss_refine.evaluation.processes import ProcessGroup
 from ovss_refine.evaluation.reading import ahead, read_pair
 from ovss_refine.evaluation.rows import Row, without_background
 from ovss_refine.evaluation.totals import Totals, add_up
-from ovss_refine.folders.records import Record, Records, pack
+from ovss_refine.folders.records import Record, Records
 from ovss_refine.logits import Logits
 
 # What reading a file may raise; anything else is no fault of the file.
@@ -50,7 +49,7 @@ class Job:
         logits: where scores come from.
         attention: where attention comes from.
         rows: ways from them to labels, by name.
-        out: folder for the records; it exists.
+        records: those of this process, open; all processes have theirs in one folder.
         drop_background: drop class 0 of the logits.
         on_error: what to do about an image or mask that cannot be read.
         batch_size: most images at a time, >= 1; only images of one size go together.
@@ -63,7 +62,7 @@ class Job:
     logits: LogitsFrom
     attention: AttentionFrom
     rows: Mapping[str, Row]
-    out: Path
+    records: Records
     drop_background: bool = False
     on_error: Literal["skip", "stop"] = "stop"
     batch_size: int = 1
@@ -71,7 +70,7 @@ class Job:
     draw: Callable[[Sample, LabelMaps], None] | None = None
 
 
-def evaluate(job: Job, team: Team) -> Totals:
+def evaluate(job: Job, group: ProcessGroup) -> Totals:
     """Evaluate what has no result yet, and add up all results.
 
     Returns:
@@ -82,32 +81,29 @@ def evaluate(job: Job, team: Team) -> Totals:
         ValueError: on input that does not fit, named by image.
         OSError: if results cannot be written.
     """
-    records = Records(job.out, team.rank)
-    try:
-        done = add_up(job.out, list(job.rows), job.dataset.M).done
-        team.wait()  # a line that another is just writing would look damaged
-        share = [item for item in team.share(job.items) if item.id not in done]
-        total = len(team.share(job.items))
-        bar = tqdm(
-            total=total,
-            initial=total - len(share),
-            unit="image",
-            disable=not team.leads,
-            mininterval=0.2 if sys.stderr.isatty() else 10,  # a log file keeps every line
-        )
-        with bar, ThreadPoolExecutor(1, thread_name_prefix="ovss-refine-write") as writer:
-            pending: Future[None] | None = None
-            for made in _records(job, share, team.device):
-                if pending is not None:
-                    pending.result()  # a failure to write has to stop the run
-                pending = writer.submit(_append, records, made)
-                bar.update(len(made))
+    folder, rows, M = job.records.path.parent, list(job.rows), job.dataset.M
+    done = add_up(folder, rows, M).done
+    group.wait()  # a line that another is just writing would look damaged
+    share = [item for item in group.share(job.items) if item.id not in done]
+    total = len(group.share(job.items))
+    bar = tqdm(
+        total=total,
+        initial=total - len(share),
+        unit="image",
+        disable=not group.leads,
+        mininterval=0.2 if sys.stderr.isatty() else 10,  # a log file keeps every line
+    )
+    with bar, ThreadPoolExecutor(1, thread_name_prefix="ovss-refine-write") as writer:
+        pending: Future[None] | None = None
+        for made in _records(job, share, group.device):
             if pending is not None:
-                pending.result()
-    finally:
-        records.close()
-    team.wait()
-    return add_up(job.out, list(job.rows), job.dataset.M)
+                pending.result()  # a failure to write has to stop the run
+            pending = writer.submit(_append, job.records, made)
+            bar.update(len(made))
+        if pending is not None:
+            pending.result()
+    group.wait()
+    return add_up(folder, rows, M)
 
 
 def _append(records: Records, made: Sequence[Record]) -> None:

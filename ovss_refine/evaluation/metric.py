@@ -49,6 +49,18 @@ def confusion(truth: NDArray[np.uint8], labels: NDArray[np.int64], M: int, ignor
     return counts[:M].copy()
 
 
+def pack(counts: Counts) -> list[list[int]]:
+    """Keep the entries of [M, M] counts that are not 0: their places and values."""
+    places = np.flatnonzero(counts)
+    return [places.tolist(), counts.ravel()[places].tolist()]
+
+
+def add_packed(total: Counts, packed: list[list[int]]) -> None:
+    """Add packed counts to [M, M] `total`, in place."""
+    places, values = packed
+    total.reshape(-1)[places] += np.array(values, dtype=np.int64)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
     """What a confusion matrix says; all in [0, 1], NaN where there is nothing to divide by.

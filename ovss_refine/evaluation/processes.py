@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from ovss_refine.registry import require
+from ovss_refine.sources.device import resolve_device
 
 T = TypeVar("T")
 # The slowest process may have that much more to do than the fastest; the default of ten to thirty
@@ -21,7 +22,7 @@ PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)
-class Team:
+class ProcessGroup:
     """One process among those that share the work.
 
     Attributes:
@@ -56,7 +57,7 @@ class Team:
             self.state.destroy_process_group()
 
 
-def join(device: str = "auto") -> Team:
+def join(device: str = "auto") -> ProcessGroup:
     """Find out, from what torchrun says in the environment, who shares the work.
 
     Args:
@@ -71,7 +72,7 @@ def join(device: str = "auto") -> Team:
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
-        return Team(0, 1, _device(device))
+        return ProcessGroup(0, 1, resolve_device(device))
     if device not in ("auto", "cpu"):
         raise ValueError(f"`device` must be 'auto' or 'cpu' for {world} processes; got {device!r}.")
     accelerate = require("accelerate", "eval")
@@ -83,21 +84,4 @@ def join(device: str = "auto") -> Team:
             f"accelerate must join {world} processes; got {state.num_processes}. The environment "
             "variables that begin with ACCELERATE_ may say otherwise."
         )
-    return Team(state.process_index, state.num_processes, state.device, state)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"`device` must be 'auto' or a device of torch; got {name!r}.") from None
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            found = f"{count} GPU{'s' if count > 1 else ''}" if count else "no GPU"
-            raise ValueError(
-                f"`device` must be one that is here; got {name!r}, and torch finds {found}."
-            )
-    return device
+    return ProcessGroup(state.process_index, state.num_processes, state.device, state)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ovss_refine.attention import Attention
 from ovss_refine.baseline.decision import decide
 from ovss_refine.baseline.pamr import pamr
+from ovss_refine.baseline.resize import resized_size
 from ovss_refine.checks import check_choice
 from ovss_refine.config import RefineConfig
 from ovss_refine.logits import Logits
@@ -24,8 +25,6 @@ from ovss_refine.refiner import refine
 
 Size = tuple[int, int]
 Row = Callable[[Logits, Attention, Tensor], Tensor]
-# The longest side that the published resizing allows.
-LONG_SIDE = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,12 +104,6 @@ class Variant:
         # Of the others: -inf times a weight of 0 is no number.
         rejected = ~result.kept[:, classes, None, None]
         return classes[large.masked_fill(rejected, -torch.inf).argmax(dim=1)]
-
-
-def resized_size(H: int, W: int, short_side: int) -> Size:
-    """Return the published size of a resized image: sides rounded half up, the long one <= 2048."""
-    factor = min(LONG_SIDE / max(H, W), short_side / min(H, W))
-    return int(H * factor + 0.5), int(W * factor + 0.5)
 
 
 def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:

@@ -17,23 +17,27 @@ from ovss_refine.evaluation.inputs import (
     files_digest,
     weights_digest,
 )
-from ovss_refine.evaluation.processes import Team, join
+from ovss_refine.evaluation.processes import ProcessGroup, join
 from ovss_refine.evaluation.published import OF_DECISION, Published
 from ovss_refine.evaluation.request import EvaluateRequest
 from ovss_refine.evaluation.rows import Baseline, choose, make_rows
-from ovss_refine.folders import manifest
+from ovss_refine.folders.manifest import digest
+from ovss_refine.folders.records import Records
+from ovss_refine.folders.results import ResultsFolder, check_writable
 
 HOME = Path("ovss-refine-results")
 # What decides on the labels, for the comparison of two runs.
 OF_LABELS = ("name", "names", "first_is_ignored", "mask_suffix", "split")
 
 
-def run_evaluate(request: EvaluateRequest, team: Team | None = None) -> dict[str, Any] | None:
+def run_evaluate(
+    request: EvaluateRequest, group: ProcessGroup | None = None
+) -> dict[str, Any] | None:
     """Evaluate, alone or as one process of several.
 
     Args:
         request: what to evaluate.
-        team: the processes, for several evaluations one after the other; None: found out, and
+        group: the processes, for several evaluations one after the other; None: found out, and
             left afterwards.
 
     Returns:
@@ -44,16 +48,16 @@ def run_evaluate(request: EvaluateRequest, team: Team | None = None) -> dict[str
         ValueError: on input that does not fit together, or a folder of other settings.
         OSError: if results cannot be written.
     """
-    if team is not None:
-        return _run(request, team)
-    team = join(request.device)
+    if group is not None:
+        return _run(request, group)
+    group = join(request.device)
     try:
-        return _run(request, team)
+        return _run(request, group)
     finally:
-        team.leave()
+        group.leave()
 
 
-def _run(request: EvaluateRequest, team: Team) -> dict[str, Any] | None:
+def _run(request: EvaluateRequest, group: ProcessGroup) -> dict[str, Any] | None:
     dataset = request.dataset
     items = dataset.items(request.root)[: request.limit]
     if request.on_error == "stop":
@@ -63,14 +67,14 @@ def _run(request: EvaluateRequest, team: Team) -> dict[str, Any] | None:
     baseline = baseline_of(request, published)
     table = choose(make_rows(request.config, baseline), request.rows)
     table |= {name: variant.label for name, variant in request.variants.items()}
-    if team.leads:  # before the models are loaded
-        manifest.check_writable("`out`", request.out or HOME)
-    logits, attention, settings = _make_sources(request, team, items, published)
-    settings |= _settings(request, items, baseline, tuple(table)) | {"device": team.device.type}
-    out = request.out or HOME / f"{dataset.name}-{manifest.digest(settings)}"
-    if team.leads:
-        manifest.prepare(out, settings, manifest.environment() | _started(request))
-    team.wait()  # nobody writes before the folder has been looked at
+    if group.leads:  # before the models are loaded
+        check_writable(request.out or HOME)
+    logits, attention, settings = _make_sources(request, group, items, published)
+    settings |= _settings(request, items, baseline, tuple(table)) | {"device": group.device.type}
+    out = request.out or HOME / f"{dataset.name}-{digest(settings)}"
+    folder = ResultsFolder(out, settings, _started(request)) if group.leads else None
+    group.wait()  # nobody writes before the folder has been checked
+    records = Records(out, group.rank) if folder is None else folder.records
     drawn = {item.id for item in items[: request.pictures]}
     job = Job(
         dataset=dataset,
@@ -78,15 +82,18 @@ def _run(request: EvaluateRequest, team: Team) -> dict[str, Any] | None:
         logits=logits,
         attention=attention,
         rows=table,
-        out=out,
+        records=records,
         drop_background=request.drop_background,
         on_error=request.on_error,
         batch_size=request.batch_size,
         workers=request.workers,
         draw=partial(_draw, out, dataset, drawn) if drawn else None,
     )
-    totals = evaluate(job, team)
-    if not team.leads:
+    try:
+        totals = evaluate(job, group)
+    finally:
+        (folder or records).close()
+    if not group.leads:
         return None
     check_complete(items, totals.done | set(totals.failures), out)
     if not totals.done:
@@ -95,7 +102,7 @@ def _run(request: EvaluateRequest, team: Team) -> dict[str, Any] | None:
 
 
 def _make_sources(
-    request: EvaluateRequest, team: Team, items: Sequence[Item], published: Published
+    request: EvaluateRequest, group: ProcessGroup, items: Sequence[Item], published: Published
 ) -> tuple[LogitsFrom, AttentionFrom, dict[str, Any]]:
     """Make both sources, and the settings that they stand for."""
     chosen = request.logits
@@ -108,8 +115,8 @@ def _make_sources(
         chosen = replace(chosen, options=published.source)
         settings = {"prompts": family, "classes": list(labels.prompts)}
     logits, attention = (
-        chosen.logits(labels, team.device),
-        request.attention.attention(team.device),
+        chosen.logits(labels, group.device),
+        request.attention.attention(group.device),
     )
     for kind, source, name in (
         ("logits", logits, chosen),

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ovss_refine.evaluation.metric import Counts
-from ovss_refine.folders.records import add_packed, read_all
+from ovss_refine.evaluation.metric import Counts, add_packed
+from ovss_refine.folders.records import read_all
 
 
 @dataclass(slots=True, eq=False)

@@ -14,10 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ovss_refine.evaluation.metric import Counts
-
 Record = dict[str, Any]
 PATTERN = "records.{rank}.jsonl"
 
@@ -77,6 +73,12 @@ class Records:
             ) from err
         self._end += len(line)
 
+    def clear(self) -> None:
+        """Discard all records."""
+        os.ftruncate(self._fd, 0)
+        os.fsync(self._fd)
+        self._end = 0
+
     def close(self) -> None:
         """Close the file, which frees it for others."""
         os.close(self._fd)
@@ -113,18 +115,6 @@ def read_all(folder: Path) -> Iterator[Record]:
     for path in sorted(folder.glob(PATTERN.format(rank="*"))):
         for record, _ in iterate(path):
             yield record
-
-
-def pack(counts: Counts) -> list[list[int]]:
-    """Keep the entries of [M, M] counts that are not 0: their places and values."""
-    places = np.flatnonzero(counts)
-    return [places.tolist(), counts.ravel()[places].tolist()]
-
-
-def add_packed(total: Counts, packed: list[list[int]]) -> None:
-    """Add packed counts to [M, M] `total`, in place."""
-    places, values = packed
-    total.reshape(-1)[places] += np.array(values, dtype=np.int64)
 
 
 def _sync_folder(folder: Path) -> None:

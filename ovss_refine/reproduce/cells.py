@@ -16,13 +16,14 @@ import torch
 
 from ovss_refine import __version__
 from ovss_refine.evaluation.rows import Variant
-from ovss_refine.folders.manifest import NAME, check_writable, digest
+from ovss_refine.folders.manifest import digest
 from ovss_refine.folders.records import read_all
+from ovss_refine.folders.results import MANIFEST
 from ovss_refine.reproduce.inputs import (
     NO_ATTENTION,
     Found,
-    Shelf,
-    Shelved,
+    RowSource,
+    WeightsFolder,
     missing_libraries,
 )
 from ovss_refine.reproduce.tables import (
@@ -30,12 +31,11 @@ from ovss_refine.reproduce.tables import (
     COMMON,
     CONTROLS,
     UPSAMPLING,
-    Row,
-    Table,
-    book,
+    PaperRow,
+    PaperTable,
+    load_tables,
     split_variant,
 )
-from ovss_refine.reproduce.tiny import tiny_options
 
 TIMED = "cost"  # the set whose seconds are looked at
 # Images at each start of a process whose seconds do not count: all is slower the first time.
@@ -54,7 +54,7 @@ class Run:
         limit: only the first so many images; None: all.
     """
 
-    row: Row
+    row: PaperRow
     found: Found
     asked: Mapping[str, Any]
     key: str
@@ -81,43 +81,39 @@ class Run:
         """The rows that the set adds."""
         return variants_of(self.row)
 
-    def sources(self, shelf: Shelf) -> tuple[Shelved, Shelved]:
+    def sources(self, weights: WeightsFolder) -> tuple[RowSource, RowSource]:
         """Name the sources of logits and attention."""
-        row, asked = self.row, self.asked
-        name = row.attention or NO_ATTENTION
+        row = self.row
+        attention = row.attention or NO_ATTENTION
         return (
-            Shelved(row.logits, asked["logits options"], shelf=shelf, row=row),
-            Shelved(name, asked["attention options"], shelf=shelf, row=row),
+            RowSource(row.logits, row.logits_options, weights=weights, row=row),
+            RowSource(attention, row.attention_options, weights=weights, row=row),
         )
 
 
-def variants_of(row: Row) -> dict[str, Variant]:
+def variants_of(row: PaperRow) -> dict[str, Variant]:
     """Make the variants that a row's set adds."""
     if not row.attention:
         return {}
     made = {}
-    for name, options in book().variants[row.measured].items():
+    for name, options in load_tables().variants[row.measured].items():
         config, upsampling = split_variant(options)
         made[name] = Variant(config=config, upsampling=upsampling)
     return made
 
 
-def make_run(row: Row, found: Found, *, limit: int | None, tiny: bool, device: torch.device) -> Run:
+def make_run(row: PaperRow, found: Found, *, limit: int | None, device: torch.device) -> Run:
     """Make the evaluation that a row needs on a data set."""
-    logits, attention = dict(row.logits_options), dict(row.attention_options)
-    if tiny:
-        logits = tiny_options("logits", row.logits, logits)
-        attention = tiny_options("attention", row.attention, attention)
     asked: dict[str, Any] = {
         "dataset": found.dataset.name,
         "backbone": row.backbone,
         "logits": row.logits,
-        "logits options": logits,
+        "logits options": dict(row.logits_options),
         "attention": row.attention,
-        "attention options": attention,
+        "attention options": dict(row.attention_options),
         "variants": {name: asdict(one) for name, one in variants_of(row).items()},
         "limit": limit,
-        "tiny": tiny,
+        "tiny": False,  # as in the names of all folders so far, which are to be found again
         "device": device.type,
         "ovss_refine": __version__,
     }
@@ -154,8 +150,8 @@ class Cell:
         runs: evaluations that have it, the cell's own first; none where nothing can.
     """
 
-    table: Table
-    row: Row
+    table: PaperTable
+    row: PaperRow
     dataset: str
     official: int | None
     published: float | None
@@ -163,28 +159,28 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Home:
+class ResultsStore:
     """Where the evaluations have their folders.
 
     Attributes:
         folder: of all of them.
-        shelf: the weights.
+        weights: those that are found.
     """
 
     folder: Path
-    shelf: Shelf
+    weights: WeightsFolder
 
     def lacks(self, run: Run) -> list[str]:
         """Say all that an evaluation lacks."""
         libraries = missing_libraries()
         if libraries:
             return [libraries, *([run.found.lack] if run.found.lack else [])]
-        of_weights = (self.shelf.lack(name) for name in book().needs(run.row))
+        of_weights = (self.weights.lack(name) for name in load_tables().needs(run.row))
         return [text for text in (run.found.lack, *of_weights) if text]
 
     def place(self, run: Run) -> Path:
         """Name the folder of an evaluation that lacks nothing."""
-        works_on = [run.found.digest, *map(self.shelf.digest, book().needs(run.row))]
+        works_on = [run.found.digest, *map(self.weights.digest, load_tables().needs(run.row))]
         return self.folder / f"{run.key}-{digest({'works on': works_on})}"
 
     def finished(self, run: Run) -> Path | None:
@@ -215,23 +211,8 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 def read_machines(folder: Path) -> list[str]:
     """Name what has computed an evaluation, start by start, each once."""
-    noted = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    noted = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     return list(dict.fromkeys(start["machine"] for start in noted["starts"]))
-
-
-def check_places(home: Path, csv: Path | None) -> None:
-    """See that the results can be written, before there are any.
-
-    Raises:
-        IsADirectoryError: if `csv` is a folder.
-        OSError: if a folder is a file, or cannot be written.
-    """
-    check_writable("`out`", home)
-    if csv is None:
-        return
-    if csv.is_dir():
-        raise IsADirectoryError(f"`csv` must be a file; `{csv}` is a folder.")
-    check_writable("the folder of `csv`", csv.parent)
 
 
 def read_seconds(folder: Path) -> dict[str, float]:
@@ -245,7 +226,7 @@ def read_seconds(folder: Path) -> dict[str, float]:
     return {part: median(record[part] for record in warm) for part in warm[0]}
 
 
-def alternatives(row: Row, others: Sequence[Row]) -> list[Row]:
+def alternatives(row: PaperRow, others: Sequence[PaperRow]) -> list[PaperRow]:
     """List rows whose evaluations have the same number: what every evaluation measures alike."""
     if row.measured == TIMED or row.show not in COMMON:
         return []

@@ -19,7 +19,7 @@ from ovss_refine.evaluation.inputs import AttentionFrom, LogitsFrom
 from ovss_refine.evaluation.request import Chosen
 from ovss_refine.labels import Labels, PromptTexts
 from ovss_refine.registry import load_attention, require
-from ovss_refine.reproduce.tables import Row, book
+from ovss_refine.reproduce.tables import PaperRow, load_tables
 
 LIBRARIES = ("open_clip", "timm", "diffusers", "transformers", "safetensors", "scipy")
 # As much of both ends of a file of weights tells it from another: its header, and its last tensors.
@@ -93,12 +93,12 @@ def _has_images(dataset: DataSet, root: Path) -> bool:
 def _folders(name: str, data: Path | None) -> list[Path]:
     if data is None:
         return []
-    folders = [data / part for part in book().folders[name]]
+    folders = [data / part for part in load_tables().folders[name]]
     return [*(folder for folder in folders if folder.is_dir()), data]
 
 
-class Shelf:
-    """The weights that are at hand; makes sources with them.
+class WeightsFolder:
+    """The weights that are available, in a folder or the hub's cache, and sources made with them.
 
     Args:
         models_dir: folder with a folder for each of the weights, which come first; or None.
@@ -113,7 +113,7 @@ class Shelf:
 
     def lack(self, name: str) -> str:
         """Say what is missing of some weights; "": nothing."""
-        weights = book().weights[name]
+        weights = load_tables().weights[name]
         if self.place(name) is not None:
             return ""
         looked = [] if self.models_dir is None else [f"the folder `{self.models_dir / name}`"]
@@ -127,7 +127,7 @@ class Shelf:
 
     def place(self, name: str) -> Path | None:
         """Find the folder that holds some weights, of one's own or in the hub's cache."""
-        weights = book().weights[name]
+        weights = load_tables().weights[name]
         if self.models_dir is not None and _holds(self.models_dir / name, weights.in_folder):
             return self.models_dir / name
         repository = _cache() / f"models--{weights.repository.replace('/', '--')}"
@@ -146,7 +146,7 @@ class Shelf:
     def digest(self, name: str) -> str:
         """Hash names, sizes and both ends of the files of some weights that are at hand, once."""
         if name not in self._digests:
-            place, weights = self.place(name), book().weights[name]
+            place, weights = self.place(name), load_tables().weights[name]
             assert place is not None  # noqa: S101 - whoever asks has seen that nothing lacks
             own = place.parent == self.models_dir
             digest = hashlib.sha256()
@@ -169,22 +169,22 @@ class Shelf:
 
 
 @dataclass(frozen=True, slots=True)
-class Shelved(Chosen):
-    """A source of a table, made of what is on a shelf; its settings do not say where that is.
+class RowSource(Chosen):
+    """A source of a table, made with the weights that are found; its settings do not say where.
 
     Attributes:
-        shelf: where the weights are.
-        row: which weights.
+        weights: where the weights are.
+        row: which of them.
     """
 
-    shelf: Shelf = field(kw_only=True)
-    row: Row = field(kw_only=True)
+    weights: WeightsFolder = field(kw_only=True)
+    row: PaperRow = field(kw_only=True)
 
     def logits(self, labels: Labels, device: torch.device) -> LogitsFrom:
         """Make a source of logits, of the one before if they differ in their classes alone."""
-        weights = book().backbones[self.row.backbone]
-        folder = self.shelf.own(weights)
-        model = book().weights[weights].preset if folder is None else f"local-dir:{folder}"
+        name = load_tables().backbones[self.row.backbone]
+        folder = self.weights.own(name)
+        model = load_tables().weights[name].preset if folder is None else f"local-dir:{folder}"
         options = {**self.options, "model": model}
 
         def make() -> Any:
@@ -192,13 +192,13 @@ class Shelved(Chosen):
             return own.logits(labels, device)
 
         key = (self.name, str(options), str(device))
-        kept = self.shelf.keep("logits", key, make)
+        kept = self.weights.keep("logits", key, make)
         source: LogitsFrom = kept.with_classes(PromptTexts(labels))
         return source
 
     def _second_model(self, device: torch.device) -> dict[str, Any]:
-        name = book().second_model.get(self.name)
-        folder = None if name is None else self.shelf.own(name)
+        name = load_tables().second_model.get(self.name)
+        folder = None if name is None else self.weights.own(name)
         if name is None or folder is None:
             return {}  # by its published name
         made: Any = load_attention(name, model=f"local-dir:{folder}", size=None, device=str(device))
@@ -208,12 +208,12 @@ class Shelved(Chosen):
         """Make a source of attention, or take the one before if it is the same."""
         if self.name == NO_ATTENTION:
             return NoAttention()
-        folder = self.shelf.own(self.name)
+        folder = self.weights.own(self.name)
         options = dict(self.options)
         if folder is not None:
             options["model"] = f"local-dir:{folder}"
         key = (self.name, str(options), str(device))
-        source: AttentionFrom = self.shelf.keep(
+        source: AttentionFrom = self.weights.keep(
             "attention", key, lambda: Chosen(self.name, options).attention(device)
         )
         return source

@@ -63,7 +63,7 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Row:
+class PaperRow:
     """One row of a table, or one point of a curve, for every data set.
 
     Attributes:
@@ -116,7 +116,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
+class PaperTable:
     """One table, or one figure's curves.
 
     Attributes:
@@ -131,7 +131,7 @@ class Table:
     name: str
     title: str
     datasets: Sequence[str]
-    rows: Sequence[Row]
+    rows: Sequence[PaperRow]
     says: str = ""
     limit: int | None = None
 
@@ -142,7 +142,7 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Book:
+class PaperTables:
     """All tables.
 
     Attributes:
@@ -155,7 +155,7 @@ class Book:
         folders: where a data set may be in a folder of data.
     """
 
-    tables: Mapping[str, Table]
+    tables: Mapping[str, PaperTable]
     variants: Mapping[str, Mapping[str, Options]]
     weights: Mapping[str, Weights]
     reasons: Mapping[str, str]
@@ -163,14 +163,14 @@ class Book:
     second_model: Mapping[str, str]
     folders: Mapping[str, Sequence[str]]
 
-    def needs(self, row: Row) -> list[str]:
+    def needs(self, row: PaperRow) -> list[str]:
         """Name the weights that a row needs."""
         named = [self.backbones[row.backbone], self.second_model.get(row.logits), row.attention]
         return list(dict.fromkeys(name for name in named if name))
 
 
 @functools.cache
-def book() -> Book:
+def load_tables() -> PaperTables:
     """Read all tables."""
     text = (HERE / "paper_tables.toml").read_text(encoding="utf-8")
     raw: dict[str, Any] = tomllib.loads(text)
@@ -181,8 +181,8 @@ def book() -> Book:
         rows += _ours(rows)
         for sweep in described.pop("sweeps", ()):
             rows += _sweep(name, sweep, variants)
-        tables[name] = Table(name=name, rows=tuple(rows), **described)
-    return Book(
+        tables[name] = PaperTable(name=name, rows=tuple(rows), **described)
+    return PaperTables(
         tables=tables,
         variants=variants,
         weights={name: Weights(**one) for name, one in raw["weights"].items()},
@@ -207,7 +207,7 @@ def split_variant(options: Options) -> tuple[RefineConfig, Any]:
     return RefineConfig(**rest), options.get(UPSAMPLING, "edges")
 
 
-def _group(group: Options, variants: Mapping[str, Mapping[str, Options]]) -> Iterator[Row]:
+def _group(group: Options, variants: Mapping[str, Mapping[str, Options]]) -> Iterator[PaperRow]:
     """Expand the rows that have something in common."""
     common = {key: value for key, value in group.items() if key != "rows"}
     for described in group["rows"]:
@@ -220,16 +220,18 @@ def _group(group: Options, variants: Mapping[str, Mapping[str, Options]]) -> Ite
         if values.get("attention"):
             sets = (name for name, members in variants.items() if values["show"] in members)
             values.setdefault("measured", next(sets))
-        yield Row(**values)
+        yield PaperRow(**values)
 
 
-def _sweep(name: str, sweep: Options, variants: dict[str, dict[str, Options]]) -> Iterator[Row]:
+def _sweep(
+    name: str, sweep: Options, variants: dict[str, dict[str, Options]]
+) -> Iterator[PaperRow]:
     """Expand the points of curves, over an option of the attention or a field of the refinement."""
     over_field = "field" in sweep
     for x in sweep["values"]:
         # The default value is not named, so that it is the evaluation of the other tables.
         named = {} if over_field or x == sweep["default"] else {sweep["option"]: x}
-        point = Row(
+        point = PaperRow(
             method="",
             backbone="ViT-B/16",
             logits="kk-mean",
@@ -249,7 +251,7 @@ def _sweep(name: str, sweep: Options, variants: dict[str, dict[str, Options]]) -
             yield replace(point, method=series, show=show)
 
 
-def _ours(rows: Sequence[Row]) -> Iterator[Row]:
+def _ours(rows: Sequence[PaperRow]) -> Iterator[PaperRow]:
     """Add what the paper does not show: the scores alone, the upsampling alone, the controls."""
     able = [row for row in rows if not row.missing]
     alone = {row.of_logits for row in able if row.show == BASELINE}
@@ -275,10 +277,10 @@ def _bracket(options: Options) -> str:
 
 
 @functools.cache
-def _of_logits(row: Row) -> str:
+def _of_logits(row: PaperRow) -> str:
     return json.dumps([row.backbone, row.logits, row.logits_options], sort_keys=True)
 
 
 @functools.cache
-def _pair(row: Row) -> str:
+def _pair(row: PaperRow) -> str:
     return json.dumps([row.of_logits, row.attention, row.attention_options], sort_keys=True)

@@ -15,7 +15,7 @@ def test_wrong_words_are_refused(tmp_path, capsys):
         (("--batch-size", "0"), "`batch_size` must be at least 1"),
         (("--workers", "0"), "`workers` must be at least 1"),
         (("--pictures", "-1"), "`pictures` must be at least 0"),
-        (("--device", "abacus"), "`device` must be 'auto' or a device of torch"),
+        (("--device", "abacus"), "`device` must be 'auto' or one that torch can use"),
         (("--prompts", "sclip"), "`prompts` must be left out where logits come from files"),
         (("--logits-option", "scal=2"), "scal"),
         (("--probability-threshold", "2"), "`probability_threshold` must be"),

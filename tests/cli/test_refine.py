@@ -272,7 +272,7 @@ BAD = [
     ({}, "--image {}/l", r"`.*l` must hold pictures \(\.jpg, .*\); got none\."),
     ({"i/y.png": RGB}, "--image {}/i", r"`--logits` and `--attention` must be folders like"),
     ({"out/x_overlay.png": b"x"}, "", r"x_overlay\.png` exists \(1 of 2 .*pass --overwrite"),
-    ({"out": b"x"}, "--overwrite", r"`--out` must be a folder; `.*out` is a file\."),
+    ({"out": b"x"}, "--overwrite", r"`out` must be a folder; `.*out` is a file\."),
     ({}, "--tau 1", r"`tau` must be in \(0, 1\); got 1\.0\."),
     ({}, "--logit-scale nan", r"`logit_scale` must be a finite number > 0; got nan\."),
     ({}, "--temperature 0", r"`temperature` must be a finite number > 0; got 0\.0\."),

@@ -10,12 +10,11 @@ from reproduce.test_run import nothing_in_the_cache, run  # noqa: F401 - for all
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--data", "nowhere"], "`data` must be a folder; `nowhere` is none"),
-        (["--root", "voc21=nowhere"], "`root` must be a folder; `nowhere` of voc21 is none"),
+        (["--data", "nowhere"], "`data` must be an existing folder; got `nowhere`"),
+        (["--root", "voc21=nowhere"], "`root` must be an existing folder; got `nowhere` for voc21"),
         (["--datasets", "voc20"], r"`datasets` must be some of ['voc21', 'coco-stuff', "),
         (["--limit", "0"], "`limit` must be at least 1; got 0"),
-        (["--tiny", "--models-dir", "."], "`models_dir` must be left out with `tiny`"),
-        (["--models-dir", "nowhere"], "`models_dir` must be a folder; `nowhere` is none"),
+        (["--models-dir", "nowhere"], "`models_dir` must be an existing folder; got `nowhere`"),
         (["--published", "--limit", "0"], "`limit` must be at least 1; got 0"),
         (["--published", "--csv", "x.csv"], "`csv` must be left out with `published`"),
         (["--csv", "."], "`csv` must be a file; `.` is a folder"),
@@ -49,8 +48,6 @@ def test_libraries_that_are_missing_are_named(tmp_path, monkeypatch, capsys):
     run("tau", tmp_path)
     wanted = "libraries (no_such_library): run `pip install 'ovss-refine[models]'`"
     assert f"- {wanted} (kk-mean + sd2)" in capsys.readouterr().out
-    run("tau", tmp_path, "--tiny", code=2)
-    assert f"`tiny` must have the real {wanted}" in capsys.readouterr().err
 
 
 def test_without_anything_the_published_numbers_are_shown(tmp_path, capsys):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovss_refine.evaluation.metric import confusion, scores
+from ovss_refine.evaluation.metric import add_packed, confusion, pack, scores
 
 
 def by_histograms(pairs, M, ignore=255):
@@ -101,3 +101,10 @@ def test_an_image_takes_a_few_milliseconds(rng):
         confusion(truth, labels, 21, 255)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.005
+
+
+def test_counts_come_back_whole(rng):
+    counts = rng.integers(0, 2, (5, 5)) * rng.integers(0, 2**40, (5, 5))
+    total = np.ones((5, 5), dtype=np.int64)
+    add_packed(total, pack(counts))
+    np.testing.assert_array_equal(total, counts + 1)

@@ -313,6 +313,7 @@ def test_classes_that_do_not_fit_stop_even_with_skip(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "must have the M=5 classes of folder; got 4" in error
     assert "--drop-background" not in error
+    assert not (tmp_path / "out").exists()  # nothing was measured
 
 
 def test_a_full_disk_stops_cleanly_and_the_run_goes_on(tmp_path, capsys, monkeypatch):

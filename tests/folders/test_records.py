@@ -1,14 +1,12 @@
-"""Records on disk: whole lines only, durable, one writer; and what they add up to."""
+"""Records on disk: whole lines only, durable, one writer."""
 
 import errno
 import os
 import resource
 
-import numpy as np
 import pytest
 
-from ovss_refine.evaluation.totals import add_up
-from ovss_refine.folders.records import Records, add_packed, encode, iterate, pack, read_all
+from ovss_refine.folders.records import Records, encode, iterate, read_all
 
 
 def record(id, value=1):
@@ -125,26 +123,11 @@ def test_a_limit_of_the_system_is_met_the_same_way(tmp_path):
     assert kept.path.read_bytes() == encode(record("x"))
 
 
-def test_counts_come_back_whole(rng):
-    counts = rng.integers(0, 2, (5, 5)) * rng.integers(0, 2**40, (5, 5))
-    total = np.ones((5, 5), dtype=np.int64)
-    add_packed(total, pack(counts))
-    np.testing.assert_array_equal(total, counts + 1)
-
-
-def test_totals_over_all_files(tmp_path):
-    write(tmp_path, record("x", 1), record("y", 10), rank=0)
-    write(tmp_path, record("z", 100), {"id": "w", "failure": "no mask"}, rank=1)
-    totals = add_up(tmp_path, ["a"], 2)
-    assert totals.counts["a"].tolist() == [[111, 0], [0, 6]]
-    assert totals.done == {"x", "y", "z"}
-    assert totals.failures == {"w": "no mask"}
-    assert totals.seconds == {"a": 1.5}
-
-
-def test_a_result_replaces_a_failure_and_never_a_result(tmp_path):
-    write(tmp_path, {"id": "x", "failure": "no mask"}, record("x"))
-    assert add_up(tmp_path, ["a"], 2).failures == {}
-    write(tmp_path, record("x"), rank=1)
-    with pytest.raises(ValueError, match="one result for each image; got two for 'x'"):
-        add_up(tmp_path, ["a"], 2)
+def test_discarded_records_make_room_for_others(tmp_path):
+    kept = Records(tmp_path)
+    kept.append(record("x"))
+    kept.clear()
+    assert kept.path.read_bytes() == b""
+    kept.append(record("y"))
+    kept.close()
+    assert kept.path.read_bytes() == encode(record("y"))

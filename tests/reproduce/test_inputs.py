@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from evaluation.trees import write_tree
-from ovss_refine.reproduce.inputs import NoAttention, Shelf, find_data
-from ovss_refine.reproduce.tables import book
+from ovss_refine.reproduce.inputs import NoAttention, WeightsFolder, find_data
+from ovss_refine.reproduce.tables import load_tables
 
 SOME = {"dino-b8": ["config.json", "model.safetensors"]}
 
@@ -118,18 +118,18 @@ def test_data_that_is_wrong_is_named(tmp_path):
 
 def test_weights_of_the_cache_are_those_that_would_be_loaded(cache):
     repository = cache / "models--timm--vit_base_patch8_224.dino"
-    shelf = Shelf()
-    assert "weights `dino-b8` (timm/vit_base_patch8_224.dino, 0.3 GB" in shelf.lack("dino-b8")
+    weights = WeightsFolder()
+    assert "weights `dino-b8` (timm/vit_base_patch8_224.dino, 0.3 GB" in weights.lack("dino-b8")
     fill(repository / "snapshots/old", ["model.safetensors"])
-    assert shelf.place("dino-b8") is None  # nothing says that this is the newest
+    assert weights.place("dino-b8") is None  # nothing says that this is the newest
     fill(repository / "snapshots/new", ["README.md"])
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text("new")
-    assert shelf.place("dino-b8") is None  # without its weights
+    assert weights.place("dino-b8") is None  # without its weights
     fill(repository / "snapshots/new", ["pytorch_model.bin"])
-    assert shelf.place("dino-b8") == repository / "snapshots/new"
-    assert shelf.lack("dino-b8") == ""
-    assert shelf.own("dino-b8") is None  # it goes by its name
+    assert weights.place("dino-b8") == repository / "snapshots/new"
+    assert weights.lack("dino-b8") == ""
+    assert weights.own("dino-b8") is None  # it goes by its name
 
 
 def test_a_folder_comes_before_the_cache_and_must_be_whole(cache, tmp_path):
@@ -138,24 +138,26 @@ def test_a_folder_comes_before_the_cache_and_must_be_whole(cache, tmp_path):
     fill(repository / "refs", ["main"])
     (repository / "refs/main").write_text("new")
     folder = fill(tmp_path / "models/dino-b8", ["config.json"])
-    shelf = Shelf(tmp_path / "models")
-    assert shelf.own("dino-b8") is None
-    assert shelf.place("dino-b8") == repository / "snapshots/new"
+    weights = WeightsFolder(tmp_path / "models")
+    assert weights.own("dino-b8") is None
+    assert weights.place("dino-b8") == repository / "snapshots/new"
     fill(folder, ["model.safetensors"])
-    assert shelf.own("dino-b8") == shelf.place("dino-b8") == folder
-    assert f"not in the folder `{tmp_path}/models/sd2` nor in the hub's cache" in shelf.lack("sd2")
+    assert weights.own("dino-b8") == weights.place("dino-b8") == folder
+    assert f"not in the folder `{tmp_path}/models/sd2` nor in the hub's cache" in weights.lack(
+        "sd2"
+    )
 
 
 @pytest.mark.parametrize("name", ["clip-b16", "clip-l14", "dinov2-b14", "dinov2-b14-reg", "sd2"])
 def test_every_file_is_needed(name, cache, tmp_path):
-    wanted = [one.split("|")[0] for one in book().weights[name].in_folder]
+    wanted = [one.split("|")[0] for one in load_tables().weights[name].in_folder]
     names = [pattern.replace("*", "some") for pattern in wanted]
-    shelf = Shelf(tmp_path)
+    weights = WeightsFolder(tmp_path)
     fill(tmp_path / name, names)
-    assert shelf.lack(name) == ""
+    assert weights.lack(name) == ""
     for lost in names:
         (tmp_path / name / lost).unlink()
-        assert f"weights `{name}`" in shelf.lack(name)
+        assert f"weights `{name}`" in weights.lack(name)
         fill(tmp_path / name, [lost])
 
 
@@ -164,26 +166,26 @@ def test_a_digest_is_of_the_content_and_not_of_the_place(cache, tmp_path):
     digests = []
     for place, content in (("a", "one"), ("b", "one"), ("c", "two")):
         fill(tmp_path / place / "dino-b8", names, content)
-        digests.append(Shelf(tmp_path / place).digest("dino-b8"))
+        digests.append(WeightsFolder(tmp_path / place).digest("dino-b8"))
     assert digests[0] == digests[1] != digests[2]
     long = tmp_path / "c/dino-b8/model.safetensors"
     content = bytearray(5 << 20)
     for at in (0, -1):
         content[at] ^= 255
         long.write_bytes(content)
-        digests.append(Shelf(tmp_path / "c").digest("dino-b8"))
+        digests.append(WeightsFolder(tmp_path / "c").digest("dino-b8"))
     assert len(set(digests)) == 4
 
 
 def test_only_the_source_made_last_is_kept():
-    shelf, made = Shelf(), []
+    weights, made = WeightsFolder(), []
 
     def make(name):
         return lambda: made.append(name) or name
 
     for name in ("a", "a", "b", "a"):
-        assert shelf.keep("attention", name, make(name)) == name
-    assert shelf.keep("logits", "a", make("another kind")) == "another kind"
+        assert weights.keep("attention", name, make(name)) == name
+    assert weights.keep("logits", "a", make("another kind")) == "another kind"
     assert made == ["a", "b", "a", "another kind"]
 
 

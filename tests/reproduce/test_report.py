@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 
 import pytest
 
@@ -11,13 +12,10 @@ torch = pytest.importorskip("torch")
 from ovss_refine.evaluation.dataset import load_dataset  # noqa: E402
 from ovss_refine.folders.records import Records  # noqa: E402
 from ovss_refine.reproduce.cells import Cell, make_run, read_seconds  # noqa: E402
+from ovss_refine.reproduce.entries import Outcome  # noqa: E402
 from ovss_refine.reproduce.inputs import Found  # noqa: E402
-from ovss_refine.reproduce.report import (  # noqa: E402
-    Outcome,
-    make_report,
-    write_sheet,
-)
-from ovss_refine.reproduce.tables import book  # noqa: E402
+from ovss_refine.reproduce.report import make_report, write_sheet  # noqa: E402
+from ovss_refine.reproduce.tables import load_tables  # noqa: E402
 
 SECONDS = {
     "sources": 1.5,
@@ -35,14 +33,20 @@ SECONDS = {
 
 
 def report(table, folder, machines=("a machine",), measured=True):
-    """Make the report of a table on voc21, of which every evaluation has the same results."""
-    table = book().tables[table]
+    """Return the text and the CSV of a table on voc21; every evaluation has the same results."""
+    made = make(table, folder, machines, measured)
+    write_sheet(folder / "sheet.csv", [made])
+    return made.text, list(csv.DictReader(io.StringIO((folder / "sheet.csv").read_text())))
+
+
+def make(table, folder, machines=("a machine",), measured=True):
+    table = load_tables().tables[table]
     found = Found(load_dataset("voc21"))
     cells, folders = [], {}
     for row in table.rows:
         runs = []
         if not row.missing:
-            runs = [make_run(row, found, limit=32, tiny=False, device=torch.device("cpu"))]
+            runs = [make_run(row, found, limit=32, device=torch.device("cpu"))]
             folders[runs[0].key] = folder
         cells.append(
             Cell(table=table, row=row, dataset="voc21", official=1449, published=None, runs=runs)
@@ -52,7 +56,6 @@ def report(table, folder, machines=("a machine",), measured=True):
     rows = {row.show: {"miou": 30.0} for row in table.rows if not row.missing}
     results = {"images": 32, "skipped": {}, "rows": rows}
     outcome = Outcome(
-        tiny=False,
         folders=folders,
         machines=dict(zip(folders, [[name] for name in machines] * len(folders), strict=False)),
         results=dict.fromkeys(folders, results),
@@ -60,9 +63,7 @@ def report(table, folder, machines=("a machine",), measured=True):
         failures={},
         to_do={},
     )
-    made = make_report(folder, table, cells, outcome)
-    write_sheet(folder / "sheet.csv", [made])
-    return made.text, list(csv.DictReader(io.StringIO((folder / "sheet.csv").read_text())))
+    return make_report(folder, table, cells, outcome)
 
 
 @pytest.fixture
@@ -113,12 +114,41 @@ def test_the_machines_are_those_that_measured(folder):
     assert "measured on" not in text
 
 
-def test_lines_without_a_measurement_have_no_models(folder):
+def test_lines_without_a_measurement_name_no_evaluation(folder):
     _, lines = report("cost", folder)
-    assert {line["models"] for line in lines if line["ours"]} == {"real"}
-    assert {line["models"] for line in lines if not line["ours"]} == {""}
+    assert {line["evaluation"] for line in lines if line["method"] == "Ours M.V."} == {folder.name}
     _, lines = report("main", folder, measured=False)
-    assert {line["models"] for line in lines} == {""}
+    assert {line["evaluation"] for line in lines} == {""}
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_curves_are_drawn_where_matplotlib_is_installed(folder, monkeypatch, installed):
+    if installed:
+        pytest.importorskip("matplotlib", reason="plots need matplotlib")
+    else:
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+    made, out = make("nms", folder), folder / "out"
+    made.write(out)
+    names = {"nms.md", "nms.csv"} | ({"nms.png"} if installed else set())
+    assert {path.name for path in out.iterdir()} == names
+    fix = "`matplotlib` is not installed; run `pip install 'ovss-refine[plots]'`."
+    assert made.text.endswith(f"\n\nThe plot is left out: {fix}") == (not installed)
+    files = ".md, .csv and .png" if installed else ".md and .csv"
+    assert f"In `{folder}`: nms{files}; the evaluations in" in made.text
+    numbers = {
+        name: sorted(x for x, _ in points)
+        for panel in made.curves
+        for name, points in panel.lines.items()
+    }
+    rows = load_tables().tables["nms"].rows
+    assert numbers == {name: sorted(r.x for r in rows if r.method == name) for name in numbers}
+
+
+def test_tables_without_curves_have_no_plot(folder):
+    made = make("main", folder)
+    assert made.curves == []
+    assert "plot" not in made.text
+    assert make("nms", folder, measured=False).curves == []
 
 
 def test_seconds_are_medians_of_the_images_after_the_first(tmp_path):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,14 @@ from torch import nn
 
 from evaluation.test_processes import torchrun
 from evaluation.trees import write_tree
+from ovss_refine import registry
 from ovss_refine.cli import main
+from ovss_refine.evaluation.dataset import load_dataset
 from ovss_refine.folders.records import read_all
 from ovss_refine.reproduce import TABLES
 from ovss_refine.reproduce.report import HEAD
-from ovss_refine.reproduce.tables import COMMON, CSV_NAME, HERE, book
+from ovss_refine.reproduce.tables import COMMON, CSV_NAME, HERE, load_tables
+from reproduce import tiny
 
 for name in ("timm", "diffusers", "transformers", "scipy"):
     pytest.importorskip(name, reason=f"the models need {name}")
@@ -31,10 +35,17 @@ CURVES = ("timestep", "resolution", "tau", "nms")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder for results with the tiny models, which all tests share."""
-    out = tmp_path_factory.mktemp("reproduced")
-    assert main(["reproduce", "tau", "--tiny", "--plan", "--out", str(out)]) == 0
-    return out
+    """A folder for results, beside the tiny models and data sets, which all tests share."""
+    root = tmp_path_factory.mktemp("reproduced")
+    tiny.write_models(root / "models")
+    for name in ("voc21", "cityscapes"):
+        tiny.write_data(root / "data" / name, load_dataset(name))
+    return root
+
+
+def inputs(home):
+    """Flags that name the tiny models and data sets."""
+    return ("--models-dir", home / "models", "--data", home / "data")
 
 
 @functools.cache
@@ -49,6 +60,8 @@ def nothing_in_the_cache(monkeypatch, tmp_path):
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(open_clip, "get_tokenizer", tokenizer)
+    sized = tiny.with_tiny_sizes(registry._registered)
+    monkeypatch.setattr(registry, "_registered", sized)
 
 
 @pytest.fixture
@@ -78,46 +91,49 @@ def published():
 
 @pytest.mark.parametrize("table", TABLES)
 def test_every_table_on_tiny_models(table, home, models_run, capsys):
-    words = ("--tiny", "--limit", 1, "--datasets", "voc21")
-    run(table, home, *words)
+    out = home / "out"
+    words = (*inputs(home), "--limit", 1, "--datasets", "voc21")
+    run(table, out, *words)
     said = capsys.readouterr()
-    assert "**Random tiny models: these numbers mean nothing.**" in said.out
-    lines = read(home / "tiny" / f"{table}.csv")
+    lines = read(out / f"{table}.csv")
     assert list(lines[0]) == list(HEAD)
-    missing = {row.method for row in book().tables[table].rows if row.missing}
+    missing = {row.method for row in load_tables().tables[table].rows if row.missing}
     for line in lines:
-        assert line["models"] == ("tiny and random" if line["ours"] else "")
-        assert line["difference"] == ""  # nothing to compare
         if line["method"].partition(" (")[0] in missing and line["missing"]:
             assert line["ours"] == ""
         elif line["quantity"] in ("mIoU", "seconds"):
             assert float(line["ours"]) >= 0
             assert line["images"] == "1"
             assert line["missing"] == ""
+        if line["ours"] and line["published"]:
+            gain = float(line["ours"]) - float(line["published"])
+            assert float(line["difference"]) == pytest.approx(gain, abs=1e-3)
+        else:
+            assert line["difference"] == ""  # nothing to compare
     for show in ("upsampling alone", "propagation", "anchored"):
         assert any(show in line["method"] and line["ours"] for line in lines)
-    assert (home / "tiny" / f"{table}.png").exists() == (table in CURVES)
-    assert not list(home.glob("*.*"))  # apart from all that means something
+    drawn = table in CURVES and find_spec("matplotlib") is not None
+    assert (out / f"{table}.png").exists() == drawn
 
     models_run.clear()
-    before = {path: path.stat().st_mtime_ns for path in (home / "tiny/cells").rglob("*")}
-    run(table, home, *words)
+    before = {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*")}
+    run(table, out, *words)
     again = capsys.readouterr()
     assert (again.out, models_run, again.err) == (said.out, [], "")
-    assert before == {path: path.stat().st_mtime_ns for path in (home / "tiny/cells").rglob("*")}
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*")}
 
 
 def test_models_are_run_where_nothing_is_kept(home, models_run):
     """The count of the test above can be other than nothing."""
-    run("tau", home, "--tiny", "--datasets", "cityscapes", "--limit", 1)
+    run("tau", home / "out", *inputs(home), "--datasets", "cityscapes", "--limit", 1)
     assert models_run
 
 
 def test_tables_share_their_evaluations(home, tmp_path, capsys):
-    words = ("--tiny", "--limit", 1, "--datasets", "voc21")
+    words = (*inputs(home), "--limit", 1, "--datasets", "voc21")
     for table in ("main", "components"):
-        run(table, home, *words)
-    main, components = (read(home / f"tiny/{name}.csv") for name in ("main", "components"))
+        run(table, home / "out", *words)
+    main, components = (read(home / f"out/{name}.csv") for name in ("main", "components"))
     assert evaluation(main, "Ours M.V.") == evaluation(components, "VI IV+M.V.")
     assert evaluation(main, "CLIP") == evaluation(components, "I baseline")
     capsys.readouterr()
@@ -144,13 +160,11 @@ def tree(tmp_path):
     return f"voc21={tmp_path / 'voc'}"
 
 
-def test_real_models_beside_the_published_numbers(home, tree, tmp_path, capsys):
-    """Weights of a folder: the same tiny ones, but as far as the command knows they are real."""
-    models = home / "tiny" / "models"
+def test_ours_stand_beside_the_published_numbers(home, tree, tmp_path, capsys):
+    models = home / "models"
     words = ("--models-dir", models, "--root", tree, "--datasets", "voc21", "--limit", 1)
     run("logits", tmp_path / "out", *words, "--csv", tmp_path / "deep" / "all.csv")
     text = capsys.readouterr().out
-    assert "mean nothing" not in text
     assert "\\* voc21 1 of 1449 images: not comparable with what was published." in text
     numbers = published()
     compared = 0
@@ -178,7 +192,7 @@ def test_what_is_missing_is_said_and_the_rest_is_done(home, tree, tmp_path, caps
     models = tmp_path / "models"
     models.mkdir()
     for name in ("clip-b16", "dino-b8"):
-        (models / name).symlink_to(home / "tiny/models" / name)
+        (models / name).symlink_to(home / "models" / name)
     words = ("--models-dir", models, "--root", tree, "--datasets", "voc21", "ade20k", "--limit", 1)
     run("sources", tmp_path / "out", *words)
     text = capsys.readouterr().out
@@ -203,7 +217,7 @@ def test_what_is_missing_is_said_and_the_rest_is_done(home, tree, tmp_path, caps
 
 
 def test_a_plan_does_nothing(home, tree, tmp_path, capsys, models_run):
-    words = ("--models-dir", home / "tiny/models", "--root", tree, "--datasets", "voc21")
+    words = ("--models-dir", home / "models", "--root", tree, "--datasets", "voc21")
     run("components", tmp_path / "out", *words, "--plan")
     to_do = capsys.readouterr().out.partition("## To do\n\n")[2].split("\n\n")[0]
     assert to_do.splitlines() == [
@@ -220,7 +234,7 @@ def test_other_weights_and_images_are_other_evaluations(home, tree, tmp_path):
     models.mkdir()
     for name in ("clip-b16", "dino-b8"):
         (models / name).mkdir()
-        for path in (home / "tiny/models" / name).iterdir():
+        for path in (home / "models" / name).iterdir():
             (models / name / path.name).write_bytes(path.read_bytes())
     words = ("--models-dir", models, "--root", tree, "--datasets", "voc21", "--limit", 1)
 
@@ -245,7 +259,7 @@ def test_other_weights_and_images_are_other_evaluations(home, tree, tmp_path):
 
 def test_results_outlive_weights_and_data(home, tree, tmp_path, capsys):
     words = ("--datasets", "voc21", "--limit", 1)
-    here = ("--models-dir", home / "tiny/models", "--root", tree)
+    here = ("--models-dir", home / "models", "--root", tree)
     run("components", tmp_path / "out", *here, *words)
     before = read(tmp_path / "out/components.csv")
     run("components", tmp_path / "out", *words)
@@ -255,7 +269,10 @@ def test_results_outlive_weights_and_data(home, tree, tmp_path, capsys):
 
 KILLED = """
 import os, signal, sys
+from ovss_refine import registry
 from ovss_refine.cli import main
+from reproduce.tiny import with_tiny_sizes
+registry._registered = with_tiny_sizes(registry._registered)
 real, written = os.write, []
 def write(fd, data):
     if not data.endswith(b"\\n") or b'"id"' not in data:
@@ -271,19 +288,16 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_a_kill_goes_on_where_it_was(home, tree, tmp_path, monkeypatch):
-    words = ("--tiny", "--root", tree, "--datasets", "voc21")
-    for out in ("killed", "whole"):
-        (tmp_path / out / "tiny").mkdir(parents=True)
-        (tmp_path / out / "tiny/models").symlink_to(home / "tiny/models")
+    words = ("--models-dir", home / "models", "--root", tree, "--datasets", "voc21")
     line = ["reproduce", "tau", "--out", tmp_path / "killed", "--device", "cpu", *words]
     done = subprocess.run(
         [sys.executable, "-c", KILLED, *map(str, line)],
         check=False,
         capture_output=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    (folder,) = (tmp_path / "killed/tiny/cells").iterdir()
+    (folder,) = (tmp_path / "killed/cells").iterdir()
     kept = [record["id"] for record in read_all(folder)]
     assert len(kept) == 3
     assert not (folder / "results.json").exists()
@@ -293,23 +307,21 @@ def test_a_kill_goes_on_where_it_was(home, tree, tmp_path, monkeypatch):
     assert after[:3] == kept
     assert len(after) == len(set(after)) == 6
     run("tau", tmp_path / "whole", *words)
-    numbers = [read(tmp_path / out / "tiny/tau.csv") for out in ("killed", "whole")]
+    numbers = [read(tmp_path / out / "tau.csv") for out in ("killed", "whole")]
     assert numbers[0] == numbers[1]
     assert {line["images"] for line in numbers[0]} == {"6"}
 
 
 def test_two_processes_share_the_images(home, tree, tmp_path):
-    words = ("--tiny", "--root", tree, "--datasets", "voc21", "--limit", "3")
-    for out in ("one", "two"):
-        (tmp_path / out / "tiny").mkdir(parents=True)
-        (tmp_path / out / "tiny/models").symlink_to(home / "tiny/models")
+    words = ("--models-dir", str(home / "models"), "--root", tree, "--datasets", "voc21")
+    words += ("--limit", "3")
     run("logits", tmp_path / "one", *words)
     line = ["reproduce", "logits", "--device", "cpu", "--out", str(tmp_path / "two"), *words]
-    done = torchrun(2, line)
+    done = torchrun(2, line, [tiny.__file__])
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("# `logits`") == 1  # one of them reports
-    assert read(tmp_path / "two/tiny/logits.csv") == read(tmp_path / "one/tiny/logits.csv")
-    for folder in (tmp_path / "two/tiny/cells").iterdir():
+    assert read(tmp_path / "two/logits.csv") == read(tmp_path / "one/logits.csv")
+    for folder in (tmp_path / "two/cells").iterdir():
         assert [len(path.read_text().splitlines()) for path in sorted(folder.glob("rec*"))] == [
             2,
             1,
@@ -322,16 +334,15 @@ def test_a_failure_does_not_stop_the_others(home, tmp_path, capsys):
     bad = next((tmp_path / "data/voc21").rglob("*.jpg"))
     sound = bad.read_bytes()
     bad.write_bytes(sound[:100] + bytes(len(sound) - 100))  # of the same size, so the same images
-    words = ("--tiny", "--data", tmp_path / "data", "--datasets", "voc21", "ade20k")
-    (tmp_path / "out/tiny").mkdir(parents=True)
-    (tmp_path / "out/tiny/models").symlink_to(home / "tiny/models")
+    words = ("--models-dir", home / "models", "--data", tmp_path / "data")
+    words += ("--datasets", "voc21", "ade20k")
     run("tau", tmp_path / "out", *words, code=2)
     said = capsys.readouterr().err
     assert "1 of 2 evaluations failed, the first: " in said
     assert bad.name in said
-    text = (tmp_path / "out/tiny/tau.md").read_text()
+    text = (tmp_path / "out/tau.md").read_text()
     assert bad.name in text.partition("## Failed")[2]
-    done = {line["dataset"] for line in read(tmp_path / "out/tiny/tau.csv") if line["ours"]}
+    done = {line["dataset"] for line in read(tmp_path / "out/tau.csv") if line["ours"]}
     assert done == {"ade20k"}
     run("tau", tmp_path / "out", *words, "--on-error", "skip")
     skipped = "Images that could not be read and were skipped: voc21 1."
@@ -349,26 +360,25 @@ def test_a_failure_does_not_stop_the_others(home, tmp_path, capsys):
     assert "skipped" not in capsys.readouterr().out
     run("tau", tmp_path / "out", *words, "--plan")
     assert "## To do" not in capsys.readouterr().out
-    assert {line["images"] for line in read(tmp_path / "out/tiny/tau.csv")} == {"2"}
+    assert {line["images"] for line in read(tmp_path / "out/tau.csv")} == {"2"}
 
 
 def test_tiny_models_on_real_photographs(home, tmp_path):
     if not VOC_MINI.is_dir():
         pytest.skip(f"the photographs in {VOC_MINI} are not here")
-    words = ("--tiny", "--root", f"voc21={VOC_MINI}", "--datasets", "voc21", "--limit", 2)
-    (tmp_path / "tiny").mkdir()
-    (tmp_path / "tiny/models").symlink_to(home / "tiny/models")
-    run("components", tmp_path, *words)
-    lines = read(tmp_path / "tiny/components.csv")
+    words = ("--models-dir", home / "models", "--root", f"voc21={VOC_MINI}")
+    run("components", tmp_path, *words, "--datasets", "voc21", "--limit", 2)
+    lines = read(tmp_path / "components.csv")
     assert len(lines) == 12
     assert all(line["images"] == "2" and line["ours"] for line in lines)
     assert len({line["ours"] for line in lines}) >= 6  # the modes are not the same thing
 
 
 def test_seconds_add_up(home, tmp_path):
-    run("cost", home, "--tiny", "--limit", 1, "--datasets", "voc21")
+    out = home / "out"
+    run("cost", out, *inputs(home), "--limit", 1, "--datasets", "voc21")
     of = {}
-    for line in read(home / "tiny/cost.csv"):
+    for line in read(out / "cost.csv"):
         of.setdefault(line["method"], {})[line["quantity"]] = line["ours"]
     for method in ("Ours O.P.", "Ours M.V."):
         parts = [float(of[method][name]) for name in ("logits", "attention", "distribution", "JBU")]
@@ -383,12 +393,13 @@ def test_seconds_add_up(home, tmp_path):
         assert of[f"kk-mean, {show}"]["attention"] == ""
     assert float(of["CLIP"]["seconds"]) > float(of["CLIP"]["logits"]) > 0
     # Every image has a record of it, so that medians are of images.
-    name = next(line["evaluation"] for line in read(home / "tiny/cost.csv"))
-    (record,) = read_all(home / "tiny/cells" / name)
+    name = next(line["evaluation"] for line in read(out / "cost.csv"))
+    (record,) = read_all(out / "cells" / name)
     assert {"sources", "logits", "attention", *COMMON[:2]} <= set(record["seconds"])
 
 
 def test_pictures_of_curves_are_pictures(home):
-    run("nms", home, "--tiny", "--limit", 1, "--datasets", "voc21")
-    with Image.open(home / "tiny/nms.png") as picture:
+    pytest.importorskip("matplotlib", reason="plots need matplotlib")
+    run("nms", home / "out", *inputs(home), "--limit", 1, "--datasets", "voc21")
+    with Image.open(home / "out/nms.png") as picture:
         assert picture.size[0] > 400

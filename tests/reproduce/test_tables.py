@@ -10,7 +10,7 @@ import pytest
 from ovss_refine.evaluation import ROWS
 from ovss_refine.evaluation.dataset import list_datasets, load_dataset
 from ovss_refine.reproduce import TABLES, tables
-from ovss_refine.reproduce.tables import COMMON, book, published, split_variant
+from ovss_refine.reproduce.tables import COMMON, load_tables, published, split_variant
 
 SHARED = Path(__file__).parents[3] / "shared"
 CSV = Path(tables.__file__).with_name("paper_tables.csv")
@@ -31,7 +31,7 @@ def test_the_numbers_are_those_that_were_handed_over():
 def test_every_published_row_is_used_once():
     with CSV.open(newline="") as file:
         wanted = Counter((r["table"], r["backbone"], r["method"]) for r in csv.DictReader(file))
-    rows = [row for table in book().tables.values() for row in table.rows]
+    rows = [row for table in load_tables().tables.values() for row in table.rows]
     used = Counter((r.published, r.backbone, r.method) for r in rows if r.published)
     assert used == wanted
     assert set(used.values()) == {1}
@@ -43,10 +43,10 @@ def test_every_published_number_has_a_column():
     assert len(numbers) == 493
     assert numbers["1", "ViT-L/14", "Ours M.V.", "coco-object"] == 42.9
     assert ("1", "ViT-B/16", "FreeDA", "voc21") not in numbers
-    of = {row.published: table for table in book().tables.values() for row in table.rows}
+    of = {row.published: table for table in load_tables().tables.values() for row in table.rows}
     for table, _, _, dataset in numbers:
         assert dataset in of[table].datasets
-    for table in book().tables.values():
+    for table in load_tables().tables.values():
         assert set(table.datasets) <= set(list_datasets())
         shown = {key[3] for key in numbers if of[key[0]] is table}
         assert shown in (set(), set(table.datasets))  # no column without any number
@@ -54,11 +54,11 @@ def test_every_published_number_has_a_column():
 
 def test_what_cannot_be_measured_says_why():
     lacking = {}
-    for name, table in book().tables.items():
+    for name, table in load_tables().tables.items():
         for row in table.rows:
             assert bool(row.missing) != bool(row.logits)
             if row.missing:
-                assert row.missing in book().reasons
+                assert row.missing in load_tables().reasons
                 assert row.published
                 lacking.setdefault((name, row.missing), set()).add(row.method)
     assert lacking == {
@@ -79,7 +79,7 @@ def test_naclip_is_without_what_the_paper_has_not(tmp_path):
 
     numbers = published()
     assert numbers["1", "ViT-B/16", "NACLIP", "voc21"] == 58.9
-    every = [(table, row) for table in book().tables.values() for row in table.rows]
+    every = [(table, row) for table in load_tables().tables.values() for row in table.rows]
     rows = [(table, row) for table, row in every if row.logits == "naclip"]
     assert {row.backbone for _, row in rows if row.published} == {"ViT-B/16", "ViT-L/14"}
     for table, row in rows:
@@ -96,7 +96,7 @@ def test_a_decision_that_nobody_published_is_said():
     shown = [
         row
         for name in ("main", "components", "cost")
-        for row in book().tables[name].rows
+        for row in load_tables().tables[name].rows
         if row.logits in ("clip", "maskclip") and (row.published or row.cost)
     ]
     assert len(shown) == 4 + 1 + 1
@@ -108,19 +108,19 @@ def test_a_decision_that_nobody_published_is_said():
 
 
 def test_names_and_order_are_those_of_the_command_line():
-    assert tuple(book().tables) == TABLES
+    assert tuple(load_tables().tables) == TABLES
     assert set(COMMON) == set(ROWS) - {"refined"}
 
 
 def test_every_row_shows_what_its_evaluation_measures():
-    for name, table in book().tables.items():
+    for name, table in load_tables().tables.items():
         for row in (row for row in table.rows if not row.missing):
             measured = set(COMMON if row.attention else COMMON[:2])
             if row.attention:
-                measured |= set(book().variants[row.measured])
+                measured |= set(load_tables().variants[row.measured])
             assert row.show in measured, (name, row.method)
-            assert set(book().needs(row)) <= set(book().weights)
-    for members in book().variants.values():
+            assert set(load_tables().needs(row)) <= set(load_tables().weights)
+    for members in load_tables().variants.values():
         for options in members.values():
             split_variant(options)  # raises on what is no option
             assert not set(members) & set(ROWS)
@@ -130,28 +130,30 @@ def test_rows_stand_for_what_they_are_called():
     shows = {"O.P.": "optimal_path", "M.V.": "maximum_velocity"}
     refined = 0
     for name in ("main", "components", "attention-weights", "logits", "sources", "versatility"):
-        for row in book().tables[name].rows:
+        for row in load_tables().tables[name].rows:
             for mode, show in shows.items():
                 if mode in f"{row.published} {row.method}" and not row.missing:
                     assert row.show == show or row.show in COMMON
                     refined += row.show == show
     assert refined == 4 + 2 + 14 + 6 + 5 + 10
     for table in ("main", "versatility"):
-        for row in book().tables[table].rows:
+        for row in load_tables().tables[table].rows:
             if row.published and not row.missing:
                 name = row.method.partition(" +")[0].lower()
                 assert row.logits == ("kk-mean" if name.startswith("ours") else name)
                 assert bool(row.attention) == (row.show != "baseline")
     blocks = {
         tuple(row.attention_options.get("block_weights", ()))
-        for row in book().tables["attention-weights"].rows
+        for row in load_tables().tables["attention-weights"].rows
     }
     five = ("down_0", "down_1", "up_0", "up_1", "up_2")
     assert blocks == {(), five, *((name,) for name in five)}
-    logits = {row.method: row.logits for row in book().tables["logits"].rows if row.published}
+    logits = {
+        row.method: row.logits for row in load_tables().tables["logits"].rows if row.published
+    }
     assert logits == {"origin": "clip", "q-q mean": "qq-mean", "k-k mean": "kk-mean"}
     attention = {
-        row.method: row.attention for row in book().tables["sources"].rows if row.published
+        row.method: row.attention for row in load_tables().tables["sources"].rows if row.published
     }
     assert attention == {
         "CLIP-B/16": "clip-b16",
@@ -160,7 +162,7 @@ def test_rows_stand_for_what_they_are_called():
         "DINOv2-B/14 registers": "dinov2-b14-reg",
         "SD2": "sd2",
     }
-    assert [row.show for row in book().tables["components"].rows if row.published] == [
+    assert [row.show for row in load_tables().tables["components"].rows if row.published] == [
         *("baseline", "kl_every_patch", "kl_bilinear", "kl", "optimal_path"),
         *("maximum_velocity", "fusion"),
     ]
@@ -168,7 +170,7 @@ def test_rows_stand_for_what_they_are_called():
 
 @pytest.mark.parametrize("name", TABLES)
 def test_the_controls_are_in_every_table(name):
-    table = book().tables[name]
+    table = load_tables().tables[name]
     for row in (row for row in table.rows if not row.missing):
         wanted = COMMON if row.attention else COMMON[:2]
         for show in wanted:
@@ -178,14 +180,14 @@ def test_the_controls_are_in_every_table(name):
 
 
 def test_sweeps_pass_through_the_defaults_and_share_their_evaluation():
-    main = {row.pair for row in book().tables["main"].rows if row.measured == "paper"}
+    main = {row.pair for row in load_tables().tables["main"].rows if row.measured == "paper"}
     for name, default in (("timestep", 0), ("timestep", 1), ("resolution", 512)):
-        points = [row for row in book().tables[name].rows if row.x == default]
+        points = [row for row in load_tables().tables[name].rows if row.x == default]
         assert any(row.pair in main for row in points)
-    tau = {row.show: row.x for row in book().tables["tau"].rows if row.method == "M.V."}
+    tau = {row.show: row.x for row in load_tables().tables["tau"].rows if row.method == "M.V."}
     for show, x in tau.items():
-        assert split_variant(book().variants["tau"][show])[0].tau == x
-    assert {row.method for row in book().tables["nms"].rows} == {
+        assert split_variant(load_tables().variants["tau"][show])[0].tau == x
+    assert {row.method for row in load_tables().tables["nms"].rows} == {
         *("O.P., relative", "O.P., absolute", "M.V., relative", "M.V., absolute"),
         *("not refined", "upsampling alone", "propagation", "anchored"),
     }
@@ -196,7 +198,7 @@ def test_costs_are_those_of_the_notes():
     noted = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "|" in line]
     wanted = {row[0]: [float(cell) for cell in row[1:]] for row in noted[2:]}
     got, parts = {}, {}
-    for row in book().tables["cost"].rows:
+    for row in load_tables().tables["cost"].rows:
         if row.cost:
             names = ("gflops", "parameters", "seconds", "miou")
             got[row.method] = [row.cost[name] for name in names]
@@ -211,10 +213,9 @@ def test_costs_are_those_of_the_notes():
 
 def test_the_guide_shows_the_published_tables():
     """Written by `ovss-refine reproduce all --published`, see the guide."""
-    pytest.importorskip("torch")
-    from ovss_refine.reproduce.report import published_text
+    from ovss_refine.reproduce.layout import published_text
 
-    text = published_text(list(book().tables.values()))
+    text = published_text(list(load_tables().tables.values()))
     guide = (DOCS / "reproduce.md").read_text()
     assert guide.endswith(f"\n{text}\n")
     assert guide.count("## The published tables") == 1
@@ -232,12 +233,12 @@ def test_facts_of_the_adapters():
     from ovss_refine_adapters.logits.rf_clip import SINK_CHANNELS
 
     presets = {"ViT-B/16": "B/16", "ViT-L/14": "L/14"}
-    rows = [row for row in book().tables["versatility"].rows if row.logits == "rf-clip"]
+    rows = [row for row in load_tables().tables["versatility"].rows if row.logits == "rf-clip"]
     assert {row.backbone for row in rows} == set(presets)
     for row in rows:
         channels = tuple(row.logits_options["sink_channels"])
         assert channels == SINK_CHANNELS[presets[row.backbone]]
-    for name, weights in book().weights.items():
+    for name, weights in load_tables().weights.items():
         about = ABOUT["attention"][name]
         assert about["download"] == weights.size
         if weights.preset is None:
@@ -246,6 +247,6 @@ def test_facts_of_the_adapters():
             model = f"ViT-{weights.preset.replace('/', '-')}-quickgelu"
             known = open_clip.get_pretrained_cfg(model, "openai")["hf_hub"]
             assert known.rstrip("/") == weights.repository
-    for name, second in book().second_model.items():
+    for name, second in load_tables().second_model.items():
         assert "dino" in ABOUT["logits"][name]["weights"]
         assert second == "dino-b8"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_overwriting_forgets_what_had_other_settings(tmp_path, journal):
     journal.close()
     text = json.loads((journal.out / "segment.json").read_text())
     assert text["settings"]["mode"] == "fusion"
-    assert text["started"]["versions"]["torch"]
+    assert text["starts"][-1]["versions"]["torch"]
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"setting": 1}'])
@@ -101,12 +102,42 @@ def test_lost_settings_are_said(tmp_path, journal, content):
     if content:
         (journal.out / "segment.json").write_text(content)
     if content:
-        with pytest.raises(ValueError, match=r"`.*out` has lost its `segment\.json`\. Take"):
+        says = r"`.*segment\.json` must be the manifest of a results folder; it is damaged\. Take"
+        with pytest.raises(ValueError, match=says):
             Journal(journal.out, NAMES, SETTINGS, overwrite=False)
     else:
         with pytest.raises(FileExistsError, match="must be a new or empty folder"):
             Journal(journal.out, NAMES, SETTINGS, overwrite=False)
     Journal(journal.out, NAMES, SETTINGS, overwrite=True).close()
+
+
+def test_a_folder_as_the_first_version_left_it_is_resumed(tmp_path):
+    """Its settings stood beside the last start alone."""
+    photo, out = tmp_path / "x.jpg", tmp_path / "out"
+    photo.write_bytes(b"x")
+    out.mkdir()
+    settings = '{"mode": "kl", "labels": ["sky", "sea, deep"], "background": [0, 0.5]}'
+    text = f'{{\n "settings": {settings},\n "started": {{"command": ["ovss-refine"]}}\n}}\n'
+    (out / "segment.json").write_text(text)
+    size, time = fingerprint(photo)
+    body = (
+        f'{{"name":"x","file":[{size},{time}],"size":[2,3],'
+        '"areas":{"refined":[[0,4],[1,2]]},"kinds":[]}'
+    ).encode()
+    (out / "records.0.jsonl").write_bytes(b"%08x %s\n" % (zlib.crc32(body), body))
+    for kind in ("labels", "overlay"):
+        (out / f"x_{kind}.png").touch()
+    with pytest.raises(ValueError, match="mode was 'kl', is 'fusion'"):
+        Journal(out, NAMES, SETTINGS | {"mode": "fusion"}, overwrite=False)
+    journal = Journal(out, NAMES, SETTINGS, overwrite=False)
+    assert journal.is_finished(ImageFile("x", photo), LABELS_ONLY)
+    note(journal, tmp_path / "y.jpg", "y", 6)
+    journal.close()
+    assert [row[:5] for row in table(journal)[1:]] == [
+        ["x", "refined", "0", "sky", "4"],
+        ["x", "refined", "1", "sea, deep", "2"],
+        ["y", "refined", "1", "sea, deep", "6"],
+    ]
 
 
 def test_folders_of_other_files_are_refused(tmp_path):
@@ -115,11 +146,13 @@ def test_folders_of_other_files_are_refused(tmp_path):
     Journal(tmp_path / "out", NAMES, SETTINGS, overwrite=False).close()  # hidden ones are nothing
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").touch()
-    with pytest.raises(FileExistsError, match=r"`.*other` has 'mine\.txt'\. Take another, or pass"):
+    with pytest.raises(
+        FileExistsError, match=r"`.*other` has 'mine\.txt'\. Take another folder, or pass"
+    ):
         Journal(tmp_path / "other", NAMES, SETTINGS, overwrite=False)
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["mine.txt"]
     Journal(tmp_path / "other", NAMES, SETTINGS, overwrite=True).close()
-    with pytest.raises(FileExistsError, match=r"`--out` must be a folder; `.*mine\.txt` is a file"):
+    with pytest.raises(FileExistsError, match=r"`out` must be a folder; `.*mine\.txt` is a file"):
         Journal(tmp_path / "other" / "mine.txt", NAMES, SETTINGS, overwrite=True)
 
 
@@ -150,7 +183,7 @@ def test_nothing_is_left_where_nothing_was_finished(tmp_path, there):
 
 def test_after_a_kill_with_nothing_finished_other_settings_are_welcome(tmp_path, journal):
     assert (journal.out / "segment.json").exists()
-    journal._records.close()  # a kill does no more
+    journal._folder.records.close()  # a kill does no more
     Journal(journal.out, NAMES, {"mode": "fusion"}, overwrite=False).close()
 
 

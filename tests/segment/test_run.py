@@ -286,7 +286,7 @@ def test_pictures_of_one_name_in_two_folders(tmp_path):
     check_labels(tmp_path, ["p0", "p1", "sub/p0"])
     assert {row["name"] for row in rows(tmp_path / "out")} == {"p0", "p1", "sub/p0"}
     fake = FakeSegmenter()
-    with pytest.raises(ValueError, match=r"results of another picture of the same name; .* 'p0'"):
+    with pytest.raises(ValueError, match=r"results of another image of the same name; .* 'p0'"):
         run_segment(request(tmp_path, images=(str(tmp_path / "photos" / "sub"),)), fake)
 
 
@@ -295,7 +295,7 @@ def test_a_folder_that_cannot_be_written_is_found_out_first(tmp_path, out):
     make(tmp_path, 1)
     (tmp_path / "file").touch()
     fake = FakeSegmenter()
-    with pytest.raises(OSError, match="`--out` must be a folder"):
+    with pytest.raises(OSError, match="`out` must be a folder"):
         run_segment(request(tmp_path, out=tmp_path / out), fake)
     assert fake.events == []
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ovss_refine.baseline.resize import resized_size
 from ovss_refine.checks import (
     check_count,
     check_finite,
@@ -29,7 +30,7 @@ from ovss_refine_adapters.backbones.capture import check_images, undisturbed
 from ovss_refine_adapters.backbones.clip_tower import Tower
 from ovss_refine_adapters.backbones.open_clip import Clip, Tokenizer, load_clip
 from ovss_refine_adapters.backbones.resize import resize_8bit
-from ovss_refine_adapters.logits.windows import resized_size, slide
+from ovss_refine_adapters.logits.windows import slide
 from ovss_refine_adapters.text import Templates, as_classes, default_cache, text_features
 
 

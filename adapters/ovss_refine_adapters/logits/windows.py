@@ -1,4 +1,4 @@
-"""Sliding windows: resize, cut, score every window, average where windows overlap.
+"""Sliding windows: cut, score every window, average where windows overlap.
 
 The scheme is the one that SCLIP (F. Wang et al., ECCV 2024) and its descendants share, after
 MMSegmentation's: the last window of a row or column is shifted back inside, every window's scores
@@ -12,18 +12,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-# The longest side that the published settings allow, whatever the short side.
-LONG_SIDE = 2048
-
-
-def resized_size(H: int, W: int, short_side: int) -> tuple[int, int]:
-    """Scale (H, W) to a short side of `short_side`, or to a long side of 2048 if that is less.
-
-    Sides are rounded half up, as the published data pipelines do.
-    """
-    factor = min(LONG_SIDE / max(H, W), short_side / min(H, W))
-    return int(H * factor + 0.5), int(W * factor + 0.5)
 
 
 def upsample(values: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,14 +1,17 @@
 """Tiny models of the real libraries' classes with random weights, and tiny data sets.
 
-They lie in folders as real ones do, so that all that `reproduce` does can be tried anywhere. Their
-numbers mean nothing.
+They lie in folders as real ones do: `--models-dir` and `--data` take them. As a script, this file
+is the command `ovss-refine` with sources that look at small images (`with_tiny_sizes`).
 """
 
+import functools
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from ovss_refine import registry
+from ovss_refine.cli import main
 from ovss_refine.evaluation.dataset import IGNORE, DataSet
 from ovss_refine.registry import require
 
@@ -67,7 +72,26 @@ def tiny_options(kind: str, name: str, options: Mapping[str, Any]) -> dict[str, 
     if name == "sd2":
         side = options.get("resolution", RESOLUTION) // SHRINK
         return {**options, "resolution": side, "cache_dir": None}
-    return {**options, "size": ATTENTION[name]} if name in ATTENTION else dict(options)
+    return {"size": ATTENTION[name], **options} if name in ATTENTION else dict(options)
+
+
+def with_tiny_sizes(registered: Callable[[str], Mapping[str, Any]]) -> Callable[[str], Any]:
+    """Wrap `registry._registered`: sources are given options that suit tiny models."""
+
+    def make(kind: str, name: str, factory: Callable[..., Any], **options: Any) -> Any:
+        return factory(**tiny_options(kind, name, options))
+
+    def load(kind: str, name: str, point: Any) -> Callable[..., Any]:
+        return functools.partial(make, kind, name, point.load())
+
+    def wrapped(kind: str) -> dict[str, Any]:
+        points = registered(kind).items()
+        return {
+            name: SimpleNamespace(name=name, load=functools.partial(load, kind, name, point))
+            for name, point in points
+        }
+
+    return wrapped
 
 
 def write_models(folder: Path) -> None:
@@ -216,3 +240,8 @@ def _blocks(rng: np.random.Generator, values: int, channels: int) -> NDArray[np.
     H, W = SIDE
     drawn = rng.integers(0, values, (H // BLOCK, W // BLOCK, channels), dtype=np.uint8)
     return drawn.repeat(BLOCK, 0).repeat(BLOCK, 1)
+
+
+if __name__ == "__main__":
+    registry._registered = with_tiny_sizes(registry._registered)
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,197 @@
+"""May a folder be used for results? Who owns it, which settings do its results have?
+
+A results folder has a manifest with the settings and every start, and a record of every finished
+image. Its settings are binding from the first record on.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ovss_refine.folders.files import write_whole
+from ovss_refine.folders.manifest import environment, plain
+from ovss_refine.folders.records import PATTERN, Records
+
+MANIFEST = "manifest.json"
+ALL_RECORDS = PATTERN.format(rank="*")
+
+
+class ResultsFolder:
+    """The results folder of one command with one set of settings, locked against other runs.
+
+    Args:
+        path: the folder; created if it is missing.
+        settings: everything that the results depend on.
+        started: what to note of this start, besides its environment.
+        manifest: name of the manifest.
+        overwrite: discard results of other settings, and accept a folder with other files; None:
+            do neither, and do not suggest a flag for it.
+
+    Attributes:
+        path: the folder.
+        records: those of this process, open for more.
+
+    Raises:
+        FileExistsError: if `path` is a file, or a folder with other files.
+        ValueError: if the results have other settings, listing the differences; or if the
+            manifest is damaged.
+        OSError: if the folder cannot be written, or another run is writing into it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        started: Mapping[str, Any] | None = None,
+        *,
+        manifest: str = MANIFEST,
+        overwrite: bool | None = None,
+    ) -> None:
+        """Check the folder, lock it and note this start."""
+        check_writable(path)
+        self.path, self._manifest, self._overwrite = path, path / manifest, overwrite
+        self._check_owner()
+        self._created = [one for one in (path, *path.parents) if not one.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        self.records = Records(path)
+        try:
+            self._start(plain(settings), environment() | dict(started or {}))
+        except BaseException:
+            self.records.close()
+            raise
+
+    def has_results(self) -> bool:
+        """Whether anything has been finished, by whichever process."""
+        return any(path.stat().st_size for path in self.path.glob(ALL_RECORDS))
+
+    def close(self) -> None:
+        """Unlock the folder. A run without results removes what it has created."""
+        own = {self._manifest.name, self.records.path.name}
+        try:
+            if not self.has_results() and set(_visible(self.path)) <= own:
+                self._manifest.unlink()
+                self.records.path.unlink()
+        finally:
+            self.records.close()
+        with contextlib.suppress(OSError):  # a folder with files stays
+            for folder in self._created:
+                folder.rmdir()
+
+    def _check_owner(self) -> None:
+        """Raise unless the folder is new, empty or has a manifest."""
+        if self._overwrite or not self.path.exists():
+            return
+        if self._manifest.is_file():
+            self._read()
+            return
+        # A run that was killed early leaves an empty file of records and nothing else.
+        begun = {path.name for path in self.path.glob(ALL_RECORDS) if not path.stat().st_size}
+        if others := [name for name in _visible(self.path) if name not in begun]:
+            among = self._hint(", or pass --overwrite to write among its files")
+            raise FileExistsError(
+                f"`out` must be a new or empty folder, or one with `{self._manifest.name}`; "
+                f"`{self.path}` has {others[0]!r}. Take another folder{among}."
+            )
+
+    def _start(self, settings: dict[str, Any], started: dict[str, Any]) -> None:
+        """Compare the settings with those of the results, and add this start to the manifest."""
+        before, starts = self._read()
+        if changed := differences(before, settings):
+            if self.has_results() and not self._overwrite:
+                raise ValueError(
+                    f"`out` must be a folder of the same settings; in `{self.path}` {changed}. "
+                    f"Take another folder{self._hint(', or pass --overwrite')}."
+                )
+            self.records.clear()
+            starts = []
+        content = {"settings": settings, "starts": [*starts, plain(started)]}
+        text = json.dumps(content, indent=1) + "\n"
+        write_whole(self._manifest, lambda file: file.write(text.encode()))
+
+    def _read(self) -> tuple[dict[str, Any], list[Any]]:
+        """Read the settings and the starts; nothing where there is no manifest."""
+        try:
+            content = json.loads(self._manifest.read_text(encoding="utf-8"))
+            # `segment` used to keep its last start alone.
+            starts = content["starts"] if "starts" in content else [content["started"]]
+            return dict(content["settings"]), list(starts)
+        except FileNotFoundError:
+            return {}, []
+        except (ValueError, KeyError, TypeError):
+            if self._overwrite:
+                return {}, []
+            raise ValueError(
+                f"`{self._manifest}` must be the manifest of a results folder; it is damaged. Take "
+                f"another folder{self._hint(', or pass --overwrite')}."
+            ) from None
+
+    def _hint(self, text: str) -> str:
+        return "" if self._overwrite is None else text
+
+
+def prepare_folder(path: Path, files: Sequence[Path], *, overwrite: bool) -> None:
+    """Create a folder for files that a command writes once, without settings or records.
+
+    Args:
+        path: the folder.
+        files: all that will be written there.
+        overwrite: accept that some of them exist.
+
+    Raises:
+        FileExistsError: if one exists and `overwrite` is not set, or if `path` is a file.
+        OSError: if the folder cannot be written.
+    """
+    check_writable(path)
+    existing = [file for file in files if file.exists()]
+    if existing and not overwrite:
+        raise FileExistsError(
+            f"`{existing[0]}` exists ({len(existing)} of {len(files)} results do); pass "
+            "--overwrite to replace, or another --out."
+        )
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def check_writable(path: Path, name: str = "`out`") -> None:
+    """Check that files can be written into a folder, or into one yet to be made; create nothing.
+
+    Args:
+        path: the folder.
+        name: what messages call it.
+
+    Raises:
+        FileExistsError: if the folder, or one that it would lie in, is a file.
+        OSError: if nothing can be written there.
+    """
+    try:
+        existing = next(one for one in (path, *path.parents) if os.path.lexists(one))
+        if not existing.is_dir():
+            raise FileExistsError(f"{name} must be a folder; `{existing}` is a file.")
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except FileExistsError:
+        raise
+    except OSError as err:
+        raise OSError(
+            f"{name} must be a folder that can be written; `{path}`: {err.strerror}."
+        ) from err
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """List the settings that differ; "": none. One that is absent is like None."""
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return "; ".join(
+        f"{key} was {_short(before.get(key))}, is {_short(now.get(key))}" for key in keys
+    )
+
+
+def _short(value: object) -> str:
+    text = "absent" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
