@@ -21,12 +21,12 @@ _ADAPTERS = {
     "sc_clip": "logits.sc_clip",
     "stable_diffusion": "attention.stable_diffusion",
     "vit": "attention.vit",
-    "windows": "logits.windows",
 }
 MOVED = {
     "ovss_refine.inputs": "ovss_refine.segment.inputs",
     "ovss_refine_adapters.decision": "ovss_refine.baseline.decision",
     "ovss_refine_adapters.pamr": "ovss_refine.baseline.pamr",
+    "ovss_refine_adapters.windows": "ovss_refine.baseline.resize",
     **{f"ovss_refine_adapters.{k}": f"ovss_refine_adapters.{v}" for k, v in _ADAPTERS.items()},
 }
 
