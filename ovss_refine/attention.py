@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ovss_refine.checks import (
-    as_tensor,
     check_finite,
     check_float,
     check_number,
@@ -23,6 +22,7 @@ from ovss_refine.checks import (
     check_shape,
     check_weights_shape,
 )
+from ovss_refine.images.convert import as_tensor
 from ovss_refine.tensors.blocks import Dense, Factors, add_matmul
 
 # Steps of a loop between two checks of its stopping test: on a GPU a check waits for everything

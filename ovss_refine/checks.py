@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
 
 ROW_SUM_TOLERANCE = 1e-2
@@ -149,17 +148,6 @@ def check_flag(name: str, value: object) -> bool:
     if not isinstance(flag, bool):
         raise TypeError(f"`{name}` must be True or False; got {value!r}.")
     return flag
-
-
-def as_tensor(x: Tensor | NDArray[Any]) -> Tensor:
-    """Return a NumPy array as a tensor, sharing memory where possible; anything else unchanged."""
-    import numpy as np
-    import torch
-
-    if not isinstance(x, np.ndarray):
-        return x
-    # torch takes neither negative strides nor memory that must not be written to.
-    return torch.from_numpy(x if x.flags.writeable and min(x.strides, default=0) >= 0 else x.copy())
 
 
 def _plain(value: Any) -> object:

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ovss_refine.checks import as_tensor, check_finite, check_float, check_number, check_shape
+from ovss_refine.checks import check_finite, check_float, check_number, check_shape
+from ovss_refine.images.convert import as_tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,7 +9,7 @@ N = gh * gw patches, (H, W) pixels, m classes that are kept.
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 import torch
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ovss_refine.attention import Attention, AttentionSource, as_attention
-from ovss_refine.checks import as_tensor, check_finite, check_float, check_shape, check_sizes
+from ovss_refine.checks import check_finite, check_float, check_shape, check_sizes
 from ovss_refine.config import RefineConfig, RefineOptions, config_of
-from ovss_refine.images.convert import ImagesLike, as_image_batch
+from ovss_refine.images.convert import ImagesLike, as_image_batch, as_tensor
 from ovss_refine.logits import Logits, check_prompt_index
 from ovss_refine.method.distribution import confidence
 from ovss_refine.method.modes import ModeName
@@ -207,7 +207,7 @@ def _run(given: _Checked) -> RefineResult:
                 stacklevel=3,
             )
         result = _refine_in_memory(P, assigned, given.attention, given.guide.to(device), config)
-    return _deliver(result, given.logits.device, batched=given.batched)
+    return (result if given.batched else result[0]).to(given.logits.device)
 
 
 def _check_prompts(
@@ -256,14 +256,3 @@ def _refine_in_memory(
         "attention in half precision or as `Attention.from_factors(q, k, scale, grid)`, or leave "
         f"`keep_scores` off. It said: {reason}"
     )
-
-
-def _deliver(result: RefineResult, device: torch.device, *, batched: bool) -> RefineResult:
-    """Move the result to the caller's device and drop the batch axis that the input had not."""
-    named = {field.name: getattr(result, field.name) for field in fields(result)}
-    tensors = {
-        name: (x if batched else x[0]).to(device)
-        for name, x in named.items()
-        if isinstance(x, Tensor)
-    }
-    return RefineResult(**(named | tensors))

@@ -3,10 +3,11 @@
 Axes: B images, M classes, (gh, gw) grid of the attention, (H, W) pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -58,9 +59,16 @@ class RefineResult:
         B = len(self.labels)
         if not -B <= b < B:
             raise IndexError(f"`b` must be in [-{B}, {B - 1}]; got {b}.")
+        return self._each(lambda x: x[b])
+
+    def to(self, device: torch.device | str) -> "RefineResult":
+        """Return the same result on a device."""
+        return self._each(lambda x: x.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "RefineResult":
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        one = {name: part[b] for name, part in parts.items() if isinstance(part, Tensor)}
-        return RefineResult(**(parts | one))
+        changed = {name: change(x) for name, x in parts.items() if isinstance(x, Tensor)}
+        return RefineResult(**(parts | changed))
 
     def __repr__(self) -> str:
         """Show shapes, class counts and what the solvers did, on one line."""

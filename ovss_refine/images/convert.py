@@ -1,4 +1,4 @@
-"""Images in any form: to 8-bit RGB, to a tensor, to a batch.
+"""Images in any form: to 8-bit RGB, to a tensor, to a batch; other arrays to tensors.
 
 The forms are a path, a PIL image, an array [H, W, 3] and a tensor [3, H, W]; arrays and tensors are
 uint8, or float in [0, 1]. Files and PIL images are made upright by their EXIF orientation. Torch
@@ -54,6 +54,16 @@ FORMS = {
         "`{0}.expand(-1, 3, -1, -1)`",
     ),
 }
+
+
+def as_tensor(x: Tensor | NDArray[Any]) -> Tensor:
+    """Return a NumPy array as a tensor, sharing memory where possible; anything else unchanged."""
+    import torch
+
+    if not isinstance(x, np.ndarray):
+        return x
+    # torch takes neither negative strides nor memory that must not be written to.
+    return torch.from_numpy(x if x.flags.writeable and min(x.strides, default=0) >= 0 else x.copy())
 
 
 def as_rgb(image: ImageLike, name: str, max_pixels: int | None = None) -> RGB:

@@ -49,21 +49,16 @@ class Problem:
         own: [B, m, N] confidence of the kept classes.
         q: [B, m, N] their distributions over seeds.
         attention: B maps over N patches.
-        chain: the attention's Markov chain, for modes that need it.
         config: the options.
+        chain: returns the attention's Markov chain, which is made at the first call.
     """
 
     P: Tensor
     own: Tensor
     q: Tensor
     attention: Attention
-    chain: Chain | None
     config: RefineConfig
-
-    def steps(self) -> tuple[Chain, int]:
-        """Return the chain and the number of steps of the controls."""
-        assert self.chain is not None  # noqa: S101 - made for every mode that has `ipf_rounds`
-        return self.chain, self.config.propagation_steps
+    chain: Callable[[], Chain]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +82,6 @@ class Mode:
     def has_seeds(self) -> bool:
         """Whether classes start from seeds; a mode without is a control."""
         return "nms" in self.options
-
-    @property
-    def needs_chain(self) -> bool:
-        """Whether the attention is made doubly stochastic."""
-        return "ipf_rounds" in self.options
 
     @property
     def takes_many_steps(self) -> bool:
@@ -122,28 +112,27 @@ def maximum_velocity(problem: Problem) -> Solution:
     """Score by how soon a walk from the seeds reaches each patch, or by how long it changes it."""
     from ovss_refine.method import markov
 
-    config, (chain, _) = problem.config, problem.steps()
+    config = problem.config
     walk = markov.first_passage if config.criterion == "first_passage" else markov.increment
-    return walk(problem.q, chain, config.tau, config.max_steps)
+    return walk(problem.q, problem.chain(), config.tau, config.max_steps)
 
 
 def propagation(problem: Problem) -> Solution:
     """Score by the confidence, averaged along the attention."""
     from ovss_refine.method import markov
 
-    chain, steps = problem.steps()
-    return Solution(markov.propagate(problem.own, chain, steps), steps, True)
+    steps = problem.config.propagation_steps
+    return Solution(markov.propagate(problem.own, problem.chain(), steps), steps, True)
 
 
 def anchored(problem: Problem) -> Solution:
     """Score as `propagation` does, with a restart where the two best classes are far apart."""
     from ovss_refine.method import markov
 
-    chain, steps = problem.steps()
-    D = problem.own
+    D, steps = problem.own, problem.config.propagation_steps
     if problem.P.shape[1] > 1:
         best = problem.P.topk(2, dim=1).values  # [B, 2, N]
-        D = markov.anchored(D, best[:, :1] - best[:, 1:], chain, steps)
+        D = markov.anchored(D, best[:, :1] - best[:, 1:], problem.chain(), steps)
     return Solution(D, steps, True)
 
 

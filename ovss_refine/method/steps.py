@@ -6,6 +6,7 @@ Axes: B images, M classes, m classes kept, N = gh * gw patches, (H, W) pixels.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -32,16 +33,15 @@ def refine_confidence(
         config: the options.
     """
     mode = MODES[config.mode]
-    pre_propagation = config.pre_propagation if "pre_propagation" in mode.options else 0
-    chain = None
-    if mode.needs_chain or pre_propagation:
-        chain = doubly_stochastic(attention, config.ipf_rounds, many_steps=mode.takes_many_steps)
-        P = propagate(P, chain, pre_propagation)
+    many = mode.takes_many_steps
+    chain = cache(lambda: doubly_stochastic(attention, config.ipf_rounds, many_steps=many))
+    if config.pre_propagation and "pre_propagation" in mode.options:
+        P = propagate(P, chain(), config.pre_propagation)
     seeds = find_seeds(P, assigned, config, suppress=mode.has_seeds)
     classes = kept_index(seeds.kept)  # [B, m]
     own = _take(P, classes)
     q = normalise(own, _take(seeds.mask, classes))
-    problem = Problem(P, own, q, attention, chain, config)
+    problem = Problem(P, own, q, attention, config, chain)
     solutions = {score.__name__: score(problem) for score in mode.scores}
     D = _mean([solution.D for solution in solutions.values()])
     labels, scores = _upsample(D, classes, P.shape[1], attention, guide, config)

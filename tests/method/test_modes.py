@@ -16,7 +16,7 @@ from strategies import random_sources
 
 
 def kl(q):
-    return score(Problem(P=q, own=q, q=q, attention=None, chain=None, config=RefineConfig())).D
+    return score(Problem(P=q, own=q, q=q, attention=None, config=RefineConfig(), chain=None)).D
 
 
 def test_sums_to_the_divergence(rng):
