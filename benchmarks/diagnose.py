@@ -1,9 +1,9 @@
-"""Why some modes lose: ties of the increment criterion, and the areas that each mode gives.
+"""Why some modes lose: ties under the increment criterion, and the area that each class gets.
 
     python benchmarks/diagnose.py [--data DIR] [--limit N]
 
-The folder has a layout of `real_data.py`. Strong logits. Prints the share of patches at which the
-two best classes score exactly the same, and the mean share of the pixels that each class gets.
+The folder has a layout that `real_data.py` reads. With the strong logits, prints the fraction of
+patches at which the two best classes tie exactly, and the mean fraction of pixels per class.
 """
 
 import argparse

@@ -1,14 +1,14 @@
-"""What an evaluation costs beside the model and the refiner, and that its memory stays flat.
+"""The overhead of an evaluation over model and refiner, and whether its memory stays constant.
 
     python benchmarks/evaluation.py [--images N] [--flat N] [--repeats N] [--data DIR] [--json OUT]
 
-* Overhead: a whole evaluation of synthetic 500 x 375 photographs with scores and features in files
-  (the fastest source there is), against the same rows on the same images in memory, one after the
-  other in turns. What the difference is of the whole is what reading, decoding, counting, writing
-  and the bar cost, also where they slow the refiner down. The labels of both are compared first.
+* Overhead: a whole evaluation of synthetic 500 x 375 images with logits and features in files
+  (the fastest source), alternating with the same rows on the same images in memory. The difference,
+  as a fraction of the whole, is the cost of reading, decoding, counting, writing and the progress
+  bar, including where they slow the refiner down. The labels of both are compared first.
 * Metric: one confusion matrix at that size.
-* Memory: resident memory over N images of one evaluation.
-* With --data: the two sets of real photographs, against `results/real_data.json`.
+* Memory: resident memory over the N images of one evaluation (--flat).
+* With --data: the two sets of real images, against `results/real_data.json`.
 """
 
 import argparse
@@ -54,13 +54,13 @@ SAME = {
 def smooth(
     channels: int, size: tuple[int, int], seed: torch.Generator, detail: int
 ) -> torch.Tensor:
-    """Random [channels, *size] values that vary over about 1 / `detail` of the picture."""
+    """Random [channels, *size] values that vary over about 1 / `detail` of the image."""
     coarse = torch.randn(1, channels, detail, detail, generator=seed)
     return F.interpolate(coarse, size, mode="bicubic", align_corners=False)[0]
 
 
 def write_set(root: Path, count: int, distinct: int = 20) -> DataSet:
-    """Write `count` images, masks and arrays, of which `distinct` differ and the rest are links."""
+    """Write `count` images, masks and arrays: `distinct` different ones, the rest links to them."""
     for part in ("images", "masks", "arrays"):
         (root / part).mkdir(parents=True)
     (root / "names.txt").write_text("".join(f"class {c}\n" for c in range(M)))
@@ -72,8 +72,8 @@ def write_set(root: Path, count: int, distinct: int = 20) -> DataSet:
                 (root / name).symlink_to(root / old)
             continue
         seed = torch.Generator().manual_seed(i)
-        photo = smooth(3, SIZE, seed, 60).sigmoid().permute(1, 2, 0)
-        Image.fromarray((255 * photo).byte().numpy()).save(root / names[0], quality=90)
+        pixels = smooth(3, SIZE, seed, 60).sigmoid().permute(1, 2, 0)
+        Image.fromarray((255 * pixels).byte().numpy()).save(root / names[0], quality=90)
         truth = smooth(M, SIZE, seed, 8).argmax(0).byte().numpy()
         Image.fromarray(truth).save(root / names[1])
         arrays = {
@@ -98,12 +98,12 @@ def make_job(root: Path, dataset: DataSet, rows: Mapping[str, Row], out: Path) -
 
 
 def clocks() -> np.ndarray:
-    """Return seconds on the wall, and seconds of all processors that this process had."""
+    """Return wall-clock seconds and this process's CPU seconds, summed over cores."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
 def in_memory(job: Job, batches: list[Batch]) -> tuple[np.ndarray, dict[str, list[np.ndarray]]]:
-    """Make attention and run the rows on images that lie ready: seconds, labels."""
+    """Compute attention and run the rows on loaded images; return seconds and labels."""
     device = torch.device("cpu")
     labels: dict[str, list[np.ndarray]] = {name: [] for name in job.rows}
     start = clocks()
@@ -118,7 +118,7 @@ def in_memory(job: Job, batches: list[Batch]) -> tuple[np.ndarray, dict[str, lis
 
 
 def overhead(root: Path, names: tuple[str, ...], count: int, repeats: int) -> dict[str, float]:
-    """Compare an evaluation with the same work in memory, in turns; medians."""
+    """Alternate an evaluation with the same work in memory; return medians."""
     dataset = write_set(root, count)
     table = make_rows(RefineConfig(), Baseline())
     rows = {name: table[name] for name in names}
@@ -148,7 +148,7 @@ def overhead(root: Path, names: tuple[str, ...], count: int, repeats: int) -> di
 def check(
     batches: list[Batch], labels: Mapping[str, list[np.ndarray]], counts: Mapping[str, np.ndarray]
 ) -> None:
-    """Raise unless the evaluation counted what the rows give on the same images."""
+    """Raise unless the evaluation's counts equal those of the rows on the same images."""
     truths = [batch.samples[0].truth for batch in batches]
     for name, maps in labels.items():
         wanted = sum(confusion(t, x, M, 255) for t, x in zip(truths, maps, strict=True))
@@ -157,7 +157,7 @@ def check(
 
 
 def metric_ms(repeats: int = 50) -> float:
-    """Time one confusion matrix; median in milliseconds."""
+    """Return the median time of one confusion matrix in milliseconds."""
     rng = np.random.default_rng(0)
     truth = rng.integers(0, M, SIZE).astype(np.uint8)
     labels = rng.integers(0, M, SIZE)
@@ -170,7 +170,7 @@ def metric_ms(repeats: int = 50) -> float:
 
 
 def memory(root: Path, count: int) -> dict[str, float]:
-    """Follow the resident memory of one long evaluation, in MiB."""
+    """Record the resident memory of one long evaluation, in MiB."""
     dataset = write_set(root, count)
     rows = {"propagation": make_rows(RefineConfig(), Baseline())["propagation"]}
     seen: list[float] = []
@@ -190,7 +190,7 @@ def memory(root: Path, count: int) -> dict[str, float]:
 
 
 def real(root: Path) -> dict[str, dict[str, list[float]]]:
-    """Evaluate the real photographs: for every row, mIoU here and in `real_data.json`."""
+    """Evaluate the real images; return each row's mIoU here and in `real_data.json`."""
     kept = json.loads((RESULTS / "real_data.json").read_text())
     report: dict[str, dict[str, list[float]]] = {}
     for folder, temperature in (("voc_real", 0.05), ("camvid_real", 0.1)):
@@ -217,15 +217,15 @@ def real(root: Path) -> dict[str, dict[str, list[float]]]:
 
 
 def main() -> None:
-    """Measure, print and keep."""
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=20, help="images of the overhead")
-    parser.add_argument("--flat", type=int, default=1000, help="images of the memory; 0: none")
+    parser.add_argument("--images", type=int, default=20, help="images for the overhead")
+    parser.add_argument("--flat", type=int, default=1000, help="images for the memory; 0: skip it")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--data", type=Path, help="folder of voc_real and camvid_real")
-    parser.add_argument("--json", type=Path, help="where to keep the numbers")
+    parser.add_argument("--data", type=Path, help="folder with voc_real and camvid_real")
+    parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
     report: dict[str, object] = {"machine": machine(), "metric_ms": metric_ms()}
     print(f"metric: {report['metric_ms']:.2f} ms for 500 x 375")
@@ -234,9 +234,9 @@ def main() -> None:
             found = overhead(Path(root) / "set", names, args.images, args.repeats)
         report["overhead, " + " ".join(names)] = found
         print(
-            f"{', '.join(names)}: {found['seconds']:.3f} s for an image, of which "
-            f"{found['overhead_percent']:.1f} % is neither source nor refiner; of the processors' "
-            f"time {found['cpu_overhead_percent']:.1f} %"
+            f"{', '.join(names)}: {found['seconds']:.3f} s per image, of which "
+            f"{found['overhead_percent']:.1f} % is neither source nor refiner; "
+            f"of the CPU time {found['cpu_overhead_percent']:.1f} %"
         )
     if args.flat:
         with tempfile.TemporaryDirectory() as root:

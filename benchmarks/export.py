@@ -1,10 +1,10 @@
-"""What the refinement costs as an ONNX graph, beside `refine` itself.
+"""The cost of the refinement as an ONNX graph, compared with `refine` itself.
 
     python benchmarks/export.py [--repeats N] [--json OUT]
 
 Needs `pip install -e '.[export]'`. For every mode and two sizes, 21 classes, one image: seconds of
 `refine` and of onnxruntime on the same cores; seconds to export; the largest difference
-of the discrepancy as a share of its range, and the share of pixels with another label.
+of the discrepancy as a fraction of its range, and the fraction of pixels whose label differs.
 """
 
 import argparse
@@ -34,7 +34,7 @@ SIZES = {
 
 
 def median(run: Callable[[], object], repeats: int) -> float:
-    """Return the median of the seconds that `run` takes, after a warm-up."""
+    """Return the median time of `run` in seconds, after a warm-up."""
     return seconds(run, "cpu", repeats)["median"]
 
 
@@ -51,12 +51,12 @@ def compare(config: RefineConfig, path: Path, size: str, repeats: int) -> dict[s
     """Time both on one size; return the row."""
     tensors, arrays = inputs(size)
     expected = refine(*tensors, config)
-    # One after the other, not in turns: the threads of each wait in a busy loop for more work, and
-    # would take the cores from the other.
+    # Not alternating: the threads of each spin while they wait for work, and would take the cores
+    # from the other.
     ours = median(lambda: refine(*tensors, config), repeats)
     choices = onnxruntime.SessionOptions()
     choices.intra_op_num_threads = torch.get_num_threads()
-    choices.log_severity_level = 3  # no word about initialisers that an optimiser has left over
+    choices.log_severity_level = 3  # no warnings about unused initialisers
     session = onnxruntime.InferenceSession(path, choices, providers=["CPUExecutionProvider"])
     labels, discrepancy, *_ = session.run(None, arrays)
     graph = median(lambda: session.run(None, arrays), repeats)
@@ -76,7 +76,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--json", type=Path, help="where to keep the numbers")
+    parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
     report: dict[str, object] = {"machine": machine(), "onnxruntime": onnxruntime.__version__}
     print("| mode | size | refine | onnxruntime | discrepancy | labels | export |")

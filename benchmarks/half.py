@@ -1,11 +1,11 @@
-"""What it costs in exactness to hold the attention in half precision.
+"""The accuracy lost by storing the attention in half precision.
 
     python benchmarks/half.py [--data FOLDER] [--json OUT]
 
-Storage only: blocks of rows are widened to float32 before they are multiplied, so half the memory
-of the map is the gain. Against float32 storage, for every mode: the largest difference of the
-discrepancy as a share of its range, and the share of pixels with another label. On the synthetic
-problem and, with `--data`, a folder as `real_data.py` takes it, on 24 photographs.
+Storage only: blocks of rows are converted to float32 before they are multiplied, which saves half
+the memory of the map. For every mode, compared with float32 storage: the largest difference of the
+discrepancy as a fraction of its range, and the fraction of pixels whose label differs. Measured on
+the synthetic problem and, with `--data`, on 24 images of a folder that `real_data.py` reads.
 """
 
 import argparse
@@ -26,7 +26,7 @@ TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def compare(inputs: Problem, options: dict[str, str], dtype: torch.dtype) -> tuple[float, float]:
-    """Return the difference of the discrepancy, and the share of other labels."""
+    """Return the difference of the discrepancy, and the fraction of labels that differ."""
     logits, attention, image = inputs
     refiner = Refiner(**options)  # type: ignore[arg-type]
     exact = refiner(logits, attention, image)
@@ -39,12 +39,12 @@ def compare(inputs: Problem, options: dict[str, str], dtype: torch.dtype) -> tup
 
 
 def main() -> None:
-    """Compare every mode on every problem, and print it."""
+    """Compare every mode on every problem, and print the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help="of photographs with scores and features")
-    parser.add_argument("--json", type=Path, help="where to keep the numbers")
+    parser.add_argument("--data", type=Path, help="folder of images, logits and features")
+    parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
     sets = {"synthetic, N = 4096": [problem((64, 64), 21, (512, 512), "cpu")]}
     if args.data:

@@ -1,13 +1,13 @@
-"""What the logits sources cost at full size, in images per second.
+"""The speed of the logits sources at full size, in images per second.
 
     python benchmarks/logits.py [--device cpu|cuda] [--models B/16 L/14] [--short-sides 336 448]
                                 [--batches 1 8] [--sources NAME ...] [--repeats N]
                                 [--longest SECONDS] [--json OUT]
 
-The models have the real architectures and random weights, so nothing is downloaded and nothing is
-said about quality. Images of 500 x 375 pixels, 21 classes; windows, strides and all else as
+The models have the real architectures and random weights: nothing is downloaded, and quality is not
+measured. Images of 500 x 375 pixels, 21 classes; windows, strides and all other settings as
 published. `--repeats 0` times the first run, which is checked; otherwise that is the warm-up. What
-would take longer than `--longest`, judged by the batch before, is left out and said.
+would take longer than `--longest`, judged by the previous batch, is skipped and reported.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def make(name: str, model: str, short_side: int, device: str) -> LogitsSource:
 
 
 def measure(name: str, model: str, side: int, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Check and time a source, batch after batch."""
+    """Check and time a source for every batch size."""
     source = make(name, model, side, args.device)
     per_image = 0.0
     for B in args.batches:
@@ -66,7 +66,7 @@ def measure(name: str, model: str, side: int, args: argparse.Namespace) -> Itera
         images = torch.rand(B, 3, *SIZE, device=args.device)
         start = time.perf_counter()
         if not bool(source.logits(images).values.isfinite().all()):
-            raise SystemExit(f"{name}: the scores are not finite")
+            raise SystemExit(f"{name}: the logits are not finite")
         took = {"median": time.perf_counter() - start, "repeats": 0}
         if args.repeats:
             took = seconds(partial(source.logits, images), args.device, args.repeats)
@@ -75,7 +75,7 @@ def measure(name: str, model: str, side: int, args: argparse.Namespace) -> Itera
 
 
 def main() -> None:
-    """Time every combination that is asked for, and print it."""
+    """Time every requested combination, and print the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -86,8 +86,8 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--sources", nargs="+", choices=names, default=names)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--longest", type=float, default=600, help="seconds of a timing")
-    parser.add_argument("--json", type=Path, help="where to keep the numbers")
+    parser.add_argument("--longest", type=float, default=600, help="longest timing, in seconds")
+    parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("logits.py: this machine has no CUDA GPU that torch can use.")

@@ -1,4 +1,4 @@
-"""What a benchmark ran on: kept beside its numbers."""
+"""What a benchmark ran on; saved with its results."""
 
 import platform
 import subprocess
@@ -8,7 +8,7 @@ import torch
 
 
 def machine(device: str = "cpu") -> dict[str, object]:
-    """Name the device, the versions and the commit."""
+    """Return the device, the versions and the commit."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         capture_output=True,

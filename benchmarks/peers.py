@@ -1,17 +1,17 @@
-"""What a user would run instead of each stage, checked to give the same before it is timed.
+"""What a user would run instead of each stage, checked for equal results before it is timed.
 
     pip install -e '.[bench]'
     python benchmarks/peers.py [--json OUT]
 
 On the CPU, N = 4096 patches, 21 classes, 512 x 512 pixels:
 - optimal path: POT's `ot.sinkhorn`, torch backend, float32, class by class, 50 iterations;
-- maximum velocity: the chain written out as a matrix and multiplied by one class's vector a step;
+- maximum velocity: the chain as an explicit matrix, multiplied by one class's vector per step;
 - both are checked in float64 and timed in float32;
 - the products of few vectors with the map, which both consist of: torch's `@`;
-- upsampling: a bilateral filter over a window of 3 sigma in pixels on the bilinearly enlarged map,
-  as M2N2 has it; and kornia's `joint_bilateral_blur`, 17 x 17 window, on the same map.
+- upsampling: a bilateral filter over a window of 3 sigma in pixels on the bilinearly upsampled map,
+  as in M2N2; and kornia's `joint_bilateral_blur`, 17 x 17 window, on the same map.
 The upsamplings differ from ours by design (distance in pixels, colours of pixels instead of cells):
-the share of equal labels is given.
+the fraction of equal labels is reported.
 """
 
 import argparse
@@ -35,7 +35,7 @@ EPSILON, TAU = 0.1, 0.3
 
 
 def sources(result: RefineResult, logits: Tensor) -> Tensor:
-    """Form the distributions [m, N] of the kept classes, from the public result."""
+    """Compute the distributions [m, N] of the kept classes from the public result."""
     P = logits.softmax(dim=0).flatten(1)[result.kept]
     return P.masked_fill(~result.seeds.flatten(1)[result.kept], -torch.inf).softmax(dim=1)
 
@@ -54,7 +54,7 @@ def pot(q: Tensor, attention: Tensor) -> Tensor:
 
 
 def class_by_class(q: Tensor, attention: Tensor) -> Tensor:
-    """Walk the chain class by class, its matrix rewritten in every round of scaling."""
+    """Walk the chain class by class, rewriting its matrix in every round of scaling."""
     T = attention
     for _ in range(15):
         T = T / T.sum(dim=0, keepdim=True)
@@ -77,7 +77,7 @@ def class_by_class(q: Tensor, attention: Tensor) -> Tensor:
 
 
 def pixel_window(low: Tensor, image: Tensor, reach: int) -> Tensor:
-    """Filter the enlarged map by a window of 2 * `reach` + 1 pixels, offset by offset."""
+    """Filter the upsampled map with a window of 2 * `reach` + 1 pixels, offset by offset."""
     big = F.interpolate(low, SIZE, mode="bilinear", align_corners=False)[0]
     sigma = reach / 3
     H, W = SIZE
@@ -96,7 +96,7 @@ def pixel_window(low: Tensor, image: Tensor, reach: int) -> Tensor:
 
 
 def kornia_blur(low: Tensor, image: Tensor) -> Tensor:
-    """Filter the enlarged map with kornia."""
+    """Filter the upsampled map with kornia."""
     from kornia.filters import joint_bilateral_blur
 
     big = F.interpolate(low, SIZE, mode="bilinear", align_corners=False)
@@ -107,7 +107,7 @@ def kornia_blur(low: Tensor, image: Tensor) -> Tensor:
 
 
 def distance(peer: Tensor, ours: Tensor) -> float:
-    """Largest difference as a share of ours' range."""
+    """Return the largest difference as a fraction of the range of `ours`."""
     return float((peer - ours).abs().max() / (ours.max() - ours.min()))
 
 
@@ -118,15 +118,15 @@ def chain_row(
     repeats: int,
     rate: dict[str, float],
 ) -> dict[str, object]:
-    """Compare one mode, from attention to discrepancy and hardly anything else."""
+    """Compare one mode, from attention to discrepancy and little else."""
     logits, attention, image = inputs
-    inputs = logits, attention, image[:, :64, :64]  # so that upsampling takes next to no time
+    inputs = logits, attention, image[:, :64, :64]  # so that upsampling takes almost no time
     weights = torch.cat([block[0] for _, block in attention.blocks()])
     config = RefineConfig(mode=mode)
     result = refine(*inputs, config)
     q = sources(result, logits)
     ours = result.discrepancy.flatten(1)[result.kept]
-    # In float64: class by class in float32 the rounding of 15 rewritings shows.
+    # In float64: in float32, the loop's 15 rewritings of the matrix add up rounding errors.
     off = distance(peer(sources(result, logits.double()), weights.double()), ours)
     off_in_float32 = distance(peer(q, weights), ours)
     if off > 1e-4:
@@ -144,7 +144,7 @@ def chain_row(
 
 
 def count_steps(mode: Mode, inputs: Problem, ours: Tensor) -> int:
-    """Count the steps or updates that were taken, from results alone."""
+    """Count the steps or updates that were taken, from the results alone."""
     if mode == "maximum_velocity":
         return int((1 / ours.min() - 1).ceil())
     for updates in range(1, 51):
@@ -152,11 +152,11 @@ def count_steps(mode: Mode, inputs: Problem, ours: Tensor) -> int:
         result = refine(*inputs, config)
         if torch.equal(result.discrepancy.flatten(1)[result.kept], ours):
             return updates
-    raise SystemExit("optimal path: not the same in two runs")
+    raise SystemExit("optimal path: two runs differ")
 
 
 def upsampling_rows(inputs: Problem, repeats: int, rate: dict[str, float]) -> dict[str, object]:
-    """Compare the upsampling; ours is timed as labels, and as all scores, as the peers give."""
+    """Compare the upsampling; ours is timed to labels, and to all scores as the peers return."""
     low, guide = inputs[0].softmax(dim=0)[None], inputs[2][None]
     labels = joint_bilateral_upsample(low, guide).argmax(dim=1)
     pixels = SIZE[0] * SIZE[1]
@@ -178,13 +178,13 @@ def upsampling_rows(inputs: Problem, repeats: int, rate: dict[str, float]) -> di
     for name, peer in peers.items():
         same = float((peer().argmax(dim=1) == labels).float().mean())
         if same < 0.9:
-            raise SystemExit(f"{name}: only {same:.0%} of the labels are ours")
+            raise SystemExit(f"{name}: only {same:.0%} of the labels equal ours")
         rows[name] = {"peer": seconds(peer, "cpu", repeats), "same_labels": same}
     return rows
 
 
 def product_rows(repeats: int, rate: dict[str, float]) -> dict[str, object]:
-    """Compare the thin products that all modes consist of with torch's own, one map, m vectors."""
+    """Compare the thin products that all modes consist of with torch's, one map, m vectors."""
     A = torch.rand(1, N, N)
     rows: dict[str, object] = {}
     for m in (1, 20):
@@ -210,12 +210,12 @@ def labels_only(low: Tensor, guide: Tensor) -> None:
 
 
 def main() -> None:
-    """Check and time everything, and print it."""
+    """Check and time everything, and print the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=3, help="of the peers; ours more often")
-    parser.add_argument("--json", type=Path, help="where to keep the numbers")
+    parser.add_argument("--repeats", type=int, default=3, help="timings per peer; ours has more")
+    parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
     inputs = problem((64, 64), M, SIZE, "cpu")
     rate = rates("cpu")

@@ -1,4 +1,4 @@
-"""Synthetic problems that behave like real ones, in any size."""
+"""Synthetic problems of any size that behave like real ones."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ Problem = tuple[torch.Tensor, Attention, torch.Tensor]
 def smooth_field(
     channels: int, size: tuple[int, int], generator: torch.Generator, detail: int
 ) -> torch.Tensor:
-    """Random [channels, *size] values that vary over about 1 / `detail` of the picture."""
+    """Random [channels, *size] values that vary over about 1 / `detail` of the image."""
     coarse = torch.randn(1, channels, detail, detail, generator=generator)
     return F.interpolate(coarse, size, mode="bicubic", align_corners=False)[0]
 
@@ -29,18 +29,17 @@ def problem(
 ) -> Problem:
     """Make logits, attention and image.
 
-    Logits and attention come from smooth random fields, so that classes form regions and
-    attention has a neighbourhood, as real ones do: the number of steps of maximum velocity
-    depends on that.
+    Logits and attention come from smooth random fields, so that classes form regions and attention
+    is local, as in real ones: the number of steps of maximum velocity depends on that.
 
     Args:
-        grid: of the logits and the attention.
-        K: classes.
-        size: pixels.
-        device: where they lie.
-        present: how many classes are in the picture; the others are far less probable. All.
-        batch: images, alike; None: no batch axis.
-        heads: 0: attention as a matrix, of features of 64 channels at temperature 0.1; else as
+        grid: (rows, columns) of the logits and the attention.
+        K: number of classes.
+        size: (height, width) of the image.
+        device: of the result.
+        present: number of classes in the image; the others are far less probable. None: all.
+        batch: number of identical images; None: no batch axis.
+        heads: 0: attention as a matrix, from features of 64 channels at temperature 0.1; else as
             queries and keys of that many heads of 40 channels.
     """
     generator = torch.Generator().manual_seed(0)
@@ -58,7 +57,7 @@ def problem(
     if batch is None:
         return logits, attention, image
     if attention.weights is None:
-        raise ValueError("`batch` must be None beside `heads`.")
+        raise ValueError("`batch` must be None with `heads`.")
     weights = attention.weights.expand(batch, -1, -1).contiguous()
     return (
         logits.expand(batch, -1, -1, -1).contiguous(),

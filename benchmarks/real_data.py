@@ -1,14 +1,14 @@
-"""What refinement does to a real segmenter's scores, on large objects and on small ones.
+"""The effect of refinement on a real segmenter's logits, for large and for small objects.
 
     python benchmarks/real_data.py [--data DIR ...] [--limit N] [--json OUT]
 
-A folder has either of two layouts:
+A folder has one of two layouts:
 
 * VOC: VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation/val.txt}, 21 classes;
-* plain: images/<id>.jpg, masks/<id>.png, names.txt (one class a line);
+* plain: images/<id>.jpg, masks/<id>.png, names.txt (one class per line);
 
 and arrays/<id>.npz with `logits` and `logits_weak` [K, h, w] and `features` [C, h, w]. Masks
-hold class indices, 255 = not labelled. Prints Markdown tables; `--json` keeps the numbers.
+hold class indices, 255 = unlabelled. Prints Markdown tables; `--json` saves the results.
 """
 
 import argparse
@@ -40,7 +40,7 @@ Labeller = Callable[[Tensor, Attention, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Folder:
-    """Where a data set keeps its files, and how sharp its affinity is."""
+    """The files of a data set, and the temperature of its affinity."""
 
     name: str
     ids: tuple[str, ...]
@@ -51,7 +51,7 @@ class Folder:
     frequent: tuple[int, ...]
 
     def samples(self) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
-        """Yield image [3, H, W] uint8, mask [H, W] int64 and arrays, one image after another."""
+        """Yield image [3, H, W] uint8, mask [H, W] int64 and arrays, image by image."""
         for stem in self.ids:
             image = torch.from_numpy(read_image(Path(self.image.format(stem))).copy())
             mask = torch.from_numpy(np.asarray(Image.open(self.mask.format(stem))).astype(np.int64))
@@ -82,7 +82,7 @@ def open_folder(root: Path, limit: int | None) -> Folder:
 
 
 def rows() -> dict[str, Labeller]:
-    """Every way from logits to labels that is compared."""
+    """Return all compared ways from logits to labels, by name."""
     modes: dict[str, dict[str, object]] = {
         "kl": {"mode": "kl"},
         "optimal path": {"mode": "optimal_path"},
@@ -95,7 +95,7 @@ def rows() -> dict[str, Labeller]:
         "propagation, k = 3": {"mode": "propagation", "propagation_steps": 3},
         "anchored, k = 3": {"mode": "anchored", "propagation_steps": 3},
     }
-    # A control is repeated only where the option reaches it.
+    # A control is repeated only for options that affect it.
     variants: list[tuple[str, dict[str, object], dict[str, dict[str, object]]]] = [
         ("", {}, modes | controls),
         ("; nms absolute", {"nms": "absolute"}, modes),
@@ -114,23 +114,23 @@ def rows() -> dict[str, Labeller]:
 
 
 def bilinear(logits: Tensor, attention: Attention, image: Tensor) -> Tensor:
-    """The segmenter alone: enlarge the scores, take the largest."""
+    """Label with the segmenter alone: upsample the logits and take the largest."""
     size = image.shape[1:]
     return F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0].argmax(0)
 
 
 def upsampling_alone(logits: Tensor, attention: Attention, image: Tensor) -> Tensor:
-    """The segmenter's probabilities, enlarged along the image's edges."""
+    """Label with the segmenter's probabilities, upsampled along the image's edges."""
     return joint_bilateral_upsample(logits.softmax(0)[None], image[None])[0].argmax(0)
 
 
 def refined(refiner: Refiner) -> Labeller:
-    """The refinement with some options."""
+    """Label with a refinement."""
     return lambda logits, attention, image: refiner(logits, attention, image).labels
 
 
 def confusion(mask: Tensor, labels: Tensor, K: int) -> Tensor:
-    """Count [K, K] pixels by true and predicted class, without the ignored ones."""
+    """Count [K, K] pixels by true and predicted class, except the ignored ones."""
     known = mask != IGNORE
     return torch.bincount(mask[known] * K + labels[known], minlength=K * K).view(K, K)
 
@@ -160,7 +160,7 @@ def measure(folder: Folder, table: dict[str, Labeller]) -> dict[str, dict[str, d
 def scores(counts: Tensor, frequent: tuple[int, ...]) -> dict[str, float]:
     """Mean IoU over the classes that occur, and pixel accuracy, in percent."""
     hits = counts.diag().double()
-    iou = hits / (counts.sum(0) + counts.sum(1) - hits)  # NaN where truth and labels lack it
+    iou = hits / (counts.sum(0) + counts.sum(1) - hits)  # NaN if in neither truth nor labels
     out = {"miou": 100 * float(iou.nanmean())}
     if frequent:
         out["miou_frequent"] = 100 * float(iou[list(frequent)].nanmean())
@@ -168,7 +168,7 @@ def scores(counts: Tensor, frequent: tuple[int, ...]) -> dict[str, float]:
 
 
 def markdown(folder: Folder, results: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Lay the results of one folder out as a table."""
+    """Format the results of one folder as a table."""
     columns = [
         (f"{label}, {strength}", strength, key, form)
         for strength in results
@@ -188,13 +188,13 @@ def markdown(folder: Folder, results: dict[str, dict[str, dict[str, float]]]) ->
 
 
 def main() -> None:
-    """Measure the folders and print a table for each."""
+    """Measure the folders and print one table each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, nargs="+", help="folders of either layout")
-    parser.add_argument("--limit", type=int, help="only the first so many images")
-    parser.add_argument("--json", type=Path, help="where to keep the numbers")
+    parser.add_argument("--data", type=Path, nargs="+", help="folders in either layout")
+    parser.add_argument("--limit", type=int, help="use only the first N images")
+    parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
     roots = args.data or [SHARED / "voc_real", SHARED / "camvid_real"]
     report: dict[str, object] = {"machine": machine()}

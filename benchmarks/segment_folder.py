@@ -1,11 +1,11 @@
-"""How much memory a folder of pictures takes: does it grow with their number?
+"""Whether the memory of segmenting a folder grows with the number of images.
 
     python benchmarks/segment_folder.py [--count N] [--batch-size B] [--size W H] [--json OUT]
 
-Pictures of noise are written into a temporary folder and segmented as `ovss-refine segment` does
-it, by scores of their own colours and attention of a small grid: the time is that of reading,
-refining and writing, without any model. Resident memory is read off ten times on the way. If
-pictures were kept, it would grow by "one picture" for each.
+Images of noise are written to a temporary folder and segmented as by `ovss-refine segment`, with
+logits from their colours and attention on a small grid: the time is that of reading, refining and
+writing, without a model. Resident memory is recorded ten times during the run. If images were
+kept, it would grow by "one image" for each.
 """
 
 import argparse
@@ -34,7 +34,7 @@ GRID = (6, 8)
 
 
 class Colours:
-    """How much of each primary colour a patch has."""
+    """Logits: how much of each primary colour a patch has."""
 
     def logits(self, images: Tensor) -> Logits:
         """Average the pixels of each patch."""
@@ -42,26 +42,26 @@ class Colours:
 
 
 class Neighbours:
-    """Every patch attends to itself, and a little to all."""
+    """Attention of every patch to itself, and a little to all."""
 
     def attention(self, images: Tensor) -> Attention:
-        """Make the same map for every picture."""
+        """Return the same map for every image."""
         N = GRID[0] * GRID[1]
         weights = (0.5 * torch.eye(N) + 0.5 / N).expand(len(images), N, N)
         return Attention(weights, GRID)
 
 
 class Watched(Segmenter):
-    """Notes the resident memory ten times on the way."""
+    """A segmenter that records the resident memory ten times during a run."""
 
     def __init__(self, count: int) -> None:
-        """Take the sources above."""
+        """Use the sources above."""
         super().__init__(Colours(), Neighbours())
         self.count, self.seen = count, 0
         self.notes: list[tuple[int, float]] = []
 
     def __call__(self, images: Any, labels: Any, **more: Any) -> Any:
-        """Segment and note."""
+        """Segment, and record the memory."""
         found = super().__call__(images, labels, **more)
         before, self.seen = self.seen, self.seen + len(images)
         if before * 10 // self.count != self.seen * 10 // self.count:
@@ -70,12 +70,12 @@ class Watched(Segmenter):
 
 
 def resident() -> float:
-    """Return the memory of this process in MB."""
+    """Return the resident memory of this process in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def write_pictures(folder: Path, count: int, size: tuple[int, int]) -> None:
+def write_images(folder: Path, count: int, size: tuple[int, int]) -> None:
     """Write JPEGs of noise."""
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -85,26 +85,26 @@ def write_pictures(folder: Path, count: int, size: tuple[int, int]) -> None:
 
 
 def timed(request: SegmentRequest, segmenter: Watched) -> float:
-    """Run without its words; return the seconds."""
+    """Run without output; return the seconds."""
     start = time.perf_counter()
     with Path(os.devnull).open("w") as nothing, contextlib.redirect_stdout(nothing):
         if run_segment(request, segmenter):
-            raise RuntimeError("pictures failed")
+            raise RuntimeError("images failed")
     return time.perf_counter() - start
 
 
 def main() -> None:
-    """Run and print."""
-    words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    words.add_argument("--count", type=int, default=10_000)
-    words.add_argument("--batch-size", type=int, default=4)
-    words.add_argument("--size", type=int, nargs=2, default=(96, 72), metavar=("W", "H"))
-    words.add_argument("--json", type=Path)
-    args = words.parse_args()
+    """Run twice, and print the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--size", type=int, nargs=2, default=(96, 72), metavar=("W", "H"))
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
     W, H = args.size
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_pictures(folder / "photos", args.count, (W, H))
+        write_images(folder / "photos", args.count, (W, H))
         request = SegmentRequest(
             images=(str(folder / "photos"),),
             labels=parse_labels("r, g, b"),
@@ -114,11 +114,11 @@ def main() -> None:
         segmenter = Watched(args.count)
         seconds = [timed(request, segmenter), timed(request, segmenter)]
     found = {
-        "pictures": args.count,
+        "images": args.count,
         "pixels": [W, H],
         "batch size": args.batch_size,
-        "one picture and its labels, MB": W * H * (3 + 8) / 1e6,
-        "pictures so far, resident MB": segmenter.notes,
+        "one image and its labels, MB": W * H * (3 + 8) / 1e6,
+        "images so far, resident MB": segmenter.notes,
         "seconds": round(seconds[0], 1),
         "seconds of a second run, all finished": round(seconds[1], 2),
         "machine": machine(),

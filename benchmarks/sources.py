@@ -1,17 +1,16 @@
-"""What the attention sources cost at full size: time, parameters, FLOPs, peak memory.
+"""The cost of the attention sources at full size: time, parameters, FLOPs, peak memory.
 
     python benchmarks/sources.py [--device cpu|cuda] [--dtype float32|float16] [--repeats N]
                                  [--cases NAME ...] [--json OUT]
 
-The models have the real architectures and random weights, so nothing is downloaded and nothing is
-said about quality. Every case runs in a process of its own, so that peak memory is its own: that of
-the process on a CPU (libraries and weights included), what torch allocated on a GPU. The processor
-seconds, summed over cores, depend less on what else the machine does. Each map is checked: rows
-sum to one, are not uniform, and the first rows equal those of a second way to them. FLOPs are
-counted by torch, two for a multiply-add.
+The models have the real architectures and random weights: nothing is downloaded, and quality is not
+measured. Every case runs in its own process, whose peak memory is reported: on a CPU that of the
+process (libraries and weights included), on a GPU what torch allocated. CPU seconds, summed over
+cores, depend less on other load. Each map is checked: rows sum to one, are not uniform, and the
+first rows equal those of a second computation. FLOPs are counted by torch, two per multiply-add.
 
-Next to it the paper's own table: RTX 3090, 512 x 512 pixels, attention 0.25 s of 0.57 s for an
-image; CLIP B/16 and Stable Diffusion 2 together 1006.8 M parameters and 339 GFLOPs.
+The paper's table, for comparison: RTX 3090, 512 x 512 pixels, attention 0.25 s of 0.57 s per image;
+CLIP B/16 and Stable Diffusion 2 together 1006.8 M parameters and 339 GFLOPs.
 """
 
 import argparse
@@ -38,7 +37,7 @@ from ovss_refine_adapters.attention.vit import ViTAttention
 from ovss_refine_adapters.backbones.diffusion import Parts
 from timing import peak, reset_peak, seconds
 
-# Name: (what is made, pixels, options of the source).
+# Name: (model, pixels, options of the source).
 CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "dinov2-b14, 518, map": ("dinov2", 518, {}),
     "dino-b8, 448, map": ("dino", 448, {"positions": "reference"}),
@@ -52,12 +51,12 @@ TIMM = {"dinov2": "vit_base_patch14_dinov2.lvd142m", "dino": "vit_base_patch8_22
 
 
 def native_attention_flops(q: Any, _k: Any, _v: Any, C: int, *_: Any, **__: Any) -> int:
-    """Count what `nn.MultiheadAttention` does in one call: four projections, two products."""
+    """Count `nn.MultiheadAttention` as one call: four projections, two products."""
     B, T, _ = q
     return int(2 * B * T * C * (4 * C + 2 * T))
 
 
-# Torch counts fused attention on a GPU, but not the CPU's, nor that in one call.
+# Torch counts fused attention on a GPU, but neither on a CPU nor in `nn.MultiheadAttention`.
 UNCOUNTED = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
         lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
@@ -67,7 +66,7 @@ UNCOUNTED = {
 
 
 def stable_diffusion_2() -> Parts:
-    """Make Stable Diffusion 2's vae and UNet, by their published configuration."""
+    """Make Stable Diffusion 2's VAE and UNet in their published configuration."""
     vae = diffusers.AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -100,7 +99,7 @@ def model_of(what: str, device: str, dtype: torch.dtype) -> Any:
 
 
 def source_of(what: str, model: Any, options: dict[str, Any]) -> Any:
-    """Make the source around a ready model."""
+    """Make the source from a loaded model."""
     kinds = {"sd2": StableDiffusionAttention, "clip": CLIPAttention}
     return kinds.get(what, ViTAttention)(model, **options)
 
@@ -111,14 +110,14 @@ def first_rows(attention: Attention) -> Tensor:
 
 
 def check(what: str, model: Any, options: dict[str, Any], x: Tensor) -> None:
-    """Raise unless rows sum to one, are not uniform, and agree with another way to them.
+    """Raise unless rows sum to one, are not uniform, and agree with a second computation.
 
-    The other way is for Stable Diffusion the factors, or for factors the map; for the rest the
-    same source in a batch of two, beside another image.
+    For Stable Diffusion, factors are compared with the map; otherwise, the source with itself in a
+    batch with a second image.
     """
     rows = first_rows(source_of(what, model, options).attention(x))
     if not bool(((rows.sum(-1) - 1).abs() < 1e-2).all()) or float(rows.std()) == 0:
-        raise RuntimeError(f"{what} {options}: no rows of an attention map")
+        raise RuntimeError(f"{what} {options}: not the rows of an attention map")
     if what == "sd2":
         if x.shape[-1] > 512 and x.device.type == "cpu":
             return  # the map would not fit
@@ -127,11 +126,11 @@ def check(what: str, model: Any, options: dict[str, Any], x: Tensor) -> None:
     else:
         again = first_rows(source_of(what, model, options).attention(torch.cat([x, 1 - x])))[:1]
     if float((rows - again).abs().max() / rows.max()) > 1e-2:
-        raise RuntimeError(f"{what} {options}: two ways to the map disagree")
+        raise RuntimeError(f"{what} {options}: two computations of the map disagree")
 
 
 def parameters(model: Any) -> int:
-    """Count the parameters that are used: of an image tower alone, of vae and UNet."""
+    """Count the parameters in use: of the image encoder alone, or of VAE and UNet."""
     used = (
         [model.vae, model.unet] if isinstance(model, Parts) else [getattr(model, "visual", model)]
     )
@@ -156,7 +155,7 @@ def measure(name: str, device: str, dtype: str, repeats: int) -> dict[str, float
     times = seconds(lambda: source.attention(x), device, repeats)
     spent = (time.process_time() - before) / (repeats + 1)
     most = peak(device)
-    check(what, model, options, x)  # after the memory was read: it holds two maps
+    check(what, model, options, x)  # after reading the memory: it holds two maps
     return {
         "tokens": N,
         "parameters_m": round(parameters(model) / 1e6, 1),
@@ -168,7 +167,7 @@ def measure(name: str, device: str, dtype: str, repeats: int) -> dict[str, float
 
 
 def main() -> None:
-    """Measure every case in a process of its own."""
+    """Measure every case in its own process."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -176,7 +175,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--json", type=Path, help="where to keep the numbers")
+    parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--alone", choices=list(CASES), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.alone:
@@ -187,13 +186,13 @@ def main() -> None:
         "versions": {lib.__name__: lib.__version__ for lib in (timm, open_clip, diffusers)},
         "dtype": args.dtype,
     }
-    print("| source | N | params (M) | GFLOPs | median s | processor s | peak GiB |")
+    print("| source | N | params (M) | GFLOPs | median s | CPU s | peak GiB |")
     print("|---|---|---|---|---|---|---|")
     for name in args.cases:
         load = os.getloadavg()[0]
-        words = ["--device", args.device, "--dtype", args.dtype, "--repeats", str(args.repeats)]
+        flags = ["--device", args.device, "--dtype", args.dtype, "--repeats", str(args.repeats)]
         done = subprocess.run(
-            [sys.executable, __file__, "--alone", name, *words],
+            [sys.executable, __file__, "--alone", name, *flags],
             check=True,
             stdout=subprocess.PIPE,
             text=True,

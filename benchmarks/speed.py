@@ -1,10 +1,10 @@
-"""How long a refinement takes and how much memory it needs: modes, tokens, classes, pixels, batch.
+"""Time and memory of a refinement by mode, tokens, classes, pixels and batch size.
 
     python benchmarks/speed.py [--device cpu|cuda] [--only SECTION ...] [--repeats N] [--json OUT]
 
-Every row runs in a process of its own, so that its peak memory is its own. Before it is timed its
-result is checked: finite where kept, and no class scores higher than the label. Rows marked "once"
-are timed in a single run, without a warm-up: they take minutes.
+Every row runs in its own process, whose peak memory is reported. Before a row is timed, its result
+is checked: finite where kept, and no class scores higher than the label. Rows marked "once" are
+timed in a single run, without a warm-up, because they take minutes.
 """
 
 import argparse
@@ -39,15 +39,15 @@ class Row:
     """One measurement.
 
     Attributes:
-        name: of the row.
+        name: name of the row.
         mode: a key of `MODES`.
-        side: of the square grid, N = side * side.
+        side: side of the square grid, N = side * side.
         classes: M.
-        size: pixels.
-        present: how many classes are in the picture; None: all.
-        batch: images; None: no batch axis.
-        heads: 0, or attention as queries and keys of so many heads.
-        once: a single run.
+        size: (height, width) of the image.
+        present: number of classes in the image; None: all.
+        batch: number of images; None: no batch axis.
+        heads: 0, or attention as queries and keys of that many heads.
+        once: time a single run.
     """
 
     name: str
@@ -78,12 +78,12 @@ SECTIONS: dict[str, list[Row]] = {
     ],
     "classes": [
         *(Row(f"M = {K}, {m}", m, classes=K) for K in (5, 21, 171) for m in PAPER),
-        *(Row(f"M = 171, 8 of them there, {m}", m, classes=171, present=8) for m in PAPER),
-        *(Row(f"M = 21, 8 of them there, {m}", m, present=8) for m in PAPER),
+        *(Row(f"M = 171, 8 present, {m}", m, classes=171, present=8) for m in PAPER),
+        *(Row(f"M = 21, 8 present, {m}", m, present=8) for m in PAPER),
     ],
     "pixels": [
         *(Row(f"{h} x {w}, kl", "kl", size=(h, w)) for h, w in ((512, 512), (1024, 2048))),
-        Row("M = 171, 8 of them there, 1024 x 1024, kl", "kl", 64, 171, (1024, 1024), 8),
+        Row("M = 171, 8 present, 1024 x 1024, kl", "kl", 64, 171, (1024, 1024), 8),
     ],
     "batch": [
         Row(f"B = {B}, N = {s * s}, {m}", m, side=s, batch=B)
@@ -95,13 +95,13 @@ SECTIONS: dict[str, list[Row]] = {
 
 
 def check(result: RefineResult) -> None:
-    """Raise unless the result is sound."""
+    """Raise unless the result is valid."""
     if result.scores is None or not bool(result.discrepancy[result.kept].isfinite().all()):
         raise SystemExit("the result is not finite")
     dim = result.labels.ndim - 2
     of_labels = result.scores.gather(dim, result.labels.unsqueeze(dim)).squeeze(dim)
     if not torch.equal(of_labels, result.scores.amax(dim)):
-        raise SystemExit("a label is not of the largest score")
+        raise SystemExit("a label does not have the largest score")
 
 
 def measure(row: Row, device: str, repeats: int) -> dict[str, object]:
@@ -147,14 +147,14 @@ def in_own_process(row: Row, device: str, repeats: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure all sections, or one row for the process that asked."""
+    """Measure all sections, or one row in a child process."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--only", nargs="+", help="sections whose names begin so")
-    parser.add_argument("--json", type=Path, help="where to keep the numbers")
+    parser.add_argument("--only", nargs="+", help="first words of section names")
+    parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():

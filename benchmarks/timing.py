@@ -1,4 +1,4 @@
-"""Seconds, rates of the machine, and memory."""
+"""Timing, rates of the machine, and memory."""
 
 import statistics
 import time
@@ -28,16 +28,16 @@ def seconds(run: Callable[[], object], device: str, repeats: int) -> dict[str, f
 
 
 def wait(device: str) -> None:
-    """Return once the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def rates(device: str) -> dict[str, float]:
-    """Measure what bounds every program here: per second, bytes, multiply-adds, exponentials.
+    """Measure the rates that bound everything here: bytes, multiply-adds, exponentials per second.
 
     Bytes: a copy of 256 MB, read and written. Multiply-adds: the product of two 4096 x 4096
-    matrices. Exponentials: of numbers that stay in a cache on a CPU, of many on a GPU.
+    matrices. Exponentials: on a CPU of values that stay in a cache, on a GPU of many.
     """
     source = torch.rand(1 << 26, device=device)
     target = torch.empty_like(source)
@@ -56,21 +56,21 @@ def rates(device: str) -> dict[str, float]:
 
 
 def floor(rate: dict[str, float], **work: float) -> float:
-    """Seconds that `work` (of `rates`' names) takes at least, one after the other."""
+    """Return the least time for `work` (keys of `rates`), done in sequence, in seconds."""
     return sum(amount / rate[name] for name, amount in work.items())
 
 
 def reset_peak(device: str) -> float:
-    """Start to watch the memory; return the bytes in use now."""
+    """Reset the peak memory; return the bytes in use now."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return float(torch.cuda.memory_allocated())
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from here
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak
     return peak(device)
 
 
 def peak(device: str) -> float:
-    """Most bytes in use since `reset_peak`."""
+    """Return the peak memory since `reset_peak`, in bytes."""
     if device == "cuda":
         return float(torch.cuda.max_memory_allocated())
     status = Path("/proc/self/status").read_text().splitlines()

@@ -1,6 +1,6 @@
 """How the documentation is built: `sphinx-build -W --keep-going -b html docs OUT`.
 
-Nothing is fetched: formulas are drawn while it is built, and the gallery runs on the built-in
+Nothing is downloaded: formulas are rendered during the build, and the gallery runs on the built-in
 examples.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
 
-import ovss_refine  # noqa: E402 - after the path, like all that Sphinx imports by name
+import ovss_refine  # noqa: E402 - needs the path, like everything that Sphinx imports by name
 
 project = "ovss_refine"
 author = "the ovss_refine authors"
@@ -24,9 +24,9 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_gallery.gen_gallery",
     "formulas",
-    "shown_pictures",
+    "shown_images",
 ]
-exclude_patterns = ["gallery"]  # its pages are made from it
+exclude_patterns = ["gallery"]  # its pages are generated
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
@@ -52,7 +52,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "gallery",
     "gallery_dirs": "auto_gallery",
     "within_subsection_order": "FileNameSortKey",
-    "image_scrapers": ("shown_pictures.scrape",),
+    "image_scrapers": ("shown_images.scrape",),
     "reset_modules": (),  # matplotlib is not used
     "download_all_examples": False,
     "show_signature": False,
@@ -61,7 +61,7 @@ sphinx_gallery_conf = {
 
 
 def public_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
-    """Resolve the long name of a public class, as it stands in signatures, to its short one."""
+    """Resolve the full name of a public class in a signature to its short one."""
     target = node.get("reftarget", "").rpartition(".")
     if not target[0].startswith("ovss_refine.") or target[2] not in ovss_refine.__all__:
         return None
@@ -71,5 +71,5 @@ def public_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
 
 
 def setup(app: Any) -> None:
-    """Register what this file defines."""
+    """Register the reference resolver."""
     app.connect("missing-reference", public_name)

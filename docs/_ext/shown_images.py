@@ -1,6 +1,6 @@
-"""Pictures of the gallery: whatever a script shows with `Image.show()`.
+"""Images of the gallery: whatever a script shows with `Image.show()`.
 
-So the scripts are plain ones. Run by hand, they open the pictures in the system's viewer.
+The scripts need no special code. Run by hand, they open the images in the system's viewer.
 """
 
 from collections.abc import Mapping
@@ -13,16 +13,16 @@ SHOWN: list[Image.Image] = []
 
 
 class Collector(ImageShow.Viewer):
-    """A viewer that keeps pictures instead of showing them."""
+    """A viewer that keeps images instead of showing them."""
 
     def show(self, image: Image.Image, **options: Any) -> int:
-        """Keep `image`; say that no other viewer is needed."""
+        """Keep `image`; return 1, so that no other viewer is tried."""
         SHOWN.append(image.copy())
         return 1
 
 
 def scrape(block: Any, block_vars: Mapping[str, Any], gallery_conf: Mapping[str, Any]) -> str:
-    """Save what a block has shown; return the text that puts it on the page."""
+    """Save what a block has shown; return the directives that insert it."""
     paths = []
     for image, path in zip(SHOWN, block_vars["image_path_iterator"], strict=False):
         image.save(path)
@@ -32,6 +32,6 @@ def scrape(block: Any, block_vars: Mapping[str, Any], gallery_conf: Mapping[str,
 
 
 def setup(app: Any) -> dict[str, bool]:
-    """Put the viewer before all others."""
+    """Register the viewer ahead of all others."""
     ImageShow.register(Collector(), order=0)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
