@@ -1,8 +1,8 @@
 """Before and after, and what each mode does
 =========================================
 
-One photograph, the scores of a segmenter for 21 classes on 33 x 33 patches, and the attention made
-of its features.
+One photograph, a segmenter's logits for 21 classes on 33 x 33 patches, and the attention computed
+from its features.
 """
 
 import time
@@ -54,8 +54,7 @@ def show(*drawings, columns=2):
 
 
 # %%
-# Left without refinement, right refined: the edges are those of the image, and the motorbike has
-# gone.
+# Left: without refinement. Right: refined. Edges follow the image, and the motorbike has gone.
 
 image, logits, attention = load("astronaut")
 result = Refiner()(logits, attention, image)
@@ -63,11 +62,11 @@ before = unrefined(result, logits, image)
 show(overlay(before), overlay(result))
 
 # %%
-# Poor scores
+# Poor logits
 # -----------
 #
-# These scores are good. Those of an open-vocabulary model are not, so from here on they are made
-# as poor: pooled to 14 x 14, shrunk, and with noise added. Many classes now win somewhere.
+# These logits are good. Those of an open-vocabulary model are not, so from here on they are
+# degraded: pooled to 14 x 14, scaled down, and with noise added. Many classes now win somewhere.
 
 generator = torch.Generator().manual_seed(0)
 pooled = 0.35 * F.adaptive_avg_pool2d(logits, 14)
@@ -79,24 +78,25 @@ before = unrefined(result, weak, image)
 show(overlay(before), overlay(result))
 
 # %%
-# The classes that are not there have gone. Of the flag and the helmet, parts are taken for the
-# person: what the scores say wrongly in many patches, no refinement puts right.
+# The absent classes have gone. Parts of the flag and the helmet are labelled as person: refinement
+# cannot correct logits that are wrong over many patches.
 #
 # Where the labels come from
 # --------------------------
 #
-# The discrepancy of the classes that were kept. Bright is reached soon by a walk that starts at the
-# class's seeds and goes along the attention; the brightest class at a place is its label.
+# The discrepancy of the kept classes. In bright patches, a walk along the attention from the
+# class's seeds arrives early; the brightest class at each patch is its label.
 
 show(result.segmentation(image, names).maps(), columns=1)
 
 # %%
-# The seeds are the patches that a class wins with at least half of the highest confidence in the
-# image. The dark ones are nobody's: the attention decides about them. Right, with a stricter bar.
+# Seeds are the patches that a class wins with at least half of the highest confidence in the image.
+# Dark patches are not seeds of any class: the attention decides their label. Right: with a higher
+# threshold.
 
 
 def seeds_of(result):
-    """Paint the patches that are nobody's seeds dark: [H, W, 3]."""
+    """Darken the patches that are not seeds of any class: [H, W, 3]."""
     seeds = result.seeds.any(dim=0)[None, None].float()  # [1, 1, gh, gw]
     shade = 0.25 + 0.75 * F.interpolate(seeds, image.shape[1:])[0, 0]
     return (image.permute(1, 2, 0) * shade[:, :, None]).byte().numpy()
@@ -108,12 +108,12 @@ for threshold, found in ((0.5, result), (0.9, strict)):
     print(f"nms_threshold={threshold}: {found.seeds.sum()} seeds, {found.kept.sum()} classes kept")
 
 # %%
-# All modes, with their time
-# --------------------------
+# All modes, with their times
+# ---------------------------
 #
-# From left to right and down: the paper's ablation ``kl``, its three modes, and the two controls,
-# which measure no discrepancy. The time is that of the whole call, on the machine that built this
-# page. One image says little about which is best; :doc:`/modes` has averages.
+# Row by row: the paper's ablation ``kl``, its three modes, and the two controls, which measure no
+# discrepancy. Times are of the whole call, on the machine that built this page. One image says
+# little about which mode is best; :doc:`/modes` has averages.
 
 overlays = []
 for mode in ("kl", "optimal_path", "maximum_velocity", "fusion", "propagation", "anchored"):
@@ -122,13 +122,13 @@ for mode in ("kl", "optimal_path", "maximum_velocity", "fusion", "propagation", 
     found = refiner(weak, attention, image)
     seconds = time.perf_counter() - start
     changed = (found.labels != before.labels).float().mean()
-    print(f"{mode:16}  {seconds:.3f} s   {changed:.1%} of the pixels are not as before")
+    print(f"{mode:16}  {seconds:.3f} s   {changed:.1%} of the pixels changed")
     overlays.append(overlay(found))
 show(*overlays)
 
 # %%
-# Where objects are known to be large, ``min_area`` removes what the controls leave: a class must
-# win at a fiftieth of the patches here. It would remove small objects, too.
+# If objects are known to be large, ``min_area`` removes the false classes that the controls keep:
+# here a class must win at a fiftieth of the patches. It would remove small objects, too.
 
 left = Refiner("propagation")(weak, attention, image)
 large = Refiner("propagation", min_area=0.02)(weak, attention, image)
@@ -138,7 +138,7 @@ show(overlay(left), overlay(large))
 # The other photograph
 # --------------------
 #
-# One large animal, and scores that are good already: little changes but the outline.
+# One large animal and good logits: only the outline changes much.
 
 image, logits, attention = load("chelsea")
 result = Refiner()(logits, attention, image)

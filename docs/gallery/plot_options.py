@@ -1,7 +1,7 @@
-"""Attention, tau, sigma_range, and scores of your own
-===================================================
+"""Attention, tau, sigma_range, and your own logits
+================================================
 
-What the parts of the method see and do, on one photograph.
+What the parts of the method do, on one photograph.
 """
 
 from importlib.resources import files
@@ -41,13 +41,13 @@ def show(*drawings):
 # What a patch attends to
 # -----------------------
 #
-# A row of the attention is a map over the patches. Below, the rows of three patches, each marked
-# with a ring. Full light is for the twenty patches that are attended to most: they belong together,
-# says the network that the features come from.
+# A row of the attention is a map over the patches. Below are the rows of three patches, each marked
+# with a ring. The twenty patches with the most attention are at full brightness: according to the
+# network that computed the features, they belong together.
 
 
 def row(attention, x, y):
-    """Light up what the patch under a pixel attends to."""
+    """Highlight what the patch under a pixel attends to."""
     (gh, gw), (W, H) = attention.grid, photograph.size
     map = attention.weights[(y * gh // H) * gw + x * gw // W].reshape(gh, gw)
     share = (map / map.flatten().topk(20).values[-1]).clamp_max(1)
@@ -61,7 +61,7 @@ def row(attention, x, y):
 show(*(row(attention, x, y) for x, y in [(230, 110), (250, 400), (60, 60)]))
 
 # %%
-# How sharp the rows are is the temperature's doing; a backbone's own attention has no such number.
+# The temperature sets how sharp the rows are; a backbone's own attention has none.
 
 features = torch.from_numpy(arrays["features"])
 for temperature in (0.02, 0.05, 0.2):
@@ -72,10 +72,11 @@ for temperature in (0.02, 0.05, 0.2):
 # tau: when is a patch reached?
 # -----------------------------
 #
-# ``maximum_velocity`` scores a patch by the time at which the walk from a class's seeds passes the
-# share tau of the largest mass. Below, the discrepancy of "person" for three values: bright is at
-# once, black is late or never. With a small tau everything is reached early, with a large one only
-# what the seeds hold firmly. The labels compare classes at the same tau, and change little.
+# ``maximum_velocity`` scores a patch by the time at which the walk from a class's seeds first exceeds
+# a fraction tau of the largest mass. Below, the discrepancy of "person" for three values: bright
+# patches are reached at once, black ones late or never. With a small tau everything is reached
+# early, with a large one only what is close to the seeds. Labels compare classes at the same tau,
+# and change little.
 
 person = names.index("person")
 sheets = []
@@ -92,9 +93,9 @@ show(*sheets)
 # sigma_range: what is an edge?
 # -----------------------------
 #
-# The upsampling lets two colours share a label the more, the larger ``sigma_range`` is. Too
-# small, and it follows every texture; too large, and it is a plain blur that knows no edges. The
-# default, 0.1, is in the middle.
+# The larger ``sigma_range``, the more two colours in one label may differ. Too small, and the
+# upsampling follows every texture; too large, and it is a blur that ignores edges. The default,
+# 0.1, is in the middle.
 
 overlays = []
 for sigma_range in (0.02, 0.1, 1.0):
@@ -103,12 +104,12 @@ for sigma_range in (0.02, 0.1, 1.0):
 show(*overlays)
 
 # %%
-# Scores of your own
-# ------------------
+# Your own logits
+# ---------------
 #
-# Anything that says where a class might be will do, however coarse. Here, boxes drawn by hand on an
-# 8 x 8 grid: white ones say "astronaut", black ones "behind", grey nothing. The attention has 33 x
-# 33 patches, which does not matter.
+# Anything that indicates where a class might be works, however coarse. Here, boxes drawn by hand on
+# an 8 x 8 grid: white means "astronaut", black "behind", grey nothing. The attention may have a
+# different grid, here 33 x 33 patches.
 
 scribbles = torch.zeros(2, 8, 8)
 scribbles[0, 1:7, 3:5] = 3
@@ -123,8 +124,8 @@ refined = overlay(result, ["astronaut", "behind"])
 show(Image.blend(photograph, boxes, 0.5), refined)
 
 # %%
-# And an attention of your own: a matrix over patches whose rows sum to one, with the grid that they
-# lie on. Left is one that knows nothing but distance, right the one from above.
+# And your own attention: a matrix over patches whose rows sum to one, with their grid. Left: one
+# that depends only on distance. Right: the one above.
 
 gh, gw = attention.grid
 places = torch.cartesian_prod(torch.arange(gh), torch.arange(gw)).float()
