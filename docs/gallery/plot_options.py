@@ -72,11 +72,11 @@ for temperature in (0.02, 0.05, 0.2):
 # tau: when is a patch reached?
 # -----------------------------
 #
-# ``maximum_velocity`` scores a patch by the time at which the walk from a class's seeds first exceeds
-# a fraction tau of the largest mass. Below, the discrepancy of "person" for three values: bright
+# ``maximum_velocity`` scores a patch by the time at which the walk from a class's seeds exceeds a
+# fraction tau of the largest mass. Below, the discrepancy of "person" for three values: bright
 # patches are reached at once, black ones late or never. With a small tau everything is reached
-# early, with a large one only what is close to the seeds. Labels compare classes at the same tau,
-# and change little.
+# early, with a large one only what is firmly tied to the seeds. Labels compare classes at the same
+# tau, and change little.
 
 person = names.index("person")
 sheets = []
