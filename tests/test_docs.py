@@ -16,6 +16,7 @@ from conftest import MISSING
 from doc_pages import PAGES, ROOT, all_commands, blocks, read, split
 from doc_world import install_tiny_models, scene, write_world
 from ovss_refine.cli import main
+from ovss_refine.method.modes import MODES
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -263,6 +264,13 @@ def test_numbers_that_a_page_repeats_are_those_of_the_page_they_come_from():
     assert len(repeated) == 11
     for name, numbers in repeated.items():
         assert numbers <= set().union(*(page.get(name, set()) for page in measured)), name
+
+
+def test_pages_agree_with_the_table_of_modes():
+    lines = [line for line in read("docs/modes.md").splitlines() if line.startswith("| `")]
+    assert lines[: len(MODES)] == [f"| `{name}` | {m.summary} |" for name, m in MODES.items()]
+    titles = {f"### {mode.title}" for mode in MODES.values() if mode.has_seeds}
+    assert titles <= set(read("docs/method.md").splitlines())
 
 
 def test_every_page_is_on_the_site():

@@ -151,8 +151,8 @@ MODES: dict[str, Mode] = {
     ),
     "optimal_path": Mode(
         "Optimal path",
-        "A class is likely where transporting its scores to a uniform map along the attention "
-        "costs much.",
+        "A class is likely where transporting its confidence to a uniform map along the attention "
+        "is expensive.",
         (*_SEEDS, *_PATH),
         (optimal_path,),
     ),
@@ -164,13 +164,13 @@ MODES: dict[str, Mode] = {
     ),
     "kl": Mode(
         "KL divergence",
-        "How far the scores of a class are from a uniform map, without attention.",
+        "How far the confidence of a class is from a uniform map, without attention.",
         _SEEDS,
         (kl,),
     ),
     "propagation": Mode(
         "Propagation (control)",
-        "No distance at all: the scores are averaged along the attention.",
+        "No distance at all: the confidence is averaged along the attention.",
         _STEPS,
         (propagation,),
     ),
