@@ -25,7 +25,7 @@ from torch import Tensor
 
 from machine import machine
 from ovss_refine import RefineConfig, RefineResult, joint_bilateral_upsample, refine
-from ovss_refine.config import Mode
+from ovss_refine.method.modes import ModeName
 from ovss_refine.tensors.blocks import add_matmul, matmul_t
 from problems import Problem, problem
 from timing import floor, rates, seconds
@@ -112,7 +112,7 @@ def distance(peer: Tensor, ours: Tensor) -> float:
 
 
 def chain_row(
-    mode: Mode,
+    mode: ModeName,
     peer: Callable[[Tensor, Tensor], Tensor],
     inputs: Problem,
     repeats: int,
@@ -143,7 +143,7 @@ def chain_row(
     }
 
 
-def count_steps(mode: Mode, inputs: Problem, ours: Tensor) -> int:
+def count_steps(mode: ModeName, inputs: Problem, ours: Tensor) -> int:
     """Count the steps or updates that were taken, from the results alone."""
     if mode == "maximum_velocity":
         return int((1 / ours.min() - 1).ceil())
