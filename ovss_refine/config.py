@@ -72,9 +72,8 @@ class RefineConfig:
     """How to refine. The defaults are the paper's, where the paper has one.
 
     Attributes:
-        mode: how classes are scored, one of `method.modes.MODES`: "kl", "optimal_path",
-            "maximum_velocity", "fusion" of the last two, or one of the controls "propagation" and
-            "anchored", which measure no discrepancy at all.
+        mode: how classes are scored: a row of `method.modes.MODES`, of the paper's or of the two
+            controls, which measure no discrepancy.
         logit_scale: factor on the logits before the softmax over prompts, > 0. CLIP cosines
             need 40 to 100; logits of an ordinary segmenter need 1.
         nms: a patch is a seed where its confidence reaches `nms_threshold` times the image's
