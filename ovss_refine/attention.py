@@ -65,7 +65,7 @@ class Attention:
         """Check the map and average its heads."""
         if self.factors is not None:
             if self.weights is not None:
-                raise ValueError("`weights` must be None beside `factors`; got both.")
+                raise ValueError("`weights` must be None with `factors`; got both.")
             object.__setattr__(self, "grid", _checked_grid(self.grid, self.shape[-1]))
             return
         given = self.weights if self.weights is None else as_tensor(self.weights)

@@ -162,7 +162,7 @@ def _check(
     """Check the input, and make an `Attention` of what stands for it."""
     if isinstance(logits, Logits):
         if prompt_index is not None:
-            raise ValueError("`prompt_index` must be None beside `Logits`, which hold their own.")
+            raise ValueError("`prompt_index` must be None with `Logits`, which hold their own.")
         prompt_index = logits.prompt_index
         config = replace(config, logit_scale=config.logit_scale * logits.scale)
         logits = logits.values

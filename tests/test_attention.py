@@ -193,7 +193,7 @@ class TestFactors:
             Attention.from_factors(**given)
 
     def test_both_forms_at_once(self, qk):
-        with pytest.raises(ValueError, match="`weights` must be None beside `factors`"):
+        with pytest.raises(ValueError, match="`weights` must be None with `factors`"):
             Attention(self.dense(*qk), (3, 4), factors=qk)
 
     def test_neither_form(self):

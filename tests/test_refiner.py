@@ -408,7 +408,7 @@ def test_logits_bring_their_scale_and_prompts():
     result = Refiner(logit_scale=2.0, mode="kl")(value, attn, image)
     expected = Refiner(mode="kl")(logits, attn, image, prompt_index=index)
     assert_close(result.discrepancy, expected.discrepancy, rtol=0, atol=0)
-    with pytest.raises(ValueError, match="`prompt_index` must be None beside `Logits`"):
+    with pytest.raises(ValueError, match="`prompt_index` must be None with `Logits`"):
         Refiner()(value, attn, image, prompt_index=index)
 
 

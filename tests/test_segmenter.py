@@ -289,7 +289,7 @@ def test_what_is_refused_is_refused_before_anything_is_computed(images, labels, 
         (
             {"logits": Colours(), "logits_options": {"scale": 1}},
             TypeError,
-            "`logits_options` must be empty beside a ready source",
+            "`logits_options` must be empty with a ready source",
         ),
     ],
 )

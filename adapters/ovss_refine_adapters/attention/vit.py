@@ -1,9 +1,9 @@
-"""Attention of vision transformers: DINO, DINOv2, DINOv3 and any other of timm's.
+"""Attention of vision transformers: DINO, DINOv2, DINOv3 and any other in timm.
 
 The maps are those of the method's paper (J. Li et al., CVPR 2026, section 4.1 and its Table 5):
 softmax attention of chosen blocks, mean over heads, prefix tokens dropped, rows renormalised.
 
-Axes: B images, A heads, N = gh * gw patches, d channels of a head.
+Axes: B images, A heads, N = gh * gw patches, d channels per head.
 """
 
 from collections.abc import Sequence
@@ -27,25 +27,25 @@ class ViTAttention:
     """The self-attention of a timm vision transformer.
 
     Args:
-        model: as `TimmBackbone`: a name of timm, a folder, or a ready model.
+        model: as in `TimmBackbone`: a timm name, a folder, or a ready model.
         layers: blocks whose maps are averaged, negative from the end.
-        layer_weights: one for each of `layers`, >= 0, not all zero, divided by their sum;
+        layer_weights: one per layer, >= 0, not all zero, divided by their sum;
             None: equal.
         kind: "attention", or "affinity": softmax(cosine / temperature) of the features after
             the one block in `layers`.
         temperature: of the affinity, > 0.
-        factors: return queries and keys instead of the N x N map. Prefix tokens are then left
-            out of every head's softmax, so that each head's rows sum to one before the mean
-            over heads, not after it. The weights of the layers must be equal.
-        weights: as `TimmBackbone`: a file of weights, in place of the download.
-        size: as `TimmBackbone`: what the images are resized to.
-        positions: as `TimmBackbone`: "timm" or "reference".
-        device: as `TimmBackbone`.
-        dtype: as `TimmBackbone`; the map is float32 whatever it is.
+        factors: return queries and keys instead of the N x N map. Every head's softmax then
+            excludes prefix tokens, so that each head's rows sum to one before the mean over heads,
+            not after it. The weights of the layers must be equal.
+        weights: as in `TimmBackbone`: a weight file, instead of the download.
+        size: as in `TimmBackbone`: size to resize images to.
+        positions: as in `TimmBackbone`: "timm" or "reference".
+        device: as in `TimmBackbone`.
+        dtype: as in `TimmBackbone`; the map is always float32.
 
     Raises:
         ModuleNotFoundError: if timm is not installed.
-        FileNotFoundError: if the weights are not to be had.
+        FileNotFoundError: if the weights are unavailable.
         TypeError: on a value of the wrong kind.
         ValueError: on options that `TimmBackbone` refuses, a layer that does not exist, weights
             that do not fit the layers, several layers for an affinity, or a model whose blocks do
@@ -89,7 +89,7 @@ class ViTAttention:
     def attention(self, images: ImagesLike) -> Attention:
         """Compute the attention of B `images`, in any form that `AttentionSource` lists.
 
-        Memory beside the model and its activations: B * N * N floats and four blocks of 2^21, or
+        Memory beyond the model and its activations: B * N * N floats and four blocks of 2^21, or
         4 * B * A * N * d floats for each layer with `factors`.
 
         Returns:
@@ -116,7 +116,7 @@ class ViTAttention:
 
 
 def dino_b8(**options: Any) -> ViTAttention:
-    """DINO ViT-B/8 by its own position rule; the shorter side is 448 pixels, 56 patches."""
+    """DINO ViT-B/8 with its own position rule; the shorter side is 448 pixels, 56 patches."""
     own: dict[str, Any] = {
         "model": "vit_base_patch8_224.dino",
         "size": 448,
@@ -126,7 +126,7 @@ def dino_b8(**options: Any) -> ViTAttention:
 
 
 def dino_b16(**options: Any) -> ViTAttention:
-    """DINO ViT-B/16 by its own position rule; the shorter side is 448 pixels, 28 patches."""
+    """DINO ViT-B/16 with its own position rule; the shorter side is 448 pixels, 28 patches."""
     own: dict[str, Any] = {
         "model": "vit_base_patch16_224.dino",
         "size": 448,
@@ -136,7 +136,7 @@ def dino_b16(**options: Any) -> ViTAttention:
 
 
 def dinov2_b14(**options: Any) -> ViTAttention:
-    """DINOv2 ViT-B/14; the shorter side is 518 pixels, its own size, 37 patches."""
+    """DINOv2 ViT-B/14; the shorter side is 518 pixels, its native size, 37 patches."""
     own: dict[str, Any] = {"model": "vit_base_patch14_dinov2.lvd142m", "size": 518}
     return ViTAttention(**(own | options))
 

@@ -1,1 +1,1 @@
-"""Models of timm, open_clip and diffusers: loading, positions, preprocessing, capturing."""
+"""Models of timm, open_clip and diffusers: loading, positions, preprocessing, capture."""

@@ -1,6 +1,6 @@
-"""What all sources share: models left as they were found, images made ready, maps averaged.
+"""Shared by all sources: models left as they were found, images prepared, maps averaged.
 
-Axes: B images, A heads, T tokens, N patches among them, d channels of a head.
+Axes: B images, A heads, T tokens, N of them patches, d channels per head.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,33 +14,33 @@ from ovss_refine.attention import Attention
 from ovss_refine.checks import check_number
 from ovss_refine.images.convert import ImagesLike, as_image_batch
 
-# Elements of a block of rows: it stays in a CPU's cache, and a few float32 blocks weigh no more
-# than one half precision map of 64 x 64 patches.
+# Elements of a block of rows: it fits in a CPU's cache, and a few float32 blocks are no larger than
+# one half-precision map of 64 x 64 patches.
 BLOCK_ELEMENTS = 1 << 21
 
 
 @contextmanager
 def undisturbed(*models: nn.Module) -> Iterator[None]:
-    """Compute in evaluation mode, without gradient or autocast; restore the mode of every part."""
-    modes = [(part, part.training) for model in models for part in model.modules()]
+    """Compute in evaluation mode, without gradient or autocast; restore every module's mode."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
     device = device_of(models[0])
     try:
-        for part, _ in modes:
-            part.training = False
+        for module, _ in modes:
+            module.training = False
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             yield
     finally:
-        for part, training in modes:
-            part.training = training
+        for module, training in modes:
+            module.training = training
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's parameters lie."""
+    """Return the device of the model's parameters."""
     return next(model.parameters()).device
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
-    """The type of the model's parameters."""
+    """Return the dtype of the model's parameters."""
     return next(model.parameters()).dtype
 
 
@@ -67,7 +67,7 @@ def check_images(images: ImagesLike) -> Tensor:
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize [B, 3, H, W] images to `size` in float32: bilinear, antialiased; a copy of none."""
+    """Resize [B, 3, H, W] images to `size`, in float32, bilinear with antialiasing."""
     images = images.float()
     if tuple(images.shape[2:]) == size:
         return images
@@ -77,11 +77,11 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
 def target_size(
     size: int | tuple[int, int] | None, H: int, W: int, multiple: tuple[int, int]
 ) -> tuple[int, int]:
-    """Return the size at which images of H x W are given to a model.
+    """Return the size to which images of H x W are resized for a model.
 
     Args:
         size: None: the images' own, each side rounded to a multiple; a number: the shorter side,
-            the longer one follows, rounded; a pair: exactly that.
+            the longer one in proportion, rounded; a pair: exactly that.
         H: height of the images.
         W: width of the images.
         multiple: (height, width) of a patch.
@@ -97,7 +97,7 @@ def target_size(
 def check_size(
     name: str, size: int | tuple[int, int] | None, multiple: tuple[int, int]
 ) -> int | tuple[int, int] | None:
-    """Return `size`, for `target_size`, or raise.
+    """Return `size` for `target_size`, or raise.
 
     Raises:
         ValueError: if it is not a positive multiple of a patch, or a pair of them.
@@ -120,17 +120,16 @@ def add_mean_attention(
 ) -> None:
     """Add `weight` times the mean over heads of softmax(scale q k^T) to `out`, a block at a time.
 
-    The softmax is over all T tokens. Then the `prefix` tokens, which are no patches, are dropped
-    and the rows divided by what is left of them. Beside `out` it holds four blocks of 2^21
-    floats.
+    The softmax is over all T tokens. Then the `prefix` tokens, which are not patches, are dropped
+    and each row is divided by its remaining sum. Memory beyond `out`: four blocks of 2^21 floats.
 
     Args:
-        out: [B, N, N], changed in place; any float type.
+        out: [B, N, N], updated in place; any float dtype.
         q: [B, A, T, d] queries, T = prefix + N.
         k: [B, A, T, d] keys.
         scale: factor on the products, usually d ** -0.5.
         weight: factor on the map.
-        prefix: number of leading tokens that are no patches.
+        prefix: number of leading tokens that are not patches.
     """
     B, A, T, _ = q.shape
     n = max(1, BLOCK_ELEMENTS // (B * T))
@@ -138,7 +137,7 @@ def add_mean_attention(
         rows = slice(start, min(start + n, T))
         block = torch.zeros((), device=q.device)
         for head in range(A):
-            # float32, since the products of half precision heads leave its range.
+            # float32, because products of half-precision heads overflow.
             products = (q[:, head, rows].float() * scale) @ k[:, head].float().mT  # [B, n, T]
             block = block + products.softmax(dim=-1)
         block = block[..., prefix:]
@@ -159,11 +158,11 @@ def mix_attention(
 
     Args:
         layers: queries [B, A, T, d], keys [B, A, T, d] and the factor on their products.
-        weights: one for each layer, summing to one; equal ones with `factors`.
+        weights: one per layer, summing to one; equal with `factors`.
         grid: (gh, gw), T - prefix = gh * gw.
-        prefix: number of leading tokens that are no patches.
-        factors: the layers' heads side by side, in place of the map.
-        device: where the result goes.
+        prefix: number of leading tokens that are not patches.
+        factors: return the layers' heads side by side instead of the map.
+        device: device of the result.
     """
     with torch.no_grad(), torch.autocast(layers[0][0].device.type, enabled=False):
         if factors:
@@ -183,16 +182,17 @@ def mix_attention(
 def check_layer_weights(
     name: str, weights: Sequence[float] | None, count: int, *, factors: bool
 ) -> tuple[float, ...]:
-    """Return the weights of `count` layers, divided by their sum; equal ones for None.
+    """Return the weights of `count` layers, divided by their sum; equal weights for None.
 
     Raises:
         TypeError: if one is not a number.
-        ValueError: on another count, a negative one, all zero, or unequal ones with `factors`.
+        ValueError: if there are not `count`, one is negative, all are zero, or they differ with
+            `factors`.
     """
     if weights is None:
         return (1 / count,) * count
     if len(weights) != count:
-        raise ValueError(f"`{name}` must be one for each of {count} layers; got {len(weights)}.")
+        raise ValueError(f"`{name}` must have one weight per layer, {count}; got {len(weights)}.")
     for weight in weights:
         check_number(name, weight, 0)
     total = sum(weights)

@@ -1,11 +1,11 @@
-"""The image tower of CLIP, taken apart: its stem, its blocks and the parts of each block.
+"""CLIP's image tower in parts: its stem, its blocks and the parts of each block.
 
 The training-free methods differ in what the last block does with its queries, keys and values.
 Here the modules of an unmodified open_clip tower are called one by one; nothing is hooked,
-replaced or written to.
+replaced or modified.
 
 Axes: B images, T = 1 + N tokens (class token first, then N = h * w patches, row by row),
-C channels, A heads of d channels, D channels of the joint space with text.
+C channels, A heads of d channels, D channels of the joint image-text space.
 """
 
 from collections.abc import Collection
@@ -23,16 +23,15 @@ from ovss_refine_adapters.backbones.positions import resize_positions
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tower:
-    """An image tower of open_clip, callable in parts.
+    """An open_clip image tower, callable in parts.
 
-    The blocks run in the type of the model's weights; queries, keys, values and the result of
+    The blocks run in the dtype of the model's weights; queries, keys, values and the result of
     `head` are float32.
 
     Attributes:
         visual: `model.visual` of an open_clip model: a `VisionTransformer` with a class token.
-        faithful: True: the position table is added as it is to any grid of as many patches as
-            it has, as the released code does (7 x 28 as well as 14 x 14). False: only to its
-            own grid.
+        faithful: True: add the position table unchanged to any grid with as many patches, as the
+            released code does (7 x 28 as well as 14 x 14). False: only to its own grid.
 
     Raises:
         ValueError: if `visual` is another kind of tower.
@@ -42,13 +41,13 @@ class Tower:
     faithful: bool = True
 
     def __post_init__(self) -> None:
-        """Check that the parts are where we look for them."""
+        """Check that `visual` has the expected parts."""
         library = require("open_clip", "models").transformer
         visual = self.visual
         if not isinstance(visual, library.VisionTransformer):
             raise ValueError(
                 f"`model.visual` must be a VisionTransformer of open_clip; got "
-                f"{type(visual).__name__}. SigLIP, PE, EVA and ResNet towers have no such parts."
+                f"{type(visual).__name__}. SigLIP, PE, EVA and ResNet towers are not supported."
             )
         kinds = {type(block).__name__ for block in visual.transformer.resblocks}
         if kinds != {"ResidualAttentionBlock"} or visual.attn_pool is not None:
@@ -78,12 +77,12 @@ class Tower:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """Device of the weights."""
         device: torch.device = self.visual.conv1.weight.device
         return device
 
     def grid(self, H: int, W: int) -> tuple[int, int]:
-        """Give the grid (h, w) of an image of H x W pixels; a part of a patch is dropped.
+        """Return the grid (h, w) of an image of H x W pixels; partial patches are dropped.
 
         Raises:
             ValueError: if the image is smaller than one patch.
@@ -100,11 +99,10 @@ class Tower:
         """Cut into patches, add class token and positions, normalise: the input of block 0.
 
         Args:
-            pixels: [B, 3, H, W] normalised as the model wants it, any H and W of one patch or
-                more.
+            pixels: [B, 3, H, W] normalised for the model, H and W of one patch or more.
 
         Returns:
-            [B, T, C] in the type of the weights.
+            [B, T, C] in the dtype of the weights.
 
         Raises:
             ValueError: on a wrong shape, or an image smaller than a patch.
@@ -125,23 +123,23 @@ class Tower:
         return normal
 
     def block(self, i: int, tokens: Tensor) -> Tensor:
-        """Run block `i`, from 0, as it is: [B, T, C] to [B, T, C]."""
+        """Run block `i` (from 0) unchanged: [B, T, C] to [B, T, C]."""
         out: Tensor = self.visual.transformer.resblocks[i](tokens)
         return out
 
     def blocks(
         self, tokens: Tensor, start: int, stop: int, keep: Collection[int] = ()
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Run blocks `start` to `stop` - 1 as they are.
+        """Run blocks `start` to `stop` - 1 unchanged.
 
         Args:
             tokens: [B, T, C] input of block `start`.
             start: first block, from 0.
             stop: one past the last block.
-            keep: numbers of the blocks whose outputs are wanted.
+            keep: indices of the blocks whose outputs are returned too.
 
         Returns:
-            [B, T, C] output of the last one, and those of the blocks in `keep` by number.
+            [B, T, C] output of the last one, and those of the blocks in `keep` by index.
         """
         kept = {}
         for i in range(start, stop):
@@ -154,11 +152,11 @@ class Tower:
         """Compute queries, keys and values of block `i` from its input.
 
         Args:
-            i: number of the block, from 0.
+            i: index of the block, from 0.
             tokens: [B, T, C] input of the block; any tokens, with or without the class token.
 
         Returns:
-            Three of [B, A, T, d], float32.
+            q, k, v: [B, A, T, d] each, float32.
         """
         block = self.visual.transformer.resblocks[i]
         joint = F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias)
@@ -167,7 +165,7 @@ class Tower:
         return q, k, v
 
     def project(self, i: int, heads: Tensor) -> Tensor:
-        """Join the heads by the output projection of block `i`: [B, A, T, d] to [B, T, C]."""
+        """Merge the heads by the output projection of block `i`: [B, A, T, d] to [B, T, C]."""
         block = self.visual.transformer.resblocks[i]
         joined = heads.transpose(1, 2).flatten(2)  # [B, T, C]
         out: Tensor = block.ls_1(block.attn.out_proj(joined.to(block.attn.out_proj.weight.dtype)))
@@ -203,5 +201,5 @@ def self_similarity(x: Tensor, y: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def to_map(patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Lay patches out on their grid: [B, N, D] to [B, D, h, w]."""
+    """Arrange patches on their grid: [B, N, D] to [B, D, h, w]."""
     return patches.mT.reshape(len(patches), -1, *grid)

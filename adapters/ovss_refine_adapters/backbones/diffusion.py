@@ -1,7 +1,7 @@
 """Load the parts of Stable Diffusion, and embed the empty prompt once.
 
-The original repositories of Stable Diffusion 2 are deleted; whoever has them in the cache can still
-pass their names with HF_HUB_OFFLINE=1.
+The original repositories of Stable Diffusion 2 were deleted; if they are in your cache, pass their
+names with HF_HUB_OFFLINE=1.
 """
 
 import hashlib
@@ -24,12 +24,12 @@ INSTEAD = "a folder with the subfolders vae, unet, scheduler, text_encoder and t
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parts:
-    """What is used of Stable Diffusion.
+    """The parts of Stable Diffusion that are used.
 
     Attributes:
         vae: an `AutoencoderKL` of diffusers.
         unet: a `UNet2DConditionModel` of diffusers.
-        scheduler: of diffusers, with `add_noise`; gives the number of time steps.
+        scheduler: of diffusers, with `add_noise`; has the number of time steps.
         prompt: [1, tokens, channels] embedding of the empty prompt.
     """
 
@@ -48,7 +48,7 @@ def load_parts(
     dtype: torch.dtype | None,
     cache_dir: str | Path | Literal["default"] | None,
 ) -> Parts:
-    """Load vae, UNet, scheduler and the empty prompt; or take the ready parts.
+    """Load vae, UNet, scheduler and the empty prompt; ready parts are returned as they are.
 
     Arguments and exceptions are those of `StableDiffusionAttention`.
     """
@@ -56,7 +56,7 @@ def load_parts(
     if isinstance(model, Parts):
         for name, value in options.items():
             if value is not None:
-                raise ValueError(f"`{name}` must be None beside ready parts; got {value!r}.")
+                raise ValueError(f"`{name}` must be None with ready parts; got {value!r}.")
         return model
     folder = local_folder(model)
     source = str(model) if folder is None else str(folder)
@@ -69,15 +69,15 @@ def load_parts(
     path = _cache_path(source, revision, cache_dir)
     prompt = _read(path)
     if prompt is None:
-        prompt = _embed_nothing(source, revision, variant)
+        prompt = _embed_empty_prompt(source, revision, variant)
         if path is not None:
             _write(path, prompt)
     return Parts(vae, unet, scheduler, prompt)
 
 
 @contextmanager
-def _reached(source: str) -> Iterator[None]:
-    """Say what is missing from a folder, or cannot be fetched."""
+def _load_errors(source: str) -> Iterator[None]:
+    """Report in one sentence what a folder lacks or the hub does not provide."""
     if not Path(source).is_dir():
         with from_hub(source, argument="model", instead=INSTEAD):
             yield
@@ -109,7 +109,7 @@ def _load(source: str, options: dict[str, Any]) -> tuple[nn.Module, nn.Module, A
         loaded: nn.Module = model.to(device=options["device"]).eval()
         return loaded
 
-    with _reached(source):
+    with _load_errors(source):
         scheduler = diffusers.DDPMScheduler.from_pretrained(
             source, subfolder="scheduler", revision=revision
         )
@@ -117,30 +117,30 @@ def _load(source: str, options: dict[str, Any]) -> tuple[nn.Module, nn.Module, A
 
 
 def _check_complete(what: str, report: dict[str, Any]) -> None:
-    """Raise ValueError where parameters were left random."""
-    short = [key for name in ("missing_keys", "mismatched_keys") for key in report[name]]
-    if short:
+    """Raise ValueError if parameters were left random."""
+    missing = [key for name in ("missing_keys", "mismatched_keys") for key in report[name]]
+    if missing:
         raise ValueError(
-            f"the weights `{what}` must be complete; got {len(short)} parameters too few, "
-            f"{sorted(map(str, short))[:3]}."
+            f"the weights `{what}` must be complete; got {len(missing)} missing parameters, "
+            f"{sorted(map(str, missing))[:3]}."
         )
 
 
 def _read(path: Path | None) -> Tensor | None:
-    """Return the embedding [1, 77, C] that is kept, or None; a damaged file counts as none."""
+    """Return the cached embedding [1, 77, C], or None; a damaged file counts as missing."""
     tensors = require("safetensors", "models")
     if path is None or not path.is_file():
         return None
     try:
         with tensors.safe_open(path, framework="pt") as file:
-            kept: Tensor = file.get_tensor("prompt")
+            cached: Tensor = file.get_tensor("prompt")
     except tensors.SafetensorError:
         return None
-    return kept
+    return cached
 
 
 def _write(path: Path, prompt: Tensor) -> None:
-    """Keep the embedding: whole or not at all, though others may do so at the same time."""
+    """Cache the embedding atomically; other processes may do so at the same time."""
     tensors = require("safetensors.torch", "models")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -149,13 +149,13 @@ def _write(path: Path, prompt: Tensor) -> None:
         written.replace(path)
 
 
-def _embed_nothing(source: str, revision: str | None, variant: str | None) -> Tensor:
-    """Run the model's own text encoder on the empty prompt; it is let go afterwards."""
+def _embed_empty_prompt(source: str, revision: str | None, variant: str | None) -> Tensor:
+    """Run the model's own text encoder on the empty prompt; it is freed afterwards."""
     transformers = require("transformers", "models")
-    if Path(source).is_dir():  # where a part is missing, transformers makes one of its own
+    if Path(source).is_dir():  # if a part is missing, transformers makes one of its own
         check_config(Path(source), "text_encoder/config.json", "hidden_size")
         check_config(Path(source), "tokenizer/tokenizer_config.json", "tokenizer_class")
-    with _reached(source):
+    with _load_errors(source):
         tokenizer = transformers.CLIPTokenizer.from_pretrained(
             source, subfolder="tokenizer", revision=revision
         )
@@ -185,7 +185,7 @@ def _embed_nothing(source: str, revision: str | None, variant: str | None) -> Te
 def _cache_path(
     source: str, revision: str | None, cache_dir: str | Path | Literal["default"] | None
 ) -> Path | None:
-    """Name the file by what the embedding depends on."""
+    """Name the file after everything the embedding depends on."""
     if cache_dir is None:
         return None
     folder = default_cache() if cache_dir == "default" else Path(cache_dir)

@@ -1,7 +1,7 @@
-"""Load an open_clip model: by name and tag, from a folder or a file, or one that is there already.
+"""Load an open_clip model by name and tag, from a folder or a file, or take a ready one.
 
-open_clip only warns where a name and its weights disagree on the activation, and starts from
-random weights where it finds none. Here both raise.
+open_clip only warns if a name and its weights disagree on the activation, and keeps random weights
+if it finds no others. Here both raise.
 """
 
 import difflib
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ovss_refine.registry import require
 from ovss_refine_adapters.backbones.weights import check_config, from_hub
 
-# OpenAI's own weights, as all the published training-free methods use them.
+# OpenAI's weights, which all published training-free methods use.
 PRESETS = {
     "B/16": ("ViT-B-16-quickgelu", "openai"),
     "L/14": ("ViT-L-14-quickgelu", "openai"),
@@ -32,13 +32,13 @@ Tokenizer = Callable[[list[str]], Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clip:
-    """A model of open_clip and what belongs to it.
+    """An open_clip model, its tokenizer and its pixel statistics.
 
     Attributes:
         model: with `visual` and `encode_text`.
-        tokenizer: texts to [n, context] int64 token numbers.
-        mean: of the pixels that the model was trained with, RGB in [0, 1].
-        std: of the same pixels.
+        tokenizer: texts to [n, context] int64 token ids.
+        mean: mean of the training pixels, RGB in [0, 1].
+        std: standard deviation of the same pixels.
     """
 
     model: nn.Module
@@ -54,29 +54,29 @@ def load_clip(
     tokenizer: Tokenizer | None = None,
     device: str | torch.device | None = None,
 ) -> Clip:
-    """Load a model, or take the one that is given.
+    """Load a model, or take a ready one.
 
     Args:
-        model: "B/16" or "L/14" (OpenAI's weights), a name of open_clip, "hf-hub:owner/name", a
+        model: "B/16" or "L/14" (OpenAI's weights), an open_clip name, "hf-hub:owner/name", a
             folder ("local-dir:PATH" or its path, with open_clip_config.json and the weights), or
-            a ready model, which is left on its device and in its mode.
-        pretrained: for a name of open_clip: a tag of its weights, or a file of tensors
+            a ready model, whose device and mode are left alone.
+        pretrained: for an open_clip name: a tag of its weights, or a file of tensors
             (.safetensors, or a state dict that `torch.load(weights_only=True)` reads). The
-            activation (GELU or QuickGELU) is compared with a tag's, not with a file's: choose
-            the name with "-quickgelu" for weights that OpenAI trained.
+            activation (GELU or QuickGELU) is checked for a tag, not for a file: choose the name
+            with "-quickgelu" for weights trained by OpenAI.
         tokenizer: for a ready model whose vocabulary is not CLIP's.
-        device: where to put a model that is loaded; None: the CPU.
+        device: device to load onto; None: the CPU.
 
     Raises:
         ModuleNotFoundError: if open_clip is not installed.
         ValueError: on an unknown name or tag, an activation that differs from that of the
-            weights, weights that do not fit, or `pretrained` missing or out of place.
+            weights, weights that do not fit, or a missing or superfluous `pretrained`.
         FileNotFoundError: if a folder, a file or weights cannot be found, on disk or online.
     """
     library = require("open_clip", "models")
     if isinstance(model, nn.Module):
         if pretrained is not None:
-            raise ValueError(f"`pretrained` must be None beside a ready model; got {pretrained!r}.")
+            raise ValueError(f"`pretrained` must be None with a ready model; got {pretrained!r}.")
         return _clip(library, model, tokenizer or _own_tokenizer(library, model))
     name = str(model)
     if name in PRESETS:
@@ -87,7 +87,7 @@ def load_clip(
     if name.startswith((LOCAL, HUB)):
         if pretrained is not None:
             raise ValueError(
-                f"`pretrained` must be None beside {name!r}, which has its own weights; "
+                f"`pretrained` must be None with {name!r}, which has its own weights; "
                 f"got {pretrained!r}."
             )
         if name.startswith(HUB):
@@ -110,7 +110,7 @@ def _own_tokenizer(library: ModuleType, model: nn.Module) -> Tokenizer:
     vocabulary = getattr(model, "vocab_size", tokenizer.vocab_size)
     if vocabulary != tokenizer.vocab_size:
         raise ValueError(
-            f"`tokenizer` must be given for a model of {vocabulary} tokens; CLIP's own has "
+            f"`tokenizer` must be given for a vocabulary of {vocabulary} tokens; CLIP's has "
             f"{tokenizer.vocab_size}."
         )
     own: Tokenizer = tokenizer
@@ -118,15 +118,15 @@ def _own_tokenizer(library: ModuleType, model: nn.Module) -> Tokenizer:
 
 
 def _folder(library: ModuleType, model: str | Path) -> str:
-    """Read a name that open_clip does not know as a folder, or raise."""
+    """Treat a name unknown to open_clip as a folder, or raise."""
     folder = Path(str(model).removeprefix(LOCAL)).expanduser()
     if not folder.is_dir():
         if isinstance(model, Path) or model.startswith(LOCAL):
-            raise FileNotFoundError(f"`model` must be an existing folder; `{folder}` is none.")
+            raise FileNotFoundError(f"`model` must be an existing folder; got `{folder}`.")
         near = _near(model, [*PRESETS, *library.list_models()])
-        raise ValueError(f"`model` must be a name of open_clip or a folder; got {model!r}.{near}")
+        raise ValueError(f"`model` must be an open_clip name or a folder; got {model!r}.{near}")
     check_config(folder, CONFIG, "model_cfg")
-    # Without weights open_clip would go on with random ones.
+    # Without weights, open_clip would keep random ones.
     if not any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES):
         raise FileNotFoundError(
             f"`model` must be {INSTEAD}; `{folder}` has no {' or '.join(WEIGHT_FILES)}."
@@ -154,14 +154,14 @@ def _check_weights(library: ModuleType, name: str, pretrained: str | Path | None
     wanted = library.get_pretrained_cfg(name, str(pretrained))
     if not wanted:
         if Path(pretrained).suffix:
-            raise FileNotFoundError(f"`pretrained` must be a file; `{pretrained}` does not exist.")
+            raise FileNotFoundError(f"`pretrained` must be an existing file; got `{pretrained}`.")
         raise ValueError(
             f"`pretrained` must be one of {tags} or a file for {name!r}; "
             f"got {pretrained!r}.{_near(str(pretrained), tags)}"
         )
     _check_activation(library, name, str(pretrained), wanted.get("quick_gelu", False))
     repository = "/".join(wanted["hf_hub"].split("/")[:2])  # a file's name may follow
-    with from_hub(repository, argument="pretrained='PATH.safetensors'", instead="a file of them"):
+    with from_hub(repository, argument="pretrained='PATH.safetensors'", instead="a weight file"):
         library.download_pretrained(wanted)
 
 
@@ -191,7 +191,7 @@ def _create(
             require_pretrained=True,
             weights_only=True,
         )
-    except Exception as error:  # a damaged file fails in as many ways as there are formats
+    except Exception as error:  # every format has its own errors for a damaged file
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"the weights `{source}` must be tensors that fit the model `{name}`; {first}"

@@ -1,10 +1,10 @@
-"""Position embeddings at other sizes, by the rule of the released CLIP-segmentation and DINO code.
+"""Resize position embeddings by the rule of the released CLIP-segmentation and DINO code.
 
 The table is resized by bicubic interpolation with the *scale factors* (h + 0.1) / g and
-(w + 0.1) / g, without antialiasing. The sampling grid follows those factors, so the result is not
-the one of a resize to the size (h, w): on white noise they differ by several per cent.
+(w + 0.1) / g, without antialiasing. The sampling grid follows those factors, so the result differs
+from resizing to the size (h, w): by several per cent on white noise.
 
-Axes: C channels, g the side of the table's square grid, (h, w) the wanted grid, row-major tokens.
+Axes: C channels, g the side of the table's square grid, (h, w) the target grid, row-major tokens.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ovss_refine.checks import check_choice, check_count, check_float, check_shape
 
-# Added to the wanted size, so that rounding in g * (h / g) never loses a row.
+# Added to the target size, so that rounding in g * (h / g) never loses a row.
 OFFSET = 0.1
 
 Skip = Literal["count", "count and square"]
@@ -29,20 +29,19 @@ def resize_positions(
 
     Args:
         table: [prefix + g * g, C] embeddings, prefix tokens first, then the patches of a square
-            grid; any float type.
+            grid; any float dtype.
         grid: (h, w), both >= 1.
-        skip: when the table comes back untouched: "count", if it has h * w patches already,
-            whatever their arrangement (the CLIP code); "count and square", if moreover h = w
-            (the DINO code).
-        prefix: number of tokens that are no patches: class token, registers. They are kept.
+        skip: when the table is returned unchanged: "count": if it has h * w patches, in any
+            arrangement (the CLIP code); "count and square": if also h = w (the DINO code).
+        prefix: number of tokens that are not patches (class token, registers); they are kept.
 
     Returns:
-        [prefix + h * w, C] of the type and on the device of `table`.
+        [prefix + h * w, C] in the dtype and on the device of `table`.
 
     Raises:
         TypeError: if `table` is not a floating-point tensor.
-        ValueError: on a wrong shape, a table whose patches form no square, a grid without
-            patches or an unknown `skip`.
+        ValueError: on a wrong shape, a table whose patches do not form a square, a grid
+            without patches or an unknown `skip`.
     """
     sizes = check_shape("table", table, "T C")
     check_float("table", table)

@@ -1,8 +1,8 @@
 """Bilinear resizing of 8-bit images in the fixed-point arithmetic of OpenCV.
 
 The published data pipelines resize with `cv2.resize(..., INTER_LINEAR)`. Its weights are
-multiples of 1/2048 and its products are cut twice, so that a tenth of its values differ from
-rounded exact interpolation by one grey level. Equal to OpenCV 5.0.0 to the bit.
+multiples of 1/2048 and its products are truncated twice, so that a tenth of its values differ from
+rounded exact interpolation by one grey level. Bit-identical to OpenCV 5.0.0.
 
 Axes: B images, (H, W) pixels before, (h, w) after.
 """
@@ -10,13 +10,13 @@ Axes: B images, (H, W) pixels before, (h, w) after.
 import torch
 from torch import Tensor
 
-# Weights have 11 bits. The sums along rows, of 8 + 11 bits, lose 4, so that the columns' products
-# are of 16-bit numbers; those lose 16; 2 bits are left to round away.
+# Weights have 11 bits. Sums along rows, of 8 + 11 bits, drop 4, so that the columns' products have
+# 16-bit operands; those drop 16; the 2 bits that remain are rounded away.
 WEIGHT_BITS = 11
 
 
 def resize_8bit(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize as OpenCV does.
+    """Resize like OpenCV.
 
     Args:
         images: [B, 3, H, W] in [0, 1]; rounded to multiples of 1/255 first.
@@ -27,32 +27,32 @@ def resize_8bit(images: Tensor, size: tuple[int, int]) -> Tensor:
     """
     levels = (images.float() * 255).round().long()
     (H, W), (h, w), device = images.shape[-2:], size, images.device
-    left, right, near, far = _weights(W, w, device, cut=True)
+    left, right, near, far = _weights(W, w, device, clamp=True)
     rows = levels[..., left] * near + levels[..., right] * far  # [B, 3, H, w]
     rows = rows >> 4
-    top, bottom, near, far = _weights(H, h, device, cut=False)
+    top, bottom, near, far = _weights(H, h, device, clamp=False)
     upper = (rows[..., top, :] * near[:, None]) >> 16
     lower = (rows[..., bottom, :] * far[:, None]) >> 16
     return ((upper + lower + 2) >> 2).float() / 255
 
 
 def _weights(
-    before: int, after: int, device: torch.device, *, cut: bool
+    before: int, after: int, device: torch.device, *, clamp: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Both neighbours of every new pixel along one axis, and their weights, [after] int64 each.
+    """Return the two neighbours of each new pixel along one axis and their weights, [after] int64.
 
-    `cut`: beyond the border one neighbour has all the weight. Without, both neighbours are the
-    border's pixel and share it, which rounds otherwise: OpenCV does so with rows.
+    With `clamp`, one neighbour gets all the weight beyond the border. Otherwise both neighbours are
+    the border pixel and share it, which rounds differently: OpenCV does so for rows.
     """
     # On the CPU, as not every device has float64.
     steps = torch.arange(after, dtype=torch.float64)
-    place = ((steps + 0.5) * (1 / (after / before)) - 0.5).float().to(device)
-    first = place.floor()
-    part = place - first
-    if cut:
-        part = part.masked_fill((first < 0) | (first >= before - 1), 0.0)
+    position = ((steps + 0.5) * (1 / (after / before)) - 0.5).float().to(device)
+    first = position.floor()
+    fraction = position - first
+    if clamp:
+        fraction = fraction.masked_fill((first < 0) | (first >= before - 1), 0.0)
         first = first.clamp(0, before - 1)
-    near = ((1 - part) * (1 << WEIGHT_BITS)).round().long()
-    far = (part * (1 << WEIGHT_BITS)).round().long()
+    near = ((1 - fraction) * (1 << WEIGHT_BITS)).round().long()
+    far = (fraction * (1 << WEIGHT_BITS)).round().long()
     one = first.long()
     return one.clamp(0, before - 1), (one + 1).clamp(0, before - 1), near, far

@@ -1,7 +1,7 @@
-"""Any timm backbone as a giver of dense features, and of queries, keys and values if it is a ViT.
+"""Dense features of any timm backbone, and queries, keys and values of a ViT.
 
 Axes: B images, C channels, A heads, T tokens (prefix tokens first), N = gh * gw patches, d channels
-of a head.
+per head.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from ovss_refine_adapters.backbones.capture import (
     undisturbed,
 )
 from ovss_refine_adapters.backbones.positions import resize_positions
-from ovss_refine_adapters.backbones.timm_attention import Projections, project, watch
+from ovss_refine_adapters.backbones.timm_attention import Projections, add_hooks, project
 from ovss_refine_adapters.backbones.weights import load_timm
 
 Positions = Literal["timm", "reference"]
@@ -32,27 +32,27 @@ POSITIONS = ("timm", "reference")
 
 
 class TimmBackbone:
-    """A timm model, asked for dense features of images in [0, 1].
+    """A timm model as a source of dense features of images in [0, 1].
 
     Args:
         model: name of a timm model, with its tag ("vit_base_patch8_224.dino"), "hf-hub:owner/name",
             a folder ("local-dir:PATH" or a path) with config.json and the weights, or a ready
             model.
-        weights: file of weights, or folder with one, in place of the download. Only safetensors
-            files and pickles that hold nothing but weights are read.
-        size: what the images are resized to: None: their own size, each side rounded to a multiple
-            of the patch; a number: the shorter side; a pair: (height, width).
+        weights: weight file, or folder with one, instead of the download. Only safetensors files
+            and pickles of nothing but weights are read.
+        size: size to resize images to. None: their own, each side rounded to a multiple of the
+            patch; a number: the shorter side; a pair: (height, width).
         positions: how a table of position embeddings is resized for other grids: "timm", or
             "reference", the rule of the released DINO code (`resize_positions`).
-        device: where the model is put; None: where it is.
-        dtype: type of the model's parameters; None: as they are.
+        device: device of the model; None: unchanged.
+        dtype: dtype of the model's parameters; None: unchanged.
 
     Raises:
         ModuleNotFoundError: if timm is not installed.
-        FileNotFoundError: if the weights are not to be had; says what to do.
-        ValueError: on an unknown model, weights of another model, a `size` that is no multiple of
-            the patch, "reference" for a model without a table, or `weights`, `device` or `dtype`
-            beside a ready model.
+        FileNotFoundError: if the weights are unavailable; the message says what to do.
+        ValueError: on an unknown model, weights of another model, a `size` that is not a multiple
+            of the patch, "reference" for a model without a table, or `weights`, `device` or `dtype`
+            with a ready model.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TimmBackbone:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Load the model, or take the ready one."""
+        """Load the model, or take a ready one."""
         check_choice("positions", positions, POSITIONS)
         timm_data = require("timm.data", "models")
         # Any: the attributes used below are timm's, not those of a plain module.
@@ -84,7 +84,7 @@ class TimmBackbone:
         self.mean, self.std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
 
     def features(self, images: Tensor, layer: int = -1) -> Tensor:
-        """Return the dense features of a layer, after the model's final norm where it has one.
+        """Return the dense features of a layer, after the model's final norm if it has one.
 
         Args:
             images: [B, 3, H, W] in [0, 1].
@@ -103,19 +103,19 @@ class TimmBackbone:
         return maps.float().to(images.device)
 
     def queries(self, images: Tensor, layer: int = -1) -> Tensor:
-        """Return the queries of a block, [B, A, N, d] float32; arguments as `features`."""
-        return self._patches(self.projections(images, [layer])[0].q, images)
+        """Return the queries of a block, [B, A, N, d] float32; arguments as in `features`."""
+        return self._drop_prefix(self.projections(images, [layer])[0].q, images)
 
     def keys(self, images: Tensor, layer: int = -1) -> Tensor:
-        """Return the keys of a block, [B, A, N, d] float32; arguments as `features`."""
-        return self._patches(self.projections(images, [layer])[0].k, images)
+        """Return the keys of a block, [B, A, N, d] float32; arguments as in `features`."""
+        return self._drop_prefix(self.projections(images, [layer])[0].k, images)
 
     def values(self, images: Tensor, layer: int = -1) -> Tensor:
-        """Return the values of a block, [B, A, N, d] float32; arguments as `features`."""
-        return self._patches(self.projections(images, [layer])[0].v, images)
+        """Return the values of a block, [B, A, N, d] float32; arguments as in `features`."""
+        return self._drop_prefix(self.projections(images, [layer])[0].v, images)
 
     def grid(self, images: Tensor) -> tuple[int, int]:
-        """Return (gh, gw), the patches that a ViT makes of `images`."""
+        """Return the grid (gh, gw) of a ViT's patches for `images`."""
         H, W = target_size(self.size, images.shape[2], images.shape[3], self.patch_size)
         return H // self.patch_size[0], W // self.patch_size[1]
 
@@ -133,13 +133,13 @@ class TimmBackbone:
         """
         indices = self.check_layers(layers)
         modules = {index: self._attention_of(index) for index in indices}
-        caught: dict[int, dict[str, Any]] = {index: {} for index in indices}
+        captured: dict[int, dict[str, Any]] = {index: {} for index in indices}
         with ExitStack() as stack:
             for index, attn in modules.items():
-                for handle in watch(attn, caught[index]):
+                for handle in add_hooks(attn, captured[index]):
                     stack.callback(handle.remove)
             self._run(images, max(indices), norm=False)
-        return [project(modules[index], caught[index], index) for index in indices]
+        return [project(modules[index], captured[index], index) for index in indices]
 
     def check_layers(self, layers: Sequence[int]) -> list[int]:
         """Return `layers` counted from the start.
@@ -163,7 +163,7 @@ class TimmBackbone:
             self._attention_of(index)
 
     def _attention_of(self, index: int) -> Any:
-        """Return the attention module of a block whose formula is known."""
+        """Return the attention module of a block, if its formula is known."""
         vit, eva = (require(f"timm.models.{m}", "models") for m in ("vision_transformer", "eva"))
         known = (vit.Attention, eva.EvaAttention, eva.AttentionRope)
         blocks = getattr(self.model, "blocks", None)
@@ -184,7 +184,7 @@ class TimmBackbone:
         self._check_fixed_size(size)
         with undisturbed(self.model), ExitStack() as stack:
             if self.positions == "reference":
-                for handle in _place(self.model, size, self.patch_size):
+                for handle in _hook_positions(self.model, size, self.patch_size):
                     stack.callback(handle.remove)
             x = resize(images.to(device_of(self.model)), size)
             x = (x - self.mean.to(x.device)) / self.std.to(x.device)
@@ -203,26 +203,26 @@ class TimmBackbone:
         if own and getattr(embed, "strict_img_size", False) and tuple(own) != size:
             raise ValueError(
                 f"`images` must have the size {own[0]} x {own[1]} that the model was made for; got "
-                f"{size[0]} x {size[1]}. Make it with `dynamic_img_size=True`, or pass "
+                f"{size[0]} x {size[1]}. Create it with `dynamic_img_size=True`, or pass "
                 f"`size={tuple(own)}`."
             )
 
-    def _patches(self, tokens: Tensor, images: Tensor) -> Tensor:
+    def _drop_prefix(self, tokens: Tensor, images: Tensor) -> Tensor:
         return tokens[:, :, self.prefix :].float().to(images.device)
 
 
-def _place(model: Any, size: tuple[int, int], patch_size: tuple[int, int]) -> list[Any]:
-    """Give the tokens the reference's positions: between patch embedding and the first block."""
+def _hook_positions(model: Any, size: tuple[int, int], patch_size: tuple[int, int]) -> list[Any]:
+    """Replace timm's position embeddings by the reference's, before the first block."""
     patches: list[Tensor] = []
     grid = (size[0] // patch_size[0], size[1] // patch_size[1])
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
     table = resize_positions(model.pos_embed[0], grid, skip="count and square", prefix=prefix)
 
-    def note(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+    def keep_patches(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
         x = output
         patches.append(x.flatten(1, 2) if x.ndim == 4 else x)
 
-    def place(_module: nn.Module, _args: tuple[Any, ...], _output: Tensor) -> Tensor:
+    def add_positions(_module: nn.Module, _args: tuple[Any, ...], _output: Tensor) -> Tensor:
         x = patches.pop()
         tokens = [model.cls_token, getattr(model, "reg_token", None)]
         lead = [token.expand(len(x), -1, -1) for token in tokens if token is not None]
@@ -231,6 +231,6 @@ def _place(model: Any, size: tuple[int, int], patch_size: tuple[int, int]) -> li
         return torch.cat([*lead, x], dim=1) + table
 
     return [
-        model.patch_embed.register_forward_hook(note),
-        model.pos_drop.register_forward_hook(place),
+        model.patch_embed.register_forward_hook(keep_patches),
+        model.pos_drop.register_forward_hook(add_positions),
     ]

@@ -1,4 +1,4 @@
-"""Load timm's models, and say in one sentence why weights are not to be had."""
+"""Load timm models, and raise with one sentence if weights are unavailable."""
 
 import difflib
 import importlib
@@ -14,7 +14,7 @@ from torch import nn
 from ovss_refine.registry import require
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-# Parameters that a file may have and a model without classifier has not.
+# Parameters that a file may have but a model without a classifier does not.
 HEADS = ("head.", "fc.", "classifier.", "fc_norm.", "attn_pool.")
 
 
@@ -25,14 +25,14 @@ def load_timm(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
-    """Load a timm model without its classifier, for any image size where it allows that.
+    """Load a timm model without its classifier, for any image size if it supports that.
 
     Arguments and exceptions are those of `TimmBackbone`.
     """
     if isinstance(model, nn.Module):
         for name, value in (("weights", weights), ("device", device), ("dtype", dtype)):
             if value is not None:
-                raise ValueError(f"`{name}` must be None beside a ready model; got {value!r}.")
+                raise ValueError(f"`{name}` must be None with a ready model; got {value!r}.")
         return model
     require("timm", "models")
     folder = local_folder(model)
@@ -50,15 +50,15 @@ def load_timm(
 
 @contextmanager
 def from_hub(repository: str, *, argument: str, instead: str) -> Iterator[None]:
-    """Turn whatever a failed download raises into one sentence.
+    """Turn any error of a failed download into one sentence.
 
     Args:
-        repository: "owner/name" of what is looked for.
+        repository: "owner/name" of the weights.
         argument: the option that takes a local copy.
-        instead: what that option takes.
+        instead: what to pass to it.
 
     Raises:
-        FileNotFoundError: if the body raises an OSError, as all of the hub's errors are.
+        FileNotFoundError: if the body raises an OSError, as all errors of the hub are.
     """
     try:
         yield
@@ -66,17 +66,17 @@ def from_hub(repository: str, *, argument: str, instead: str) -> Iterator[None]:
         constants = require("huggingface_hub.constants", "models")
         offline = " (not asked: HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
         raise FileNotFoundError(
-            f"the weights `{repository}` must be at hand; got them neither from the cache "
-            f"`{constants.HF_HUB_CACHE}` nor from {constants.ENDPOINT}{offline}; run `hf download "
-            f"{repository}` where there is a network, or pass `{argument}`, {instead}."
+            f"the weights `{repository}` must be available; got nothing from the cache "
+            f"`{constants.HF_HUB_CACHE}` or from {constants.ENDPOINT}{offline}; run `hf download "
+            f"{repository}` on a machine with a network, or pass `{argument}`, {instead}."
         ) from error
 
 
 def local_folder(model: str | Path, argument: str = "model") -> Path | None:
-    """Return the folder that `model` is, as a path or after `local-dir:`, or None.
+    """Return `model` as a folder, given as a path or after `local-dir:`, or None if it is a name.
 
     Raises:
-        FileNotFoundError: if it is meant as a folder and there is none.
+        FileNotFoundError: if it is written as a folder but does not exist.
     """
     text = str(model)
     path = Path(text.removeprefix("local-dir:")).expanduser()
@@ -84,15 +84,15 @@ def local_folder(model: str | Path, argument: str = "model") -> Path | None:
     if path.is_dir() and (meant or len(path.parts) > 1):
         return path
     if meant:
-        raise FileNotFoundError(f"`{argument}` must be an existing folder; `{path}` is none.")
+        raise FileNotFoundError(f"`{argument}` must be an existing folder; got `{path}`.")
     return None
 
 
 def weight_file(path: str | Path) -> Path:
-    """Return the file of weights that `path` is, or that lies in the folder `path`.
+    """Return the weight file at `path`, or in the folder `path`.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if there is no such file.
     """
     path = Path(str(path).removeprefix("local-dir:")).expanduser()
     if path.is_file():
@@ -100,8 +100,7 @@ def weight_file(path: str | Path) -> Path:
     wanted = " or ".join(f"`{name}`" for name in WEIGHT_FILES)
     if not path.is_dir():
         raise FileNotFoundError(
-            f"`weights` must be a file of weights or a folder with {wanted}; `{path}` does not "
-            "exist."
+            f"`weights` must be an existing weight file or folder with {wanted}; got `{path}`."
         )
     for name in WEIGHT_FILES:
         if (path / name).is_file():
@@ -114,7 +113,7 @@ def check_config(folder: Path, name: str, key: str) -> object:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no JSON, or has no such entry.
+        ValueError: if it is not JSON, or has no such entry.
     """
     path = folder / name
     if not path.is_file():
@@ -125,7 +124,7 @@ def check_config(folder: Path, name: str, key: str) -> object:
         raise ValueError(f"`{path}` must be a JSON file; got {error}.") from error
     if not isinstance(config, dict) or key not in config:
         found = sorted(config)[:8] if isinstance(config, dict) else type(config).__name__
-        raise ValueError(f"`{path}` must name its `{key}`; got {found}.")
+        raise ValueError(f"`{path}` must have an entry `{key}`; got {found}.")
     return config[key]
 
 
@@ -134,14 +133,14 @@ def _listing(folder: Path) -> list[str]:
 
 
 def _named(name: str, *, pretrained: bool) -> nn.Module:
-    """Make the model of a name of timm or the hub."""
+    """Create a model by its timm or hub name."""
     timm = require("timm", "models")
     if ":" in name:
         repository = name.partition(":")[2]
     else:
         _check_name(name, pretrained=pretrained)
         repository = timm.get_pretrained_cfg(name).hf_hub_id or name
-    instead = "a file of weights or a folder that holds one"
+    instead = "a weight file or a folder with one"
     with from_hub(repository, argument="weights", instead=instead):
         return _create(name, pretrained=pretrained)
 
@@ -155,7 +154,7 @@ def _create(name: str, *, pretrained: bool) -> nn.Module:
     except TypeError as error:
         if "dynamic_img_size" not in str(error):
             raise
-        # Convolutions take any size, and have no such option.
+        # Convolutional models take any size and have no such option.
         made = timm.create_model(name, pretrained=pretrained, num_classes=0)
     return made
 
@@ -170,26 +169,26 @@ def _check_name(name: str, *, pretrained: bool) -> None:
     known = timm.list_models(f"{architecture}*", pretrained=True)
     known = [other for other in known if other.partition(".")[0] == architecture]
     if (tag and name not in known) or (pretrained and not known):
-        raise ValueError(f"`model` must be one with weights, {known}; got {name!r}.")
+        raise ValueError(f"`model` must be a name with weights, one of {known}; got {name!r}.")
 
 
 def _load_file(model: Any, path: Path) -> None:
-    """Put the weights of a file into `model`; nothing may be missing, or left over but a head."""
+    """Load a file's weights into `model`: none missing, none left over but a classifier's."""
     kind = type(model).__name__
     helpers = require("timm.models", "models")
-    # timm's own renaming of the parameters of the original releases.
+    # timm's own renaming of the original releases' parameters.
     rename = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
     try:
         state = helpers.load_state_dict(str(path), weights_only=True)
         state = rename(state, model) if rename else state
         result = model.load_state_dict(state, strict=False)
     except Exception as error:
-        # Damaged files raise whatever their reader does.
+        # Damaged files raise whatever their reader raises.
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"`{path}` must hold the weights of this {kind}; got {reason}") from error
-    odd = [key for key in result.unexpected_keys if not key.startswith(HEADS)]
-    if result.missing_keys or odd:
+    unexpected = [key for key in result.unexpected_keys if not key.startswith(HEADS)]
+    if result.missing_keys or unexpected:
         raise ValueError(
-            f"`{path}` must hold the weights of this {kind}; got {len(odd)} that it has not "
-            f"{odd[:3]}, and {len(result.missing_keys)} too few {result.missing_keys[:3]}."
+            f"`{path}` must hold the weights of this {kind}; got {len(unexpected)} unexpected "
+            f"{unexpected[:3]} and {len(result.missing_keys)} missing {result.missing_keys[:3]}."
         )

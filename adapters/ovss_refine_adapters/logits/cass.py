@@ -1,14 +1,14 @@
-"""CASS: CLIP's k-k attention joined with a low-rank graph of a self-supervised model's keys.
+"""CASS: CLIP's k-k attention combined with a low-rank graph of a self-supervised model's keys.
 
 Source: C. Kim et al., "Distilling Spectral Graph for Object-Context Aware Open-Vocabulary Semantic
-Segmentation", CVPR 2025. Each head of CLIP gets a head of DINO whose graph has a most different
-spectrum; of that graph the ten strongest components are kept, and the sum, weighted by that
-difference, is the attention of the last block, with a Gaussian of the distance.
+Segmentation", CVPR 2025. Each head of CLIP is paired with a head of DINO so that the spectra of
+their graphs differ most; the ten strongest components of DINO's graph are kept, and the sum,
+weighted by that difference, is the attention of the last block, with a Gaussian of the distance.
 
-The released code draws its low-rank factors from the global random numbers, so that a result
-depends on all images before; here every image starts from `seed`.
+The released code draws its low-rank factors from the global random generator, so that a result
+depends on all previous images; here every image starts from `seed`.
 
-Axes: B images, A heads of d channels (as many in both models), N = h * w patches of CLIP's grid,
+Axes: B images, A heads of d channels (the same A in both models), N = h * w patches of CLIP's grid,
 q components.
 """
 
@@ -38,11 +38,11 @@ from ovss_refine_adapters.logits.global_text import GlobalTextClip
 from ovss_refine_adapters.logits.proxyclip import as_backbone, denormalise, whole_patches
 from ovss_refine_adapters.logits.windows import upsample
 
-# Components of a graph that are kept.
+# Components kept of a graph.
 RANK = 10
-# Weight of DINO's graph against CLIP's, times the difference of the spectra.
+# Weight of DINO's graph relative to CLIP's, times the difference of the spectra.
 GRAPH_WEIGHT = 10.0
-# The released code undoes CLIP's normalisation with ImageNet's statistics, and one slip: 0.225.
+# The released code undoes CLIP's normalisation with ImageNet's statistics, with 0.225 mistyped.
 RELEASED_MEAN, RELEASED_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.255)
 
 
@@ -61,12 +61,12 @@ class KeySource(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pairing:
-    """Which heads go together.
+    """Which heads are paired.
 
     Attributes:
         cost: [B, A, A] one minus the difference of the spectra; row: DINO's head, column: CLIP's.
-        heads: [B, A] int64 DINO's head for each of CLIP's.
-        weight: [B, A] difference that the pair of each of CLIP's heads is weighted by.
+        heads: [B, A] int64 index of DINO's head for each of CLIP's.
+        weight: [B, A] difference of the spectra of each of CLIP's heads and its partner.
     """
 
     cost: Tensor
@@ -75,31 +75,30 @@ class Pairing:
 
 
 class CassLogits(GlobalTextClip):
-    """CLIP on a graph that DINO completes, its text moved towards the image.
+    """CLIP with attention from DINO's graph, and text moved towards the image.
 
-    Beside both models: 5 * B * A * N * N floats.
+    Memory beyond both models: 5 * B * A * N * N floats.
 
     Args:
         classes: names with synonyms, a file, or `Labels`.
-        proxy: where the keys come from: "dino-b8" (published), any other name, folder or ready
-            model that `TimmBackbone` takes, or an object with `keys` and `grid`. It must have as
-            many heads as CLIP.
-        spectrum_stretch: stretch the kept singular values. The released code does not on
+        proxy: source of the keys: "dino-b8" (published), any other name, folder or ready model that
+            `TimmBackbone` takes, or an object with `keys` and `grid`. It must have as many heads as
+            CLIP.
+        spectrum_stretch: stretch the kept singular values. The released code does, except on
             PASCAL VOC 20 and Cityscapes.
         gaussian_std: standard deviation of the Gaussian in patches, > 0.
-        seed: of the factorisation's random numbers, >= 0. Without `faithful` it is not used.
-        assignment: DINO's head for each of CLIP's, in place of the computed one.
+        seed: of the factorisation's random matrices, >= 0; used only with `faithful`.
+        assignment: DINO's head for each of CLIP's, instead of the computed one.
         options: `global_weight`, `patch_weight`, `cluster_distance` and `global_from` of
-            `GlobalTextClip`, and fields of `ClipOptions`. `faithful` does as the released code:
-            DINO sees an 8-bit square image of false colours; the factorisation is a random
-            approximation; and the rows and columns of the cost are exchanged when pairs are
-            formed. Otherwise DINO sees the image, the factorisation is exact, and a pair's
-            weight is its own.
+            `GlobalTextClip`, and fields of `ClipOptions`. `faithful` follows the released code:
+            DINO gets an 8-bit square image in false colours; the factorisation is a random
+            approximation; and rows and columns of the cost are swapped when heads are paired.
+            Otherwise DINO gets the image, the factorisation is exact, and a pair's weight is its
+            own.
 
     Raises:
-        TypeError: on an option that does not exist, a number that is none, or a proxy of no such
-            kind.
-        ValueError: on classes, options or a model that will not do.
+        TypeError: on an unknown option, a value that is not a number, or a proxy of another kind.
+        ValueError: on invalid classes or options, or an unsupported model.
         FileNotFoundError: if weights cannot be found.
         ModuleNotFoundError: if open_clip, timm or scipy is not installed.
     """
@@ -151,7 +150,7 @@ class CassLogits(GlobalTextClip):
         keys = match_range(self.proxy_keys(pixels, grid), k)
         pairing = self.pair(keys, k)
         clip = scaled_products(k)  # [B, A, N, N]
-        graph = match_range(self.low_rank(_of_heads(keys, pairing.heads)), clip, per_head=True)
+        graph = match_range(self.low_rank(_reorder_heads(keys, pairing.heads)), clip, per_head=True)
         weight = GRAPH_WEIGHT * pairing.weight[..., None, None]
         joined = (weight * graph + clip) / (weight + 1)
         bias = gaussian(grid, self.gaussian_std, x.device)[1:, 1:]
@@ -170,7 +169,7 @@ class CassLogits(GlobalTextClip):
         Raises:
             ValueError: if the proxy has another number of heads, or keys that do not fit its grid.
         """
-        images = self._shown(pixels)
+        images = self._proxy_images(pixels)
         gh, gw = self.proxy.grid(images)
         keys = self.proxy.keys(images).to(pixels.device).float()
         A = self.tower.heads
@@ -181,7 +180,7 @@ class CassLogits(GlobalTextClip):
     def pair(self, proxy: Tensor, clip: Tensor) -> Pairing:
         """Give each of CLIP's heads one of DINO's, by keys [B, A, N, d'] and [B, A, N, d].
 
-        Pairs are those of least total cost, which is of most different spectra.
+        The pairs minimise the total cost, so that their spectra differ most.
         """
         # [B, A of DINO, A of CLIP]
         apart = (spectrum(proxy)[:, :, None] - spectrum(clip)[:, None]).abs().sum(dim=-1)
@@ -213,8 +212,8 @@ class CassLogits(GlobalTextClip):
         own = torch.eye(N, dtype=torch.bool, device=graph.device)
         return graph.masked_fill(own, 0.0)
 
-    def _shown(self, pixels: Tensor) -> Tensor:
-        """Return the images that DINO sees, in [0, 1]."""
+    def _proxy_images(self, pixels: Tensor) -> Tensor:
+        """Return DINO's input images, in [0, 1]."""
         patch = getattr(self.proxy, "patch_size", (1, 1))
         if not self.options.faithful:
             return whole_patches(denormalise(pixels, self._mean, self._std), self.tower.patch)
@@ -231,25 +230,25 @@ def _check_heads(proxy: TimmBackbone, heads: int) -> None:
 
 
 def released_view(pixels: Tensor) -> Tensor:
-    """Make the images that the released code shows to DINO.
+    """Make the images that the released code gives to DINO.
 
     Args:
-        pixels: [B, 3, H, W] as CLIP wants them.
+        pixels: [B, 3, H, W] normalised for CLIP.
 
     Returns:
         [B, 3, m, m] multiples of 1/255 in [0, 1], m = min(H, W): ImageNet's normalisation undone
-        where CLIP's was done, cut to 8 bits and squeezed into a square.
+        instead of CLIP's, truncated to 8 bits and resized to a square.
     """
     mean, std = (pixels.new_tensor(x).view(3, 1, 1) for x in (RELEASED_MEAN, RELEASED_STD))
     levels = ((pixels * std + mean).clamp(0, 1) * 255).floor()
     side = min(pixels.shape[-2:])
     if pixels.shape[-2:] != (side, side):
-        # As Pillow's bicubic filter does, which widens with the factor; to one level.
+        # Like Pillow's bicubic filter, which widens with the factor; equal to within one level.
         resized = F.interpolate(levels, (side, side), mode="bicubic", antialias=True)
         levels = resized.round().clamp(0, 255)
     return levels / 255
 
 
-def _of_heads(keys: Tensor, heads: Tensor) -> Tensor:
-    """Reorder the heads of [B, A, N, d] by [B, A] numbers."""
+def _reorder_heads(keys: Tensor, heads: Tensor) -> Tensor:
+    """Reorder the heads of [B, A, N, d] by [B, A] indices."""
     return keys.gather(1, heads[..., None, None].expand_as(keys))

@@ -1,4 +1,4 @@
-"""CASS's graphs of keys: their spectra, their pairing, and what is kept of them.
+"""CASS's graphs of keys: their spectra, pairing and low-rank factors.
 
 Source: C. Kim et al., "Distilling Spectral Graph for Object-Context Aware Open-Vocabulary Semantic
 Segmentation", CVPR 2025, section 3.
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ovss_refine.registry import require
 
-# Eigenvalues that two graphs are compared by.
+# Eigenvalues by which two graphs are compared.
 EIGENVALUES = 20
-# Rounds of the randomised factorisation.
+# Power iterations of the randomised factorisation.
 POWER_ROUNDS = 2
-# Above what float32 leaves of a difference of spectra, far below what half precision does.
+# Above float32's rounding of a difference of spectra, far below half precision's.
 TIE_BREAK = 1e-6
-# Stretched singular values reach from half the least to one and a half times the largest.
+# Stretched singular values range from half the least to one and a half times the largest.
 LEAST, MOST = 0.5, 1.5
 
 
@@ -28,9 +28,9 @@ def scaled_products(keys: Tensor) -> Tensor:
 
 
 def match_range(x: Tensor, like: Tensor, *, per_head: bool = False) -> Tensor:
-    """Map values linearly onto the range of others: [B, A, ...] each, one range for each image.
+    """Map values linearly onto the range of others: [B, A, ...] each, one range per image.
 
-    With `per_head` one for each head. A constant goes to the lower end.
+    With `per_head`, one per head. Constants map to the lower end.
     """
     start = 2 if per_head else 1
     (low, high), (least, most) = (
@@ -46,9 +46,9 @@ def match_range(x: Tensor, like: Tensor, *, per_head: bool = False) -> Tensor:
 def assign(worth: Tensor) -> Tensor:
     """Pair rows with columns for the largest total, by the Hungarian method.
 
-    Where one eigenvalue dominates every graph, worth is about a sum of what is the row's and what
-    is the column's, and all assignments are equally good; rounding would choose. So a little is
-    taken off with the distance from the diagonal.
+    If one eigenvalue dominates every graph, `worth` is nearly a row term plus a column term, all
+    assignments are equally good, and rounding would decide. A small penalty on the distance from
+    the diagonal breaks such ties.
 
     Args:
         worth: [B, A, A].
@@ -69,9 +69,9 @@ def spectrum(keys: Tensor) -> Tensor:
         keys: [B, A, N, d].
 
     Returns:
-        [B, A, 20] float64, ascending, summing to one; fewer where there are fewer patches.
+        [B, A, 20] float64, ascending, summing to one; fewer if there are fewer patches.
     """
-    # k^T k has the same eigenvalues but for zeros, and is d x d.
+    # k^T k has the same eigenvalues except zeros, and is d x d.
     keys = keys.double()
     values = torch.linalg.eigvalsh(keys.mT @ keys).clamp(min=0)
     count = min(EIGENVALUES, keys.shape[2])
@@ -80,7 +80,7 @@ def spectrum(keys: Tensor) -> Tensor:
 
 
 def randomised_svd(factor: Tensor, q: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Factor F F^T by random projection, as `torch.svd_lowrank` does, from a seed of its own.
+    """Factor F F^T by random projection, as `torch.svd_lowrank` does, with its own seed.
 
     N. Halko et al., "Finding structure with randomness", SIAM Review 2011, algorithms 4.4 and 5.1.
     The random matrices are drawn head by head; every image gets the same.
@@ -88,14 +88,14 @@ def randomised_svd(factor: Tensor, q: int, seed: int) -> tuple[Tensor, Tensor, T
     Args:
         factor: [B, A, N, d] F.
         q: number of components, at most N.
-        seed: of the random numbers.
+        seed: of the random matrices.
 
     Returns:
-        U [B, A, N, q], singular values [B, A, q] descending, V [B, A, N, q], in the type of
+        U [B, A, N, q], singular values [B, A, q] descending, V [B, A, N, q], in the dtype of
         `factor`: F F^T is about U diag(s) V^T.
     """
     N = factor.shape[2]
-    # On the CPU, so that a seed means the same everywhere.
+    # On the CPU, so that a seed gives the same matrices on every device.
     generator = torch.Generator().manual_seed(seed)
     drawn = [
         torch.randn(N, q, dtype=factor.dtype, generator=generator) for _ in range(factor.shape[1])

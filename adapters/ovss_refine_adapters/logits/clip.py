@@ -6,8 +6,8 @@ CLIP", ECCV 2022 (`maskclip`); F. Wang et al., "SCLIP", ECCV 2024; M. Lan et al.
 their means over the blocks are the logits that J. Li et al., CVPR 2026, refine.
 
 With z = ln_1(x) the input of the last block's attention, q, k, v its heads and O the output
-projection, all of them compute y = O(A v), add x or not, add the feed-forward part or not, and
-project the patches. They differ in A and in the two switches.
+projection, all of them compute y = O(A v), optionally add x and the feed-forward part, and project
+the patches. They differ in A and in the two options.
 
 Axes: B images, A heads, T = 1 + N tokens (class token first), D channels, (h, w) grid, N = h * w.
 """
@@ -35,17 +35,17 @@ class LastBlock:
     Attributes:
         similarity: what the attention compares: "qk", "qq", "kk", softmax each over all tokens;
             "qq + kk": the sum of both maps, whose rows sum to two; "own": every token attends
-            to itself alone.
+            only to itself.
         residual: add the input of the block.
         feed_forward: add the feed-forward part.
         over_blocks: average the attention over all blocks, head by head, each block's from its
             own input; the values remain the last block's.
         gaussian_std: standard deviation, in patches, of a Gaussian of the distance between two
-            patches, with peak 1, that is added before the softmax of the last block; None: none.
+            patches, with peak 1, added before the softmax of the last block; None: not added.
 
     Raises:
         ValueError: on an unknown similarity, a standard deviation that is not > 0, or
-            `over_blocks` or `gaussian_std` with a similarity that takes none.
+            `gaussian_std` with `over_blocks` or "own".
     """
 
     similarity: Similarity
@@ -66,7 +66,7 @@ class LastBlock:
 class ClipLogits(DenseClip):
     """CLIP with a rewired last block.
 
-    On top of what the tower needs, attention takes B * A * T * T floats, a few times.
+    Memory beyond the tower's: a few times B * A * T * T floats, for attention.
 
     Args:
         classes: names with synonyms, a file, or `Labels`.
@@ -76,7 +76,7 @@ class ClipLogits(DenseClip):
 
     Raises:
         TypeError: on an option that does not exist.
-        ValueError: on classes, options or a model that will not do.
+        ValueError: on invalid classes or options, or an unsupported model.
         FileNotFoundError: if the weights cannot be found.
         ModuleNotFoundError: if open_clip is not installed.
     """
@@ -122,7 +122,7 @@ class ClipLogits(DenseClip):
 
 
 def _attend(similarity: Similarity, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Attend by queries and keys [B, A, T, d]: [B, A, T, T]."""
+    """Compute the attention of queries and keys: [B, A, T, d] each to [B, A, T, T]."""
     if similarity == "qq + kk":
         return self_similarity(q, q, bias) + self_similarity(k, k, bias)
     pairs = {"qk": (q, k), "qq": (q, q), "kk": (k, k)}
@@ -135,7 +135,7 @@ def gaussian(grid: tuple[int, int], std: float, device: torch.device | None = No
     Args:
         grid: (h, w) of the patches.
         std: in patches, > 0.
-        device: where to make it.
+        device: device of the result.
 
     Returns:
         [1 + N, 1 + N] float32: exp(-distance^2 / (2 std^2)); 0 in the row and the column of the
@@ -151,7 +151,7 @@ def gaussian(grid: tuple[int, int], std: float, device: torch.device | None = No
 
 
 def clip(classes: LabelsLike, **options: Any) -> ClipLogits:
-    """CLIP as it is: the last block unchanged, its patches projected like the class token."""
+    """Plain CLIP: the last block unchanged, its patches projected like the class token."""
     block = LastBlock(similarity="qk", residual=True, feed_forward=True)
     return ClipLogits(classes, block, **options)
 
@@ -159,16 +159,16 @@ def clip(classes: LabelsLike, **options: Any) -> ClipLogits:
 def maskclip(
     classes: LabelsLike, *, reading: Literal["a", "b"] = "a", **options: Any
 ) -> ClipLogits:
-    """MaskCLIP: no attention in the last block, the values alone.
+    """MaskCLIP: no attention in the last block, only the values.
 
     Args:
         classes: names with synonyms, a file, or `Labels`.
         reading: "a" keeps residual and feed-forward part (CLIP-DINOiser, LPOSS), "b" drops both
-            (ClearCLIP's comparison). Both are called MaskCLIP in print.
+            (ClearCLIP's comparison). Both are published as MaskCLIP.
         options: fields of `ClipOptions`.
 
     Raises:
-        ValueError: on another reading.
+        ValueError: on an unknown reading.
     """
     check_choice("reading", reading, ("a", "b"))
     kept = reading == "a"
@@ -208,12 +208,12 @@ def kk(classes: LabelsLike, **options: Any) -> ClipLogits:
 
 
 def qq_mean(classes: LabelsLike, **options: Any) -> ClipLogits:
-    """q-q attention averaged over all blocks, else as `qq`."""
+    """q-q attention averaged over all blocks, otherwise as `qq`."""
     return _whole(classes, LastBlock(similarity="qq", over_blocks=True), options)
 
 
 def kk_mean(classes: LabelsLike, **options: Any) -> ClipLogits:
-    """k-k attention averaged over all blocks, else as `kk`: the default of J. Li et al."""
+    """k-k attention averaged over all blocks, otherwise as `kk`: the default of J. Li et al."""
     return _whole(classes, LastBlock(similarity="kk", over_blocks=True), options)
 
 

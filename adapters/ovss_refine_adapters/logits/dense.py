@@ -1,6 +1,6 @@
-"""What every producer of logits on CLIP shares: text, preparation of images, windows, the result.
+"""Shared by all producers of logits on CLIP: text, image preparation, windows, the result.
 
-A producer adds `features`: normalised pixels to patch features in the space of the text.
+A producer adds `features`: normalised pixels to patch features in the joint space with text.
 
 Axes: B images, K prompts, D channels, (H, W) pixels, (h, w) grid.
 """
@@ -36,27 +36,26 @@ from ovss_refine_adapters.text import Templates, as_classes, default_cache, text
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ClipOptions:
-    """The options that all producers on CLIP have.
+    """Options of all producers on CLIP.
 
     Attributes:
-        model: "B/16", "L/14", a name of open_clip, "hf-hub:owner/name", a folder, or a ready
-            model.
-        pretrained: tag or file of the weights, for a name of open_clip.
-        tokenizer: texts to token numbers, for a ready model whose vocabulary is not CLIP's.
-        device: where to put a model that is loaded; None: the CPU. A ready one stays where it is.
+        model: "B/16", "L/14", an open_clip name, "hf-hub:owner/name", a folder, or a ready model.
+        pretrained: tag or file of the weights, for an open_clip name.
+        tokenizer: texts to token ids, for a ready model whose vocabulary is not CLIP's.
+        device: device to load onto; None: the CPU. A ready model stays where it is.
         templates: "imagenet" (80), "single" ("a photo of a {}.") or a list with "{}" in each.
-        text_features: [K, D], one row for each prompt, in place of the text tower's.
-        cache_dir: folder that keeps text features; "default": that of `default_cache`; None: no.
-        short_side: images are resized to it, > 0; None: they keep their size.
+        text_features: [K, D], one row per prompt, instead of the text tower's.
+        cache_dir: folder that caches text features; "default": `default_cache()`; None: no cache.
+        short_side: shorter side to resize images to, > 0; None: images keep their size.
         window: side of the sliding windows in pixels of the resized image; None: whole image.
-        stride: step from window to window in pixels, in [1, window].
-        logit_scale: what the cosines are multiplied by before a softmax over prompts, > 0.
-        faithful: do as the released code does where that is odd: resize as OpenCV does, 8-bit and
+        stride: step between windows in pixels, in [1, window].
+        logit_scale: factor on the cosines before a softmax over prompts, > 0.
+        faithful: reproduce the oddities of the released code: resize like OpenCV, in 8 bits and
             without antialiasing; round mean and deviation to 0.001 of a grey level; add the
-            position table as it is on any grid of as many patches. False: none of that.
+            position table unchanged to any grid with as many patches. False: none of these.
 
     Raises:
-        TypeError: if a number is none.
+        TypeError: if a numeric option is not a number.
         ValueError: if one is out of range.
     """
 
@@ -83,16 +82,16 @@ class ClipOptions:
             if self.stride > self.window:
                 raise ValueError(
                     f"`stride` must be at most `window` = {self.window}, or pixels between the "
-                    f"windows get no score; got {self.stride}."
+                    f"windows get no logits; got {self.stride}."
                 )
         check_number("logit_scale", self.logit_scale, 0, open_ends=True)
 
 
 class DenseClip(ABC):
-    """A source of logits on the image tower of CLIP.
+    """A source of logits on CLIP's image tower.
 
-    A subclass defines `features`, or `cosines` if the text changes with the image, and the
-    options that its publication differs in, as `defaults`.
+    A subclass defines `features`, or `cosines` if the text depends on the image, and the options
+    that differ in its publication, as `defaults`.
 
     Attributes:
         options: all options.
@@ -107,7 +106,7 @@ class DenseClip(ABC):
 
     Raises:
         TypeError: on an option that does not exist.
-        ValueError: on classes, options or a model that will not do.
+        ValueError: on invalid classes or options, or an unsupported model.
         FileNotFoundError: if the weights cannot be found.
         ModuleNotFoundError: if open_clip is not installed.
     """
@@ -135,14 +134,14 @@ class DenseClip(ABC):
     def with_classes(self, classes: LabelsLike) -> Self:
         """Return a source of the same kind for other classes, on the same model.
 
-        Nothing is loaded or copied; this source stays as it is.
+        Nothing is loaded or copied; this source is unchanged.
 
         Raises:
-            ValueError: on classes that will not do, or if `text_features` were given, which belong
-                to their classes.
+            ValueError: on invalid classes, or if `text_features` were given, which belong to the
+                first classes.
         """
         if self.options.text_features is not None:
-            raise ValueError("`text_features` must be None to take other classes; got a tensor.")
+            raise ValueError("`text_features` must be None to change the classes; got a tensor.")
         other = copy.copy(self)
         other.classes = as_classes(classes)
         other.text = other._text()
@@ -198,7 +197,7 @@ class DenseClip(ABC):
         return (pixels * 255 - self._mean) / self._std
 
     def context(self, pixels: Tensor) -> Any:
-        """What `cosines` has to know of the whole resized images; nothing here."""
+        """Return what `cosines` needs from the whole resized images; nothing by default."""
         return None
 
     def cosines(self, pixels: Tensor, context: Any) -> Tensor:
@@ -216,7 +215,7 @@ class DenseClip(ABC):
 
     @abstractmethod
     def features(self, pixels: Tensor) -> Tensor:
-        """Compute patch features in the space of the text, before they are made unit vectors.
+        """Compute patch features in the joint space with text, before normalisation to unit length.
 
         Args:
             pixels: [B, 3, H, W] normalised pixels.

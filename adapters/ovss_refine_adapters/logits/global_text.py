@@ -1,14 +1,14 @@
-"""Text moved towards the image, and a score of the image as a whole: CASS and RF-CLIP share it.
+"""Text moved towards the image, and logits of the whole image: shared by CASS and RF-CLIP.
 
 Source: C. Kim et al., "Distilling Spectral Graph for Object-Context Aware Open-Vocabulary Semantic
 Segmentation" (CASS), CVPR 2025, its object-guided text embedding; J. Li et al., "Target Refocusing
-via Attention Redistribution" (RF-CLIP), AAAI 2026, uses it with another linkage.
+via Attention Redistribution" (RF-CLIP), AAAI 2026, uses it with a different linkage.
 
 Prompts are grouped once, by the cosine distance of their vectors. In each group the prompt nearest
-to the class embedding of the image moves towards the two patches that are most like it. The scores
-are those of the patches, with a share of the whole image's.
+to the class embedding of the image moves towards the two patches most similar to it. The logits are
+those of the patches, mixed with a share of the whole image's.
 
-Axes: B images, K prompts, G groups of them, D channels, N = h * w patches.
+Axes: B images, K prompts, G groups of prompts, D channels, N = h * w patches.
 """
 
 from abc import abstractmethod
@@ -32,22 +32,22 @@ GLOBAL_WEIGHT, PATCH_WEIGHT, CLUSTER_DISTANCE = 0.25, 0.04, 0.09
 
 
 class GlobalTextClip(DenseClip):
-    """A source on CLIP whose text follows the image.
+    """A source on CLIP whose text depends on the image.
 
     A subclass defines `encode` and `class_embedding`, and says how prompts are grouped.
 
     Args:
         classes: names with synonyms, a file, or `Labels`.
-        global_weight: share of the whole image's score, gamma, in [0, 1].
+        global_weight: share of the whole image's logits, gamma, in [0, 1].
         patch_weight: how far a prompt moves towards its patches, alpha, in [0, 1].
         cluster_distance: height at which the tree of prompts is cut, h, >= 0.
-        global_from: whose class embedding is compared: that of the whole "image", or of each
-            "window". The same on whole images.
+        global_from: source of the class embedding: the whole "image", or each "window". No
+            difference without windows.
         options: fields of `ClipOptions`.
 
     Raises:
-        TypeError: on an option that does not exist, or a number that is none.
-        ValueError: on classes, options or a model that will not do.
+        TypeError: on an unknown option, or a value that is not a number.
+        ValueError: on invalid classes or options, or an unsupported model.
         FileNotFoundError: if the weights cannot be found.
         ModuleNotFoundError: if open_clip or scipy is not installed.
     """
@@ -99,7 +99,7 @@ class GlobalTextClip(DenseClip):
         return self.encode(pixels)[0]
 
     def context(self, pixels: Tensor) -> Tensor | None:
-        """Return the class embedding [B, D] of whole images where windows need it, else None."""
+        """Return the class embedding [B, D] of whole images if windows need it, else None."""
         if self.options.window is None or self.global_from == "window":
             return None
         return self.class_embedding(pixels)
@@ -112,8 +112,8 @@ class GlobalTextClip(DenseClip):
         text = adjust(self.text, self.groups, whole, patches, self.patch_weight)
         local = (text @ patches.mT).view(*whole.shape, *maps.shape[-2:])  # [B, K, h, w]
         gamma = self.global_weight
-        scores: Tensor = (1 - gamma) * local + gamma * whole[:, :, None, None]
-        return scores
+        logits: Tensor = (1 - gamma) * local + gamma * whole[:, :, None, None]
+        return logits
 
 
 def group(text: Tensor, linkage: Literal["ward", "complete"], distance: float) -> Tensor:
@@ -125,16 +125,16 @@ def group(text: Tensor, linkage: Literal["ward", "complete"], distance: float) -
         distance: height at which the tree is cut, >= 0.
 
     Returns:
-        [K] int64 number of each prompt's group, from 0, all in use.
+        [K] int64 index of each prompt's group, from 0, without gaps.
     """
     if len(text) == 1:
         return torch.zeros(1, dtype=torch.int64, device=text.device)
     hierarchy = require("scipy.cluster.hierarchy", "models")
     spatial = require("scipy.spatial.distance", "models")
-    # Equal rows may come out a rounding error below 0.
-    apart = np.maximum(spatial.pdist(text.double().cpu().numpy(), "cosine"), 0)
+    # Equal rows may be a rounding error below 0.
+    distances = np.maximum(spatial.pdist(text.double().cpu().numpy(), "cosine"), 0)
     numbers = hierarchy.fcluster(
-        hierarchy.linkage(apart, method=linkage), t=distance, criterion="distance"
+        hierarchy.linkage(distances, method=linkage), t=distance, criterion="distance"
     )
     return torch.as_tensor(numbers - 1, dtype=torch.int64, device=text.device)
 
@@ -142,11 +142,11 @@ def group(text: Tensor, linkage: Literal["ward", "complete"], distance: float) -
 def adjust(
     text: Tensor, groups: Tensor, whole: Tensor, patches: Tensor, patch_weight: float
 ) -> Tensor:
-    """Move one prompt of each group towards the patches that are most like it.
+    """Move one prompt of each group towards the patches most similar to it.
 
     Args:
         text: [K, D] unit rows.
-        groups: [K] number of each prompt's group.
+        groups: [K] index of each prompt's group.
         whole: [B, K] cosines of prompts with the image.
         patches: [B, N, D] unit rows.
         patch_weight: alpha, in [0, 1].
@@ -165,13 +165,13 @@ def adjust(
 
 
 def nearest_prompts(groups: Tensor, whole: Tensor) -> Tensor:
-    """Return the prompt of each group that is most like the image: [K] and [B, K] to [B, G]."""
+    """Return each group's prompt most similar to the image: [K] and [B, K] to [B, G]."""
     numbers = torch.arange(int(groups.max()) + 1, device=groups.device)
     others = groups != numbers[:, None]  # [G, K]
     return whole[:, None].masked_fill(others, -torch.inf).argmax(dim=-1)
 
 
 def nearest_patches(prompts: Tensor, patches: Tensor) -> Tensor:
-    """Return the two patches most like each prompt, best first: [B, G, D] to [B, G, 2]."""
+    """Return the two patches most similar to each prompt, best first: [B, G, D] to [B, G, 2]."""
     cosines = prompts @ patches.mT  # [B, G, N]
     return cosines.topk(min(NEAREST, patches.shape[1]), dim=-1).indices

@@ -1,13 +1,13 @@
-"""ProxyCLIP: CLIP's values, gathered by the similarity of another model's features.
+"""ProxyCLIP: CLIP's values, aggregated by the similarity of another model's features.
 
 Source: M. Lan et al., "ProxyCLIP: Proxy Attention Improves CLIP for Open-Vocabulary Segmentation",
 ECCV 2024. The last block keeps its values v and its output projection O, without residual and
 feed-forward part; its attention is softmax(gamma (S - beta mean(S))), masked where negative, with
 S the cosine similarity of a self-supervised model's patches.
 
-Two departures from the released code, which take nothing from what it can do: the grid is (rows,
-columns) of the image, where it takes the height for both and is right on squares alone; and the
-mean of S is each image's own, where a batch would share one.
+Two departures from the released code: the grid is (rows, columns) of the image, where the code uses
+the height for both, which is right only on squares; and the mean of S is taken per image, not per
+batch.
 
 Axes: B images, A heads of d channels, C proxy channels, (h, w) CLIP's grid, (gh, gw) the proxy's,
 n = gh * gw.
@@ -30,13 +30,13 @@ from ovss_refine_adapters.backbones.timm import Positions, TimmBackbone
 from ovss_refine_adapters.logits.dense import DenseClip
 from ovss_refine_adapters.logits.windows import upsample
 
-# Names of timm, and how the position table is resized: DINO's released code has its own rule.
+# timm names, and how the position table is resized: DINO's released code has its own rule.
 BACKBONES: dict[str, tuple[str, Positions]] = {
     "dino-b8": ("vit_base_patch8_224.dino", "reference"),
     "dino-b16": ("vit_base_patch16_224.dino", "reference"),
     "dinov2-b14-reg": ("vit_base_patch14_reg4_dinov2.lvd142m", "timm"),
 }
-# Released windows are padded to it: a multiple of the patches of DINO (8) and DINOv2 (14).
+# The released code pads windows to this: a multiple of the patches of DINO (8) and DINOv2 (14).
 PUBLISHED_MULTIPLE = 56
 
 
@@ -53,27 +53,28 @@ Proxy = str | Path | nn.Module | DenseFeatures | AttentionSource | Callable[[Ten
 
 
 class ProxyClipLogits(DenseClip):
-    """CLIP's values, gathered over the patches that look alike to another model.
+    """CLIP's values, aggregated over the patches that another model finds similar.
 
-    The scores lie on the proxy's grid. Beside both models: 4 * B * n * n floats, for features.
+    The logits are on the proxy's grid. Memory beyond both models, with features: 4 * B * n * n
+    floats.
 
     Args:
         classes: names with synonyms, a file, or `Labels`.
-        proxy: where the similarity comes from: "dino-b8" (published), "dino-b16",
-            "dinov2-b14-reg", any other name or folder or ready model that `TimmBackbone` takes;
-            an object with `features(images)`, or a function, from [B, 3, H, W] in [0, 1] to
-            [B, C, gh, gw]; or an attention source, whose map then takes the place of the masked
-            softmax, so that `beta` and `gamma` are not used.
+        proxy: source of the similarity: "dino-b8" (published), "dino-b16", "dinov2-b14-reg", any
+            other name, folder or ready model that `TimmBackbone` takes; an object with
+            `features(images)`, or a function, from [B, 3, H, W] in [0, 1] to [B, C, gh, gw]; or
+            an attention source, whose map then replaces the masked softmax, so that `beta` and
+            `gamma` are not used.
         beta: share of the mean similarity below which patches are masked, >= 0.
         gamma: factor before the softmax, > 0.
-        options: fields of `ClipOptions`; `window` is 336 here. `faithful` pads windows to
-            multiples of 56 pixels, and hands a backbone the image cut to whole patches of its
-            own; otherwise they are padded to whole patches of both models, and the proxy is
-            handed the pixels that CLIP's patches cover.
+        options: fields of `ClipOptions`; `window` is 336 by default. `faithful` pads windows to
+            multiples of 56 pixels, and gives a backbone the image cropped to whole patches of its
+            own; otherwise they are padded to whole patches of both models, and the proxy gets the
+            pixels that CLIP's patches cover.
 
     Raises:
-        TypeError: on an option that does not exist, or a proxy of no such kind.
-        ValueError: on classes, options or a model that will not do.
+        TypeError: on an unknown option, or a proxy of another kind.
+        ValueError: on invalid classes or options, or an unsupported model.
         FileNotFoundError: if weights cannot be found.
         ModuleNotFoundError: if open_clip or timm is not installed.
     """
@@ -95,7 +96,7 @@ class ProxyClipLogits(DenseClip):
         super().__init__(classes, **options)
         if isinstance(proxy, (str, Path, nn.Module)):
             proxy = as_backbone(proxy, self.tower.device)
-        # Of the proxy, where it is a backbone.
+        # Of the proxy, if it is a backbone.
         self.patch = proxy.patch_size if isinstance(proxy, TimmBackbone) else None
         self.proxy = as_proxy(proxy)
         self.beta = beta
@@ -109,35 +110,35 @@ class ProxyClipLogits(DenseClip):
 
         Raises:
             TypeError: if the proxy's features are not floating-point.
-            ValueError: if what the proxy gives has no grid that fits the images.
+            ValueError: if the proxy's output does not have a grid that fits the images.
         """
         tower = self.tower
         last = tower.layers - 1
         x, _ = tower.blocks(tower.stem(pixels), 0, last)
         v = tower.qkv(last, x)[2][:, :, 1:]  # [B, A, N, d]
-        shown = self._shown(pixels)
+        images = self._proxy_images(pixels)
         if isinstance(self.proxy, AttentionSource):
-            attention = self.proxy.attention(shown)
-            _check_map(attention, shown)
+            attention = self.proxy.attention(images)
+            _check_map(attention, images)
             grid = attention.grid
             v = _to_grid(v, tower.grid(*pixels.shape[-2:]), grid)
             rows = [block[:, None].to(v.device) @ v for _, block in attention.blocks()]
             y = torch.cat(rows, dim=2)  # [B, A, n, d]
         else:
-            features = self.proxy(shown)
-            grid = _check_features(features, shown)
+            features = self.proxy(images)
+            grid = _check_features(features, images)
             v = _to_grid(v, tower.grid(*pixels.shape[-2:]), grid)
             y = proxy_attention(features.to(v.device).float(), self.beta, self.gamma)[:, None] @ v
         return to_map(tower.head(tower.project(last, y)), grid)
 
-    def _shown(self, pixels: Tensor) -> Tensor:
-        """Undo the normalisation, and cut off what makes no whole patch: [B, 3, H', W']."""
+    def _proxy_images(self, pixels: Tensor) -> Tensor:
+        """Undo the normalisation and crop to whole patches: [B, 3, H', W']."""
         patch = (self.options.faithful and self.patch) or self.tower.patch
         return whole_patches(denormalise(pixels, self._mean, self._std), patch)
 
 
 def as_backbone(proxy: str | Path | nn.Module, device: torch.device) -> TimmBackbone:
-    """Load a backbone by one of our names or by one of timm's, or take a ready model.
+    """Load a backbone by one of our names or a timm name, or take a ready model.
 
     Raises:
         ValueError: on an unknown name, and as `TimmBackbone` does.
@@ -160,7 +161,7 @@ def as_backbone(proxy: str | Path | nn.Module, device: torch.device) -> TimmBack
 def as_proxy(
     proxy: DenseFeatures | AttentionSource | Callable[[Tensor], Tensor],
 ) -> AttentionSource | Callable[[Tensor], Tensor]:
-    """Take an attention source, or a function from images to features.
+    """Return an attention source, or a function from images to features.
 
     Raises:
         TypeError: if it is neither, or both.
@@ -169,7 +170,7 @@ def as_proxy(
     if dense and attends:
         raise TypeError(
             "`proxy` must have `features` or `attention`, as only one can be used; got "
-            f"{type(proxy).__name__}, which has both. Pass its method `features` for these."
+            f"{type(proxy).__name__}, which has both. Pass its method `features` to use these."
         )
     if isinstance(proxy, DenseFeatures):
         return proxy.features
@@ -182,12 +183,12 @@ def as_proxy(
 
 
 def denormalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Turn normalised pixels back into images in [0, 1], with statistics of 0 to 255."""
+    """Turn normalised pixels back into images in [0, 1], with statistics in [0, 255]."""
     return ((pixels * std + mean) / 255).clamp(0, 1)
 
 
 def whole_patches(images: Tensor, patch: tuple[int, int]) -> Tensor:
-    """Cut [B, 3, H, W] images to whole patches from the top left, at least one pixel."""
+    """Crop [B, 3, H, W] images to whole patches from the top left, at least one pixel."""
     H, W = (side // p * p or side for side, p in zip(images.shape[-2:], patch, strict=True))
     return images[..., :H, :W]
 
@@ -210,11 +211,11 @@ def proxy_attention(features: Tensor, beta: float, gamma: float) -> Tensor:
 def masked_softmax(similarity: Tensor, beta: float, gamma: float) -> Tensor:
     """Attend where similarity exceeds `beta` times its mean: softmax(gamma (S - beta mean(S))).
 
-    A patch always attends to itself. That decides nothing unless all of its row is masked, as on
-    an image of a single colour, where the softmax would be 0 / 0.
+    A patch always attends to itself. That matters only if all of its row is masked, as on an image
+    of a single colour, where the softmax would be 0 / 0.
 
     Args:
-        similarity: [B, n, n] cosines; the mean is each image's.
+        similarity: [B, n, n] cosines; the mean is per image.
         beta: share of the mean, >= 0.
         gamma: factor before the softmax, > 0.
 
@@ -227,11 +228,11 @@ def masked_softmax(similarity: Tensor, beta: float, gamma: float) -> Tensor:
     return scaled.masked_fill((scaled < 0) & ~own, -torch.inf).softmax(dim=-1)
 
 
-def _to_grid(v: Tensor, grid: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
+def _to_grid(v: Tensor, grid: tuple[int, int], target: tuple[int, int]) -> Tensor:
     """Resize values bilinearly to another grid: [B, A, N, d] to [B, A, n, d]."""
     B, A, _, d = v.shape
     maps = v.mT.reshape(B, A * d, *grid)
-    return upsample(maps, wanted).view(B, A, d, -1).mT
+    return upsample(maps, target).view(B, A, d, -1).mT
 
 
 def _check_features(features: Tensor, images: Tensor) -> tuple[int, int]:
@@ -253,10 +254,10 @@ def _check_map(attention: Attention, images: Tensor) -> None:
 
 
 def _check_orientation(grid: tuple[int, int], images: Tensor) -> None:
-    """Raise if the grid is that of a turned image; a proxy may have one grid for all images."""
+    """Raise if the grid is transposed; a proxy may have one grid for all images."""
     (gh, gw), (H, W) = grid, images.shape[-2:]
     if (gh - gw) * (H - W) < 0:
         raise ValueError(
-            "`proxy` must have a grid that lies as the image does, (rows, columns); got "
+            "`proxy` must have a grid oriented like the image, (rows, columns); got "
             f"{gh} x {gw} for {H} x {W} pixels."
         )

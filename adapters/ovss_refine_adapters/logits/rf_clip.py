@@ -1,10 +1,10 @@
-"""RF-CLIP: attention of all blocks on patches from which the sinks have been taken out.
+"""RF-CLIP: attention of all blocks on patches from which attention sinks have been removed.
 
 Source: J. Li et al., "Target Refocusing via Attention Redistribution for Open-Vocabulary Semantic
-Segmentation: An Explainability Perspective", AAAI 2026. After every block, tokens of which a few
-known channels take more than their share are blended with their neighbours; patches gather those
-that are alike; and the last block's values are averaged by k-k attention of all blocks, once from
-the last block's input and once from the mean of all blocks.
+Segmentation: An Explainability Perspective", AAAI 2026. After every block, tokens dominated by a
+few known channels are blended with their neighbours; similar patches are aggregated; and the last
+block's values are averaged by k-k attention of all blocks, once from the last block's input and
+once from the mean of all blocks.
 
 Axes: B images, A heads, T = 1 + N tokens (class token first), N = h * w patches, C channels,
 L blocks.
@@ -25,43 +25,43 @@ from ovss_refine_adapters.backbones.clip_tower import self_similarity, to_map
 from ovss_refine_adapters.backbones.open_clip import PRESETS
 from ovss_refine_adapters.logits.global_text import GlobalTextClip
 
-# Channels of the tokens between blocks that sinks overuse: of OpenAI's weights, and no others.
+# Channels between blocks in which sinks are large: for OpenAI's weights only.
 SINK_CHANNELS = {
     "B/16": (4, 162, 189, 326, 429, 474, 633, 713),
     "L/14": (250, 261, 437, 650, 720, 779, 936, 1005),
 }
 # A token is a sink if one of these channels has more than SINK_SHARE / C of its sum ...
 SINK_SHARE = 5.0
-# ... and then keeps 1 - SINK_BLEND of itself, the rest is the mean of its surroundings.
+# ... and then keeps 1 - SINK_BLEND of itself; the rest is the mean of its neighbourhood.
 SINK_BLEND = 0.4
-# Cosines below it count as 0 where patches are gathered.
+# Cosines below this count as 0 when patches are aggregated.
 SIMILARITY_THRESHOLD = 0.4
-# A patch is refocused from where it gets more than this share of the mean attention, and keeps
-# this part of it.
+# A patch is refocused if it gets more than this share of the mean attention, and keeps this part of
+# it.
 REFOCUS_THRESHOLD = 0.1
 REFOCUS_DECAY = 0.6
 
 
 class RfClipLogits(GlobalTextClip):
-    """CLIP without its sinks, its text moved towards the image.
+    """CLIP without attention sinks, and text moved towards the image.
 
-    Beside the tower: a few times B * A * T * T floats.
+    Memory beyond the tower's: a few times B * A * T * T floats.
 
     Args:
         classes: names with synonyms, a file, or `Labels`.
-        sink_channels: numbers of the channels that tell a sink, >= 0 and below the tower's width;
-            they belong to one set of weights. None: the published ones of OpenAI's B/16 and L/14.
-        refocus: move attention away from patches that attract it, see `refocus`. The paper does
-            something of the kind; its published code never runs it.
+        sink_channels: indices of the channels that identify sinks, >= 0 and below the tower's
+            width, specific to the weights. None: the published ones of OpenAI's B/16 and L/14.
+        refocus: move attention away from patches that attract it, see `refocus`. The paper
+            describes something similar; its published code never runs it.
         options: `global_weight`, `patch_weight`, `cluster_distance` and `global_from` of
-            `GlobalTextClip`, and fields of `ClipOptions`. `faithful` counts the outside of the
-            image as zeros where sinks are blended, and leaves attention rows as they are without
-            the class token; otherwise the mean is over the patches that exist, and rows are
-            divided by their sum.
+            `GlobalTextClip`, and fields of `ClipOptions`. `faithful` pads the image with
+            zeros when sinks are blended, and does not renormalise attention rows without the
+            class token; otherwise the mean is over existing patches, and rows are divided by
+            their sum.
 
     Raises:
-        TypeError: on an option that does not exist, or a number that is none.
-        ValueError: on classes, options or a model that will not do, or no `sink_channels` for
+        TypeError: on an unknown option, or a value that is not a number.
+        ValueError: on invalid classes or options, an unsupported model, or no `sink_channels` for
             other weights.
         FileNotFoundError: if the weights cannot be found.
         ModuleNotFoundError: if open_clip or scipy is not installed.
@@ -91,7 +91,7 @@ class RfClipLogits(GlobalTextClip):
         grid = tower.grid(*pixels.shape[-2:])
         last = tower.layers - 1
         total, keys = (torch.zeros((), device=tower.device) for _ in range(2))
-        for i, (x, out) in enumerate(self._walk(pixels, grid)):
+        for i, (x, out) in enumerate(self._run_blocks(pixels, grid)):
             total = total + out.float()
             if i < last:
                 k = tower.qkv(i, x)[1]
@@ -106,12 +106,12 @@ class RfClipLogits(GlobalTextClip):
 
     def class_embedding(self, pixels: Tensor) -> Tensor:
         """Compute the class embedding alone: [B, 3, H, W] normalised pixels to [B, D]."""
-        walk = self._walk(pixels, self.tower.grid(*pixels.shape[-2:]))
-        _, out = deque(walk, maxlen=1).pop()  # the last block's
+        states = self._run_blocks(pixels, self.tower.grid(*pixels.shape[-2:]))
+        _, out = deque(states, maxlen=1).pop()  # the last block's
         return self.tower.head(out[:, :1])[:, 0]
 
-    def _walk(self, pixels: Tensor, grid: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Run block after block, blending sinks after each: input and output, [B, T, C]."""
+    def _run_blocks(self, pixels: Tensor, grid: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Run all blocks, blending sinks after each: input and output of each, [B, T, C]."""
         tower = self.tower
         x = tower.stem(pixels)
         for i in range(tower.layers):
@@ -128,7 +128,7 @@ class RfClipLogits(GlobalTextClip):
         return y + self.tower.feed_forward(i, y)
 
     def _last_block(self, tokens: Tensor, similarity: Tensor, keys: Tensor) -> Tensor:
-        """Gather patches by [B, N, N] `similarity`, then attend: [B, T, C] to [B, N, C]."""
+        """Aggregate patches by [B, N, N] `similarity`, then attend: [B, T, C] to [B, N, C]."""
         tower = self.tower
         last = tower.layers - 1
         gathered = torch.cat([tokens[:, :1], similarity @ tokens[:, 1:]], dim=1)
@@ -147,15 +147,15 @@ def known_channels(model: str | Path | nn.Module, pretrained: str | Path | None)
         pretrained: as in `ClipOptions`.
 
     Raises:
-        ValueError: on any other weights.
+        ValueError: for any other weights.
     """
     name, tag = PRESETS.get(str(model), (model, None))
     for preset, channels in SINK_CHANNELS.items():
         if (name, pretrained or tag) == PRESETS[preset]:
             return channels
     raise ValueError(
-        "`sink_channels` must be given for other weights than OpenAI's B/16 and L/14; they are "
-        "numbers of channels of one set of weights."
+        "`sink_channels` must be given for weights other than OpenAI's B/16 and L/14: channel "
+        "indices are specific to the weights."
     )
 
 
@@ -172,18 +172,19 @@ def _check_channels(channels: Sequence[int], width: int) -> tuple[int, ...]:
 def blend_sinks(
     tokens: Tensor, grid: tuple[int, int], channels: Sequence[int], faithful: bool
 ) -> Tensor:
-    """Blend sinks with their surroundings.
+    """Blend sinks with their neighbourhood.
 
     Args:
-        tokens: [B, T, C], class token first, any float type.
+        tokens: [B, T, C], class token first, any float dtype.
         grid: (h, w).
-        channels: those that tell a sink: one of them has more than 5 / C of the token's sum,
-            after the least channel was taken from all.
-        faithful: True: the mean of the 3 x 3 patches takes the outside of the image for zeros.
-            False: it is over those that exist.
+        channels: those that identify a sink: one of them has more than 5 / C of the token's sum,
+            after the least channel is subtracted from all.
+        faithful: True: the mean of the 3 x 3 patches counts zeros outside the image. False: it is
+            over existing patches.
 
     Returns:
-        [B, T, C] in the type of `tokens`; the class token and what is no sink is unchanged.
+        [B, T, C] in the dtype of `tokens`; the class token and patches that are not sinks are
+        unchanged.
     """
     if not channels:
         return tokens
@@ -199,24 +200,24 @@ def blend_sinks(
 def refocus(attention: Tensor) -> Tensor:
     """Move attention from patches that attract much of it to all other patches.
 
-    The published constants, in the plainest reading: a patch that gets more than 0.1 of the
-    attention, in the mean over the patches of a head, keeps 0.6 of it; what it loses goes to the
-    other patches in proportion to theirs.
+    The published constants, in the plainest reading: a patch that gets more than 0.1 of a head's
+    attention, averaged over patches, keeps 0.6 of it; the rest goes to the other patches in
+    proportion to theirs.
 
     Args:
         attention: [B, A, T, T], class token first; rows sum to one.
 
     Returns:
-        [B, A, T, T]; rows sum to one; what goes to the class token is unchanged.
+        [B, A, T, T]; rows sum to one; attention to the class token is unchanged.
     """
     patches = attention[..., 1:]  # [B, A, T, N]
     sinks = patches[:, :, 1:].mean(dim=2, keepdim=True) > REFOCUS_THRESHOLD
     kept = torch.where(sinks, REFOCUS_DECAY * patches, patches)
     others = patches.masked_fill(sinks, 0.0)
-    room = others.sum(dim=-1, keepdim=True)
+    total = others.sum(dim=-1, keepdim=True)
     lost = (patches - kept).sum(dim=-1, keepdim=True)
-    # Where every patch is a sink there is nowhere to go.
-    moved = torch.where(room > 0, kept + lost * others / room.clamp(min=_tiny(room)), patches)
+    # If every patch is a sink, there is nowhere to move it.
+    moved = torch.where(total > 0, kept + lost * others / total.clamp(min=_tiny(total)), patches)
     return torch.cat([attention[..., :1], moved], dim=-1)
 
 

@@ -1,12 +1,12 @@
-"""SC-CLIP: the last block's input repaired and smoothed by what earlier blocks know.
+"""SC-CLIP: the last block's input, repaired and smoothed with features of earlier blocks.
 
 Source: S. Bai et al., "Self-Calibrated CLIP for Training-Free Open-Vocabulary Segmentation", 2024.
-Outlying patches are found by their local density and replaced by their neighbours; features of a
-middle block gather the patches that belong together, before the last block and after it; and the
+Outlying patches are found by their local density and replaced by their neighbours; patches are
+aggregated by the similarity of earlier blocks' features, before and after the last block; and the
 last block runs a second time on the sum of several blocks.
 
-The released code finds the row of a patch by dividing by the number of rows, which is right on
-squares alone; here any grid is right.
+The released code computes a patch's row by dividing by the number of rows, which is right only on
+squares; here any grid works.
 
 F_i is the output of block i, counted from 0, class token included; L blocks.
 Axes: B images, A heads, N = h * w patches, C channels.
@@ -27,7 +27,7 @@ from ovss_refine_adapters.logits.proxyclip import masked_softmax
 
 # Factor before the softmax of the masked map.
 GAMMA = 3.0
-# Keeps the division of a patch that is similar to none, itself included: a zero vector.
+# Avoids 0 / 0 for a patch similar to no patch, not even itself: a zero vector.
 FLOOR = 1e-6
 
 
@@ -36,14 +36,14 @@ class Calibration:
     """Which blocks' outputs calibrate the last one; blocks are counted from 0.
 
     Attributes:
-        pre_adjust: block whose features gather patches before the last block.
-        post_adjust: block whose features gather them after it.
-        multi_start: first block of the sum that the last block runs on a second time.
+        pre_adjust: block by whose features patches are aggregated before the last block.
+        post_adjust: block by whose features they are aggregated after it.
+        multi_start: first block of the sum on which the last block runs a second time.
         multi_end: one past the last block of that sum.
-        class_weight: share of the class token that is added after the last block, >= 0.
+        class_weight: share of the class token added after the last block, >= 0.
 
     Raises:
-        TypeError: if a number is none.
+        TypeError: if a value is not a number.
         ValueError: if one is negative, or the sum is empty.
     """
 
@@ -61,7 +61,7 @@ class Calibration:
         check_number("class_weight", self.class_weight, 0)
 
 
-# By the number of blocks: ViT-B/16 and ViT-L/14.
+# By number of blocks: ViT-B/16 and ViT-L/14.
 PUBLISHED = {
     12: Calibration(pre_adjust=8, post_adjust=3, multi_start=3, multi_end=10, class_weight=0.3),
     24: Calibration(pre_adjust=16, post_adjust=6, multi_start=8, multi_end=19, class_weight=0.1),
@@ -71,21 +71,21 @@ PUBLISHED = {
 class ScClipLogits(DenseClip):
     """CLIP, calibrated by its own earlier blocks.
 
-    Beside the tower: B * N * N floats for each of three maps, B * A * N * N for the attention.
+    Memory beyond the tower's: B * N * N floats for each of three maps, B * A * N * N for attention.
 
     Args:
         classes: names with synonyms, a file, or `Labels`.
-        calibration: which blocks to use; None: the published choice for 12 and 24 blocks.
-        similarity_threshold: cosines below it count as 0 where patches are gathered, in [0, 1].
-        neighbours: patches that the density of a patch is estimated from, >= 1; at most all
-            others are.
-        contamination: share of the patches that are outliers, in [0, 1).
+        calibration: which blocks to use; None: as published for 12 and 24 blocks.
+        similarity_threshold: cosines below it count as 0 when patches are aggregated, in [0, 1].
+        neighbours: patches from which a patch's density is estimated, >= 1; at most all others are
+            used.
+        contamination: share of patches that are outliers, in [0, 1).
         options: fields of `ClipOptions`. `faithful` measures outliers as the released code does,
             see `outlier_factor`.
 
     Raises:
-        TypeError: on an option that does not exist, or a number that is none.
-        ValueError: on classes, options or a model that will not do, or no `calibration` for a
+        TypeError: on an unknown option, or a value that is not a number.
+        ValueError: on invalid classes or options, an unsupported model, or no `calibration` for a
             tower of another depth.
         FileNotFoundError: if the weights cannot be found.
         ModuleNotFoundError: if open_clip is not installed.
@@ -135,8 +135,8 @@ class ScClipLogits(DenseClip):
     def outliers(self, patches: Tensor) -> Tensor:
         """Mark the patches whose outlier factor exceeds the quantile: [B, N, C] to [B, N] bool."""
         factor = outlier_factor(patches, self.neighbours, self.options.faithful)
-        bar = factor.quantile(1 - self.contamination, dim=1, keepdim=True)
-        return factor > bar
+        threshold = factor.quantile(1 - self.contamination, dim=1, keepdim=True)
+        return factor > threshold
 
     def _gather(self, similarity: Tensor, patches: Tensor) -> Tensor:
         """Average patches by the cosines [B, N, N] that reach the threshold."""
@@ -144,7 +144,7 @@ class ScClipLogits(DenseClip):
         return weights / (weights.sum(dim=-1, keepdim=True) + FLOOR) @ patches
 
     def _last_block(self, patches: Tensor, first: Tensor, guide: Tensor) -> Tensor:
-        """Run the last block on patches alone: half k-k attention, half `guide`; add `first`."""
+        """Run the last block on patches only: half k-k attention, half `guide`; add `first`."""
         tower = self.tower
         last = tower.layers - 1
         _, k, v = tower.qkv(last, patches.to(tower.visual.conv1.weight.dtype))
@@ -153,7 +153,7 @@ class ScClipLogits(DenseClip):
 
 
 def outlier_factor(patches: Tensor, neighbours: int, faithful: bool) -> Tensor:
-    """Say how much sparser a patch's surroundings are than those of its neighbours.
+    """Measure how much sparser a patch's neighbourhood is than those of its neighbours.
 
     The local outlier factor of M. Breunig et al., "LOF: Identifying Density-Based Local Outliers",
     SIGMOD 2000, definitions 5 to 7.
@@ -166,38 +166,38 @@ def outlier_factor(patches: Tensor, neighbours: int, faithful: bool) -> Tensor:
             k-distance for the reachability distance. False: the definition, on plain distances.
 
     Returns:
-        [B, N], about 1 where density is even; all 1 where there is one patch.
+        [B, N], about 1 where density is even; 1 if there is only one patch.
     """
     B, N, _ = patches.shape
     k = min(neighbours, N - 1)
     if k == 0:
         return patches.new_ones(B, N)
-    # Without the product form, whose rounding of squares near 0 may change the order.
+    # Not by matrix products, whose rounding of squares near 0 may change the order.
     distance = torch.cdist(patches, patches, compute_mode="donot_use_mm_for_euclid_dist")
     if faithful:
         distance = distance**2
     own = torch.eye(N, dtype=torch.bool, device=patches.device)
     nearest, index = distance.masked_fill(own, torch.inf).topk(k, largest=False)  # [B, N, k]
-    reach = _positive(nearest[..., -1])  # [B, N]
+    reach = _clamp_zeros(nearest[..., -1])  # [B, N]
     if faithful:
-        return (reach[..., None] / _of(reach, index)).mean(dim=-1)
-    sparse = _positive(torch.maximum(nearest, _of(reach, index)).mean(dim=-1))
-    return sparse * (1 / _of(sparse, index)).mean(dim=-1)
+        return (reach[..., None] / _lookup(reach, index)).mean(dim=-1)
+    sparse = _clamp_zeros(torch.maximum(nearest, _lookup(reach, index)).mean(dim=-1))
+    return sparse * (1 / _lookup(sparse, index)).mean(dim=-1)
 
 
-def _positive(distance: Tensor) -> Tensor:
-    """Raise zeros, which equal patches give, so far that quotients stay finite."""
+def _clamp_zeros(distance: Tensor) -> Tensor:
+    """Raise zeros, which equal patches give, just enough that quotients stay finite."""
     limits = torch.finfo(distance.dtype)
     return distance.clamp(min=(limits.eps * distance.amax(dim=1, keepdim=True)).clamp(limits.tiny))
 
 
-def _of(values: Tensor, index: Tensor) -> Tensor:
-    """Look [B, N] values up by [B, N, k] numbers of patches."""
+def _lookup(values: Tensor, index: Tensor) -> Tensor:
+    """Look up [B, N] values by [B, N, k] patch indices."""
     return values.gather(1, index.flatten(1)).view_as(index)
 
 
 def repair(patches: Tensor, outliers: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Replace outliers by the mean of those of their 8 neighbours that are none.
+    """Replace outliers by the mean of those of their 8 neighbours that are not outliers.
 
     Args:
         patches: [B, N, C] float32.
@@ -205,10 +205,10 @@ def repair(patches: Tensor, outliers: Tensor, grid: tuple[int, int]) -> Tensor:
         grid: (h, w).
 
     Returns:
-        [B, N, C]; an outlier without such a neighbour stays what it is.
+        [B, N, C]; an outlier without such a neighbour is unchanged.
     """
     good = (~outliers).to(patches.dtype)[..., None]  # [B, N, 1]
-    # An outlier counts as 0 itself, so that the window of 9 is that of its neighbours.
+    # An outlier itself counts as 0, so that the sum over the window of 9 is that of its neighbours.
     window = (to_map(x, grid) for x in (patches * good, good))
     total, count = (
         F.avg_pool2d(x, 3, stride=1, padding=1, divisor_override=1).flatten(2).mT for x in window
@@ -218,7 +218,7 @@ def repair(patches: Tensor, outliers: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _check_calibration(calibration: Calibration | None, layers: int) -> Calibration:
-    """Return the published blocks for None, or raise if there are none or they do not exist."""
+    """Return `calibration`, by default the published one, or raise if it does not fit the tower."""
     if calibration is None:
         if layers not in PUBLISHED:
             raise ValueError(

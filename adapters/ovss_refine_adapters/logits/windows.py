@@ -1,7 +1,7 @@
 """Sliding windows: cut, score every window, average where windows overlap.
 
 The scheme is the one that SCLIP (F. Wang et al., ECCV 2024) and its descendants share, after
-MMSegmentation's: the last window of a row or column is shifted back inside, every window's scores
+MMSegmentation's: the last window of a row or column is shifted back inside, every window's logits
 are upsampled to the window's pixels, summed and divided by the number of windows at each pixel.
 
 Axes: B images, K prompts, (H, W) pixels, (h, w) grid of a window.
@@ -27,15 +27,15 @@ def slide(
     stride: int,
     multiple: int = 1,
 ) -> Tensor:
-    """Score windows of an image and average them, B * K * H * W floats.
+    """Compute the logits of windows and average them, B * K * H * W floats.
 
     Args:
         pixels: [B, 3, H, W] normalised pixels.
-        score: [B, 3, y, x] pixels of a window to [B, K, h, w] scores on any grid.
-        window: side of a window in pixels; one that is larger than the image is cut to it.
-        stride: step from window to window in pixels, >= 1 and at most `window`.
+        score: [B, 3, y, x] pixels of a window to [B, K, h, w] logits on any grid.
+        window: side of a window in pixels; cropped to the image if larger.
+        stride: step between windows in pixels, >= 1 and at most `window`.
         multiple: windows are padded with zeros on all sides to a multiple of this many pixels,
-            and their scores cut back.
+            and their logits cropped back.
 
     Returns:
         [B, K, H, W] averages.
@@ -44,16 +44,16 @@ def slide(
     total, count = torch.zeros(()), pixels.new_zeros(H, W)
     for top, bottom in spans(H, window, stride):
         for left, right in spans(W, window, stride):
-            scores = _score_padded(pixels[..., top:bottom, left:right], score, multiple)
-            if total.ndim == 0:  # the first window tells how many maps there are
-                total = scores.new_zeros(*scores.shape[:2], H, W)
-            total[..., top:bottom, left:right] += scores
+            logits = _score_padded(pixels[..., top:bottom, left:right], score, multiple)
+            if total.ndim == 0:  # the first window gives the number of maps
+                total = logits.new_zeros(*logits.shape[:2], H, W)
+            total[..., top:bottom, left:right] += logits
             count[top:bottom, left:right] += 1
     return total / count
 
 
 def spans(size: int, window: int, stride: int) -> list[tuple[int, int]]:
-    """Cut [0, size) into windows: (start, stop) of each, together covering all of it."""
+    """Split [0, size) into windows that cover it: (start, stop) of each."""
     steps = max(size - window + stride - 1, 0) // stride + 1
     stops = [min(i * stride + window, size) for i in range(steps)]
     return [(max(stop - window, 0), stop) for stop in stops]
@@ -64,5 +64,5 @@ def _score_padded(pixels: Tensor, score: Callable[[Tensor], Tensor], multiple: i
     rows, columns = -y % multiple, -x % multiple
     top, left = rows // 2, columns // 2
     padded = F.pad(pixels, (left, columns - left, top, rows - top))
-    scores = upsample(score(padded), (y + rows, x + columns))
-    return scores[..., top : top + y, left : left + x]
+    logits = upsample(score(padded), (y + rows, x + columns))
+    return logits[..., top : top + y, left : left + x]
