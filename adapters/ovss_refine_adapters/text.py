@@ -1,11 +1,11 @@
-"""Class names as vectors: synonyms, templates, the text tower of CLIP, a cache on disk.
+"""Text features of class names: synonyms, templates, CLIP's text tower, a cache on disk.
 
-Every prompt (a class has one, or several synonyms) is put into every template; the unit vectors
-of the resulting texts are averaged and the mean is made a unit vector again, as A. Radford et
-al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, section
-3.1.4, do it for classes. Synonyms stay apart: which one counts is decided at every pixel.
+Every prompt (a class has one, or several synonyms) is inserted into every template; the unit
+vectors of the resulting texts are averaged and the mean is normalised again, as A. Radford et al.,
+"Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, section 3.1.4,
+do for classes. Synonyms stay separate: which one counts is decided per pixel.
 
-Axes: M classes, K prompts, S templates, D channels of the joint space with images.
+Axes: M classes, K prompts, S templates, D channels of the joint image-text space.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from ovss_refine.registry import require
 from ovss_refine_adapters.backbones.capture import undisturbed
 from ovss_refine_adapters.backbones.open_clip import Clip, Tokenizer
 
-# Texts that go through the text tower at once.
+# Texts per pass through the text tower.
 CHUNK = 256
 SINGLE = ("a photo of a {}.",)
 
@@ -37,7 +37,7 @@ read_classes = read_labels
 
 
 def as_classes(classes: LabelsLike) -> Labels:
-    """Read the `classes` of a source: `as_labels`, but a string is the path of a file.
+    """Read the `classes` of a source like `as_labels`, except that a string is a file's path.
 
     Raises:
         TypeError, ValueError: as `as_labels` does.
@@ -48,7 +48,7 @@ def as_classes(classes: LabelsLike) -> Labels:
     if not Path(classes).is_file():
         raise FileNotFoundError(
             f"`classes` must be a list of names or a file of them; `{classes}` does not exist. For "
-            "a single class write a list of one."
+            "a single class, pass a list of one."
         )
     return read_labels(classes)
 
@@ -60,7 +60,7 @@ def as_templates(templates: Templates) -> tuple[str, ...]:
         templates: "imagenet" for OpenAI's 80, "single" for "a photo of a {}.", or a list.
 
     Raises:
-        ValueError: on an unknown word, an empty list, or a template without exactly one "{}".
+        ValueError: on an unknown name, an empty list, or a template without exactly one "{}".
     """
     if templates == "imagenet":
         known = require("open_clip", "models").OPENAI_IMAGENET_TEMPLATES
@@ -77,7 +77,7 @@ def as_templates(templates: Templates) -> tuple[str, ...]:
 
 
 def default_cache() -> Path:
-    """Return the folder of the cache: ovss_refine in `$XDG_CACHE_HOME`, else in `~/.cache`."""
+    """Return the cache folder: ovss_refine in `$XDG_CACHE_HOME`, else in `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ovss_refine"
 
 
@@ -87,15 +87,15 @@ def text_features(
     templates: Templates = "imagenet",
     cache_dir: str | Path | None = None,
 ) -> Tensor:
-    """Turn the prompts into unit vectors.
+    """Embed the prompts as unit vectors.
 
     Args:
         clip: the model and its tokenizer.
         classes: whose prompts to embed.
         templates: see `as_templates`.
-        cache_dir: folder to keep the vectors in; None: do not keep them. The file's name is a
-            digest of the text tower's weights and modules and of all token numbers, so that
-            it is found again only for the same model, templates and names.
+        cache_dir: folder to cache the vectors in; None: no cache. The file's name is a digest of
+            the text tower's weights and modules and of all token ids, so that it is reused only
+            for the same model, templates and names.
 
     Returns:
         [K, D] float32 unit rows on the model's device.
@@ -116,7 +116,7 @@ def text_features(
         try:
             return torch.from_numpy(np.load(path, allow_pickle=False)).to(device)
         except (ValueError, EOFError) as error:
-            warnings.warn(f"`{path}` is damaged ({error}); made again.", stacklevel=2)
+            warnings.warn(f"`{path}` is damaged ({error}); computed again.", stacklevel=2)
     features = _embed(clip.model, tokens.to(device), K)
     _write(path, features.cpu().numpy())
     return features
@@ -125,17 +125,17 @@ def text_features(
 def _check_length(
     tokenizer: Tokenizer, texts: Sequence[str], tokens: Tensor, classes: Labels
 ) -> None:
-    """Raise if a text was cut to the model's context, where the tokenizer can have another.
+    """Raise if a text was truncated to the model's context, if the tokenizer takes another length.
 
-    open_clip's can; a tokenizer of one's own has to see to it itself.
+    open_clip's does; a custom tokenizer must check this itself.
     """
     context = tokens.shape[1]
-    # A token is a byte or more, give or take what is tidied up before.
+    # A token is at least one byte, apart from what is cleaned up before.
     long = [i for i, text in enumerate(texts) if len(text.encode()) > context // 2]
     if not long or "context_length" not in inspect.signature(tokenizer).parameters:
         return
-    roomier: Any = tokenizer
-    whole = roomier([texts[i] for i in long], context_length=context + 1)
+    longer: Any = tokenizer
+    whole = longer([texts[i] for i in long], context_length=context + 1)
     for i, row in zip(long, whole, strict=True):
         if not torch.equal(row[:context], tokens[i]):
             prompt = classes.all_prompts[i * len(classes.all_prompts) // len(texts)]
@@ -155,10 +155,10 @@ def _embed(model: Any, tokens: Tensor, K: int) -> Tensor:
 
 
 def _digest(model: nn.Module, tokens: Tensor, K: int) -> str:
-    """Name everything that the vectors depend on."""
+    """Hash everything that the vectors depend on."""
     digest = hashlib.sha256(f"{K} {tuple(tokens.shape)}".encode())
     digest.update(tokens.cpu().contiguous().numpy().tobytes())
-    # The weights do not say which activation stands between them, nor how many heads there are.
+    # The weights tell neither the activations between them nor the number of heads.
     for name, module in model.named_modules():
         if not name.startswith("visual") and name:
             heads = getattr(module, "num_heads", "")
@@ -172,7 +172,7 @@ def _digest(model: nn.Module, tokens: Tensor, K: int) -> str:
 
 
 def _write(path: Path, features: Any) -> None:
-    """Write under another name first: whoever reads meanwhile finds a whole file or none."""
+    """Write under a temporary name first, so that readers find a complete file or none."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -180,4 +180,6 @@ def _write(path: Path, features: Any) -> None:
             np.save(whole, features, allow_pickle=False)
             whole.replace(path)
     except OSError as error:
-        warnings.warn(f"the text features were not kept in `{path.parent}`: {error}", stacklevel=3)
+        warnings.warn(
+            f"the text features were not cached in `{path.parent}`: {error}", stacklevel=3
+        )

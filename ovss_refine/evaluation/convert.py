@@ -166,7 +166,9 @@ def convert(how: Conversion, source: Path, target: Path, *, overwrite: bool) -> 
         ValueError: on a map that cannot be read or has other values.
     """
     if not source.is_dir():
-        raise FileNotFoundError(f"`source` must be a folder of label maps; `{source}` is none.")
+        raise FileNotFoundError(
+            f"`source` must be an existing folder of label maps; got `{source}`."
+        )
     pairs = [(path, target / f"{stem}{how.suffix}") for path, stem in _inputs(how, source)]
     if not pairs:
         raise FileNotFoundError(

@@ -64,7 +64,7 @@ class NpzAttention:
         """Check the folder and the temperature."""
         object.__setattr__(self, "folder", Path(self.folder))
         if not self.folder.is_dir():
-            raise FileNotFoundError(f"`folder` must be a folder; `{self.folder}` is none.")
+            raise FileNotFoundError(f"`folder` must be an existing folder; got `{self.folder}`.")
         check_number("temperature", self.temperature, 0, open_ends=True)
 
     def for_image(self, image_id: str) -> Attention:

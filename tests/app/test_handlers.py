@@ -155,7 +155,7 @@ def test_models_that_were_chosen_are_kept_and_take_the_place_of_others(handlers,
     [
         ({"labels": "a, a"}, "no name twice"),
         ({"labels": ""}, "no empty name"),
-        ({"logits": "clip"}, "<code>tiny/clip</code> must be at hand"),
+        ({"logits": "clip"}, "<code>tiny/clip</code> must be available"),
     ],
 )
 def test_what_goes_wrong_is_said_and_the_result_stays(handlers, photo, changes, said):
@@ -311,7 +311,7 @@ def test_without_weights_and_network_one_sentence_says_what_to_do(tmp_path, phot
     handlers = Handlers(Worker(segmenter), Sessions(tmp_path), **LIMITS)
     handlers.drop("one", photo)
     page = last(run(handlers))
-    assert "must be at hand" in page["status"]
+    assert "must be available" in page["status"]
     assert "--models-dir" in page["status"]
     assert page["status"].count("<p>") == 1
 

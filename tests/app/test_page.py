@@ -156,7 +156,7 @@ def test_weights_that_cannot_be_had_are_explained(visit):
     page.get_by_label("Logits from").click()
     page.get_by_role("option", name="clip", exact=True).click()
     segment(page, "cat")
-    expect(page.get_by_role("alert")).to_contain_text("tiny/clip must be at hand")
+    expect(page.get_by_role("alert")).to_contain_text("tiny/clip must be available")
 
 
 def test_a_clicked_patch_shows_its_attention(visit):

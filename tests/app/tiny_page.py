@@ -44,7 +44,7 @@ class ColourAttention:
 
 
 def missing(classes):
-    raise FileNotFoundError("the weights `tiny/clip` must be at hand; pass `--models-dir`.")
+    raise FileNotFoundError("the weights `tiny/clip` must be available; pass `--models-dir`.")
 
 
 def sources(kind, registered=registry._registered):

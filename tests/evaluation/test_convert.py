@@ -171,4 +171,4 @@ def test_nothing_to_convert(tmp_path, capsys):
         assert main(["dataset", "convert", name, str(tmp_path), str(tmp_path)]) == 2
         assert "must have files that end in" in capsys.readouterr().err
         assert main(["dataset", "convert", name, str(tmp_path / "x"), str(tmp_path)]) == 2
-        assert "must be a folder of label maps" in capsys.readouterr().err
+        assert "must be an existing folder of label maps" in capsys.readouterr().err

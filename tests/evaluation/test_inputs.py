@@ -47,7 +47,9 @@ def test_attention_from_features_and_from_maps(tmp_path, rng):
 
 
 def test_attention_files_that_will_not_do(tmp_path, rng):
-    with pytest.raises(FileNotFoundError, match=r"`folder` must be a folder; `.*none` is none"):
+    with pytest.raises(
+        FileNotFoundError, match=r"`folder` must be an existing folder; got `.*none`"
+    ):
         NpzAttention(tmp_path / "none")
     with pytest.raises(ValueError, match="`temperature` must be"):
         NpzAttention(tmp_path, temperature=0)

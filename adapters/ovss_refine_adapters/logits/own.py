@@ -1,4 +1,4 @@
-"""Logits of one's own: a function, or files with one array for each image.
+"""Your own logits: a function, or files with one array per image.
 
 Axes: B images, K prompts, (h, w) grid.
 """
@@ -25,17 +25,17 @@ class CallableLogits:
         fn: [B, 3, H, W] float32 images in [0, 1] to [B, K, h, w] scores, K prompts in the order of
             `classes`. Called without gradient.
         classes: names with synonyms, a file, or `Labels`; None: K classes without names.
-        scale: factor that turns the scores into the argument of a softmax over prompts, > 0:
-            1 for a segmenter's logits, 40 to 100 for cosines of CLIP.
+        scale: factor on the logits before a softmax over prompts, > 0: 1 for a segmenter's logits,
+            40 to 100 for CLIP's cosines.
 
     Raises:
-        ValueError: on classes that will not do.
+        ValueError: on invalid classes.
     """
 
     def __init__(
         self, fn: Callable[[Tensor], Tensor], classes: LabelsLike | None = None, scale: float = 1.0
     ) -> None:
-        """Keep the function and read the classes."""
+        """Store the function and read the classes."""
         self.fn = fn
         self.classes = None if classes is None else as_classes(classes)
         self.scale = scale
@@ -47,7 +47,7 @@ class CallableLogits:
             images: B images in any form that `LogitsSource` lists.
 
         Returns:
-            [B, K, h, w] scores on the device of `images`.
+            [B, K, h, w] logits on the device of `images`.
 
         Raises:
             TypeError: on images in none of these forms, or if the result is not a floating-point
@@ -60,25 +60,25 @@ class CallableLogits:
             values = self.fn(images)
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         if not isinstance(values, Tensor) or values.ndim != 4 or len(values) != len(images):
-            raise ValueError(f"`fn` must return [B={len(images)}, K, h, w] scores; got {got}.")
+            raise ValueError(f"`fn` must return [B={len(images)}, K, h, w] logits; got {got}.")
         return _logits(values.to(images.device), self.scale, self.classes, "fn")
 
 
 class NpzLogits:
-    """Logits from files: `<image id>.npz`, one for each image.
+    """Logits from files: `<image id>.npz`, one per image.
 
-    A file has `logits` [K, h, w], and `prompt_index` [K] where there are synonyms. Files know
-    no images, so that the images' ids have to be given.
+    A file has `logits` [K, h, w], and `prompt_index` [K] if there are synonyms. Pixels do not
+    identify a file, so the images' ids must be given.
 
     Args:
         folder: where the files are.
         classes: names with synonyms, a file, or `Labels`; None: no names.
-        scale: factor that turns the scores into the argument of a softmax over prompts, > 0.
+        scale: factor on the logits before a softmax over prompts, > 0.
         key: name of the array in the files.
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: on classes that will not do.
+        ValueError: on invalid classes.
     """
 
     def __init__(
@@ -88,10 +88,10 @@ class NpzLogits:
         scale: float = 1.0,
         key: str = "logits",
     ) -> None:
-        """Look for the folder and read the classes."""
+        """Check the folder and read the classes."""
         self.folder = Path(folder).expanduser()
         if not self.folder.is_dir():
-            raise FileNotFoundError(f"`folder` must be a folder; `{self.folder}` is none.")
+            raise FileNotFoundError(f"`folder` must be an existing folder; got `{self.folder}`.")
         self.classes = None if classes is None else as_classes(classes)
         self.scale = scale
         self.key = key
@@ -106,7 +106,7 @@ class NpzLogits:
         return self.read(image_id)()
 
     def read(self, image_id: str) -> Callable[[], Logits]:
-        """Read the file of one image; return what makes logits of it. Raises as `for_image`."""
+        """Read one image's file; return a function that makes its logits. Raises as `for_image`."""
         path = self.folder / f"{image_id}.npz"
         if not path.is_file():
             raise FileNotFoundError(f"`image_id` must have a file; `{path}` does not exist.")
@@ -128,11 +128,11 @@ class NpzLogits:
         """Read the logits of a batch.
 
         Args:
-            images: [B, 3, H, W] images; only their number and device are looked at.
+            images: [B, 3, H, W] images; only their number and device are used.
             image_ids: B ids, in the order of `images`. All have the same grid.
 
         Returns:
-            [B, K, h, w] scores on the device of `images`.
+            [B, K, h, w] logits on the device of `images`.
 
         Raises:
             FileNotFoundError: if an image has no file.
