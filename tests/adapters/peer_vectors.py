@@ -1,7 +1,7 @@
-"""Golden vectors: what the authors' released code gives on random weights.
+"""Golden vectors: outputs of the authors' released code on random weights.
 
 The folder is `OVSS_REFINE_PEER_VECTORS`, else ../shared/data/peer_vectors beside the checkout;
-without it the tests that need it skip. Its README says what every array is.
+without it the tests that need it are skipped. Its README documents every array.
 """
 
 import json
@@ -15,7 +15,7 @@ import open_clip
 import pytest
 import torch
 
-# The folder's own statement: float32 against the stored float32, for values of order one.
+# As its README states: float32 against the stored float32, for values of order one.
 TOLERANCE = 1e-5
 
 
@@ -24,7 +24,7 @@ def folder():
     named = os.environ.get("OVSS_REFINE_PEER_VECTORS")
     path = Path(named or Path(__file__).parents[3] / "shared" / "data" / "peer_vectors")
     if not path.is_dir():
-        pytest.skip(f"no golden vectors: `{path}` is no folder (set OVSS_REFINE_PEER_VECTORS)")
+        pytest.skip(f"no golden vectors: `{path}` is not a folder (set OVSS_REFINE_PEER_VECTORS)")
     return path
 
 

@@ -1,4 +1,4 @@
-"""The names under which sources are found: that they load, with what, and what is said of them."""
+"""Sources by name: that they load, with which weights, and what is listed about them."""
 
 import subprocess
 import sys
@@ -42,7 +42,7 @@ def test_transformers_load_by_name(name):
 
 
 @pytest.mark.parametrize("name", [name for name in VITS if name != "timm"])
-def test_transformers_have_the_weights_that_are_listed(name, monkeypatch):
+def test_transformers_load_the_listed_weights(name, monkeypatch):
     asked = []
     monkeypatch.setattr(
         "ovss_refine_adapters.backbones.timm.load_timm",
@@ -75,7 +75,7 @@ def test_a_misspelt_option_raises():
         load_attention("dino-b8", model=tiny_vit(), sice=32)
 
 
-def test_every_source_says_what_it_takes():
+def test_every_source_lists_what_it_needs():
     for kind, names in (("attention", list_attention()), ("logits", list_logits())):
         for name in names:
             if ovss_refine.registry.find(kind, name).module.startswith("ovss_refine_adapters"):
@@ -83,7 +83,7 @@ def test_every_source_says_what_it_takes():
                 assert all(ABOUT[kind][name].values())
 
 
-def test_what_they_take_is_read_without_torch():
+def test_the_list_is_readable_without_torch():
     code = (
         "import sys; from ovss_refine_adapters.about import ABOUT; "
         "print(sorted({'torch', 'timm'} & set(sys.modules)))"

@@ -46,7 +46,7 @@ def features(source, pixels):
 FAMILY = ["raw", "maskclip_a", "maskclip_b", "sclip", "clearclip", "naclip"]
 FEATURES = [
     *((name, size) for name in [*FAMILY, "clearclip as qq"] for size in ("224x224", "336x448")),
-    # As many patches as the native grid has, so that the position table is added as it is.
+    # As many patches as the native grid has, so that the position table is added unchanged.
     *((name, "112x448") for name in ("raw", "sclip")),
     ("naclip_variant_kk", "224x224"),
 ]
@@ -113,7 +113,7 @@ def test_windows_of_sclip(size, corner):
 
 
 @pytest.mark.parametrize("name", ["naclip", "clearclip"])
-def test_windows_of_others(name):
+def test_windows_of_naclip_and_clearclip(name):
     average = windowed(make(name), pv.image(300, 420))
     golden = pv.load("sliding")[f"slide_{name}_300x420_final"]
     pv.assert_golden(upsample(average, (38, 53))[0, :10], golden)

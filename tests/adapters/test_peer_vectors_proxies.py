@@ -12,7 +12,7 @@ from ovss_refine_adapters.logits.rf_clip import RfClipLogits
 from ovss_refine_adapters.logits.sc_clip import ScClipLogits, outlier_factor
 from ovss_refine_adapters.logits.windows import upsample
 
-# Stated in the README of the vectors, where they differ from the general one.
+# As the vectors' README states, where they differ from the general tolerance.
 LOF_TOLERANCE = 3e-5
 SINGULAR_TOLERANCE = 1e-5  # relative
 
@@ -112,7 +112,7 @@ def test_scclip_with_other_queries():
 
 
 class Keys:
-    """The golden keys in place of DINO."""
+    """The golden keys instead of DINO's."""
 
     def __init__(self, name):
         golden = pv.load("cass")
@@ -202,7 +202,7 @@ def test_cass_by_parts(name):
 
 @pytest.mark.parametrize("name", ["cass_224x224_lowrank_asis", "cass_336x448_keysB_stretch"])
 def test_assignment_of_cass(name):
-    """The solver's own choice, where two choices are not all but equally good."""
+    """The solver's own choice, where the best two are not nearly tied."""
     case = pv.metadata()["cass_cases"][name]
     assert case["natural_cost_gap"] > 1e-3
     source = make_cass(name, assignment=None)
@@ -227,7 +227,7 @@ def test_rfclip(size):
     pv.assert_golden(source.class_embedding(pixels_of(size))[0], golden[f"rfclip_{size}_cls"])
 
 
-# The branch of text and global score, of both.
+# The branch of text and global logits, of both.
 
 BRANCHES = [
     *(
@@ -289,7 +289,7 @@ def test_text_branch(method, size, origin, settings, Q):
 
 
 def test_no_array_is_left_out():
-    """Every array of the four files is one that a test above reads."""
+    """Every array of the four files is read by a test above."""
     parts = ("_feat", "_cls", "_cost", "_sv", "_svd_u", "_svd_v", "_lof_score", "_outlier_index")
     parts += tuple(
         f"_{what}{Q}{end}"

@@ -1,4 +1,4 @@
-"""The segmenter with models: found in a folder, found nowhere, and shared by threads."""
+"""The segmenter with models: weights in a folder, no weights, shared by threads."""
 
 import os
 import threading
@@ -27,7 +27,7 @@ CLIP_REPOSITORY, VIT_REPOSITORY = "timm/vit_base_patch16_clip_224.openai", f"tim
 
 
 def put(folder, repository, name, state):
-    """Write weights where the hub's library keeps them."""
+    """Write weights where the hub's library stores them."""
     home = folder / f"models--{repository.replace('/', '--')}"
     (home / "snapshots" / "abc").mkdir(parents=True)
     (home / "refs").mkdir()
@@ -87,7 +87,7 @@ def test_weights_come_from_a_folder_of_downloads(tmp_path, offline):
     assert torch.equal(found.discrepancy, wanted.discrepancy)
     assert torch.equal(found.baseline, wanted.baseline)
     assert found.discrepancy[found.kept].std() > 0
-    # Nothing outside is left changed.
+    # Nothing outside has changed.
     assert str(offline) == constants.HF_HUB_CACHE
     assert dict(os.environ) == environment
     with pytest.raises(FileNotFoundError):
@@ -97,7 +97,7 @@ def test_weights_come_from_a_folder_of_downloads(tmp_path, offline):
 @pytest.mark.parametrize(
     ("name", "missing"), [("kk-mean", CLIP_REPOSITORY), (None, VIT_REPOSITORY)]
 )
-def test_weights_that_are_nowhere_are_one_sentence(tmp_path, offline, name, missing):
+def test_unavailable_weights_give_one_sentence(tmp_path, offline, name, missing):
     folder = tmp_path / "empty"
     segment = (
         named(folder)
@@ -108,24 +108,24 @@ def test_weights_that_are_nowhere_are_one_sentence(tmp_path, offline, name, miss
     )
     with pytest.raises(FileNotFoundError) as caught:
         segment(IMAGE, LABELS)
-    said = str(caught.value)
-    assert said.startswith(f"{name or 'timm'}: the weights `{missing}` must be at hand")
-    assert f"`{folder}`" in said
+    message = str(caught.value)
+    assert message.startswith(f"{name or 'timm'}: the weights `{missing}` must be available")
+    assert f"`{folder}`" in message
     for way in ("--models-dir", "HF_ENDPOINT", "ovss-refine demo"):
-        assert way in said
-    assert said.count(". ") == 0
+        assert way in message
+    assert message.count(". ") == 0
     assert str(offline) == constants.HF_HUB_CACHE
-    assert len(segment.to_load()) >= 1  # and may be tried again
+    assert len(segment.to_load()) >= 1  # and can be tried again
 
 
-def test_a_wrong_path_is_said_as_it_is(offline):
+def test_a_wrong_path_gives_the_original_error(offline):
     segment = Segmenter("kk", logits_options={"model": "local-dir:/nowhere"})
     with pytest.raises(FileNotFoundError, match=r"^`model` must be an existing folder") as caught:
         segment.prepare(LABELS)
     assert "demo" not in str(caught.value)
 
 
-def test_it_is_the_refinement_of_the_sources_scores():
+def test_equals_refining_the_sources_logits():
     clip, vit = tiny_clip(), tiny_vit()
     found = Segmenter(
         make(partial(load_logits, "kk-mean"), model=clip), ViTAttention(vit), mode="fusion"
@@ -140,7 +140,7 @@ def test_it_is_the_refinement_of_the_sources_scores():
     assert found.names == ("cat", "dog", "background")
 
 
-def test_threads_do_not_catch_each_others_attention():
+def test_threads_do_not_capture_each_others_attention():
     segment, found = ready(tiny_clip(), tiny_vit()), {}
     images = [np.roll(IMAGE, 7 * i, axis=1) for i in range(6)]
 
@@ -166,6 +166,6 @@ def test_labels_beyond_the_models_context_are_named():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 10), (3, 2), (7, 7)])
-def test_pictures_smaller_than_a_patch_are_segmented(size):
+def test_images_smaller_than_a_patch_are_segmented(size):
     found = ready(tiny_clip(), tiny_vit("dino"))(IMAGE[: size[0], : size[1]], LABELS)
     assert found.labels.shape == size

@@ -81,7 +81,7 @@ def test_features_are_the_mean_of_unit_vectors(clip):
         assert_close(row.double(), total / total.norm(), atol=1e-6, rtol=0)
 
 
-def test_features_equal_open_clip_own_classifier(clip):
+def test_features_equal_open_clips_classifier(clip):
     names = ["cat", "dog", "great white shark"]
     wanted = open_clip.build_zero_shot_classifier(
         clip.model, clip.tokenizer, names, open_clip.OPENAI_IMAGENET_TEMPLATES
@@ -89,12 +89,12 @@ def test_features_equal_open_clip_own_classifier(clip):
     assert_close(text_features(clip, as_classes(names)), wanted.T, atol=1e-6, rtol=0)
 
 
-def test_a_brace_in_a_name_is_no_template(clip):
+def test_braces_in_a_name_are_not_a_template(clip):
     features = text_features(clip, as_classes(["a {} b", "c"]), "single")
     assert features.shape == (2, 24)
 
 
-def test_cache_is_used_and_is_exact(clip, tmp_path, monkeypatch):
+def test_cache_is_used_and_exact(clip, tmp_path, monkeypatch):
     classes = as_classes(["cat", "dog"])
     made = text_features(clip, classes, "single", tmp_path)
     assert_close(made, text_features(clip, classes, "single"), rtol=0, atol=0)
@@ -117,7 +117,7 @@ def other_heads(model):
 
 
 @pytest.mark.parametrize("change", [other_weights, other_activation, other_heads])
-def test_cache_knows_the_model(clip, tmp_path, change):
+def test_cache_depends_on_the_model(clip, tmp_path, change):
     classes = as_classes(["cat"])
     text_features(clip, classes, "single", tmp_path)
     change(clip.model)
@@ -125,7 +125,7 @@ def test_cache_knows_the_model(clip, tmp_path, change):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_cache_knows_names_and_templates(clip, tmp_path):
+def test_cache_depends_on_names_and_templates(clip, tmp_path):
     for names, templates in [
         (["cat"], "single"),
         (["dog"], "single"),
@@ -147,19 +147,19 @@ def test_cache_ignores_the_image_tower(clip, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY damaged", b"no array"])
-def test_damaged_cache_is_made_again(clip, tmp_path, content):
+def test_a_damaged_cache_is_computed_again(clip, tmp_path, content):
     made = text_features(clip, as_classes(["cat"]), "single", tmp_path)
     (path,) = tmp_path.iterdir()
     path.write_bytes(content)
-    with pytest.warns(UserWarning, match=r"is damaged \(.*\); made again"):
+    with pytest.warns(UserWarning, match=r"is damaged \(.*\); computed again"):
         again = text_features(clip, as_classes(["cat"]), "single", tmp_path)
     assert_close(again, made, rtol=0, atol=0)
     assert_close(text_features(clip, as_classes(["cat"]), "single", tmp_path), made)
 
 
-def test_folder_that_cannot_be_written(clip, tmp_path):
+def test_unwritable_cache_folder_warns(clip, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.warns(UserWarning, match=r"text features were not kept in `.*/file`"):
+    with pytest.warns(UserWarning, match=r"text features were not cached in `.*/file`"):
         features = text_features(clip, as_classes(["cat"]), "single", tmp_path / "file")
     assert_close(features, text_features(clip, as_classes(["cat"]), "single"))
 
@@ -169,7 +169,7 @@ def write_again_and_again(path, value):
         text._write(path, torch.full((500, 100), value).numpy())
 
 
-def test_readers_never_see_half_a_file(tmp_path):
+def test_readers_never_see_a_partial_file(tmp_path):
     path = tmp_path / "text.npy"
     write_again_and_again(path, 0.0)
     writers = [threading.Thread(target=write_again_and_again, args=(path, v)) for v in (1.0, 2.0)]
@@ -184,7 +184,7 @@ def test_readers_never_see_half_a_file(tmp_path):
 
 def test_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(np, "save", full_disk)
-    with pytest.warns(UserWarning, match=r"not kept in `.*`: no space left"):
+    with pytest.warns(UserWarning, match=r"not cached in `.*`: no space left"):
         text._write(tmp_path / "text.npy", np.zeros(3))
     assert list(tmp_path.iterdir()) == []
 
@@ -201,7 +201,7 @@ def test_default_cache(monkeypatch, tmp_path):
     assert default_cache() == tmp_path / ".cache" / "ovss_refine"
 
 
-def test_model_is_left_as_it_was(clip):
+def test_model_is_left_unchanged(clip):
     clip.model.train()
     text_features(clip, as_classes(["cat"]), "single")
     assert all(module.training for module in clip.model.modules())
@@ -213,14 +213,14 @@ def words(count):
 
 @pytest.mark.parametrize("templates", ["single", ["{}"]])
 def test_the_longest_prompt_fits_and_one_more_token_does_not(clip, templates):
-    # Two tokens say where the text begins and ends; "a photo of a ." has five.
-    room = 77 - 2 - (5 if templates == "single" else 0)
-    text_features(clip, as_classes(["dog", words(room)]), templates)
+    # Two tokens mark the start and end of the text; "a photo of a ." has five.
+    limit = 77 - 2 - (5 if templates == "single" else 0)
+    text_features(clip, as_classes(["dog", words(limit)]), templates)
     with pytest.raises(ValueError, match=r"fit in the model's 77 tokens in every .*got 'cat cat"):
-        text_features(clip, as_classes(["dog", words(room + 1)]), templates)
+        text_features(clip, as_classes(["dog", words(limit + 1)]), templates)
 
 
-def test_the_prompt_that_is_too_long_is_the_one_that_is_named(clip):
+def test_the_error_names_the_prompt_that_is_too_long(clip):
     classes = as_classes(["dog/" + "\u732b" * 40, "sofa"])  # three bytes a letter, and more tokens
     with pytest.raises(ValueError, match="got '\u732b\u732b"):
         text_features(clip, classes, ["{}", "a {}"])

@@ -20,7 +20,7 @@ def tiny_clip(**vision):
     )
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
-        # So that attention is neither flat nor a choice, and all parts are of about one size.
+        # So that attention is neither flat nor one-hot, and all parts have similar magnitudes.
         mean = float("ln_" in name and name.endswith("weight"))
         std = 0.5 if name.endswith("embedding") else 0.1
         if name != "logit_scale":

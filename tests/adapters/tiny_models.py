@@ -23,7 +23,7 @@ TINY = {"depth": 3, "embed_dim": 64, "num_heads": 2}
 
 
 def randomise(model, std=0.3):
-    """Draw every parameter anew, biases, norms and tables too."""
+    """Redraw every parameter, including biases, norms and tables."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=std, generator=generator)

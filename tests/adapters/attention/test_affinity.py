@@ -20,7 +20,7 @@ def network(name="resnet18"):
     return timm.create_model(name, pretrained=False, num_classes=0)
 
 
-def written_out(features, temperature):
+def reference(features, temperature):
     x = features.double().flatten(2)
     x = x / x.norm(dim=1, keepdim=True)
     weights = torch.exp(x.mT @ x / temperature)
@@ -37,7 +37,7 @@ def test_equals_the_formula(factors):
     for given in (features, lambda _: features):
         got = AffinityAttention(given, temperature=0.3, factors=factors).attention(images())
         assert got.grid == (4, 6)
-        assert_close(dense(got), written_out(features, 0.3), atol=1e-6, rtol=0)
+        assert_close(dense(got), reference(features, 0.3), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
@@ -48,16 +48,16 @@ def test_equals_the_formula_on_a_backbone(name):
         got = AffinityAttention(backbone, layer=layer).attention(x)
         features = backbone.features(x, layer)
         assert got.grid == tuple(features.shape[2:])
-        assert_close(got.weights, written_out(features, 0.1), atol=1e-5, rtol=0)
+        assert_close(got.weights, reference(features, 0.1), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("factors", [False, True])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_keeps_the_promises_of_a_source(name, factors):
+def test_conformance(name, factors):
     check_attention_source(lambda: timm_affinity(network(name), layer=1, factors=factors))
 
 
-def test_keeps_the_promises_on_a_function_of_ones_own():
+def test_conformance_on_a_custom_function():
     torch.manual_seed(0)
     convolution = nn.Conv2d(3, 5, 8, 8)
     check_attention_source(lambda: AffinityAttention(lambda x: convolution(x.float())))
@@ -70,7 +70,7 @@ def test_the_name_takes_the_options():
 
 
 @pytest.mark.parametrize(
-    ("features", "options", "error", "says"),
+    ("features", "options", "error", "message"),
     [
         (3, {}, TypeError, "`features` must be a function .* got int"),
         (torch.zeros(2, 3, 4), {}, ValueError, r"`features` must have shape \[B, C, gh, gw\]"),
@@ -78,14 +78,14 @@ def test_the_name_takes_the_options():
         (None, {"layer": 5}, ValueError, r"`layers` must be in \[-5, 4\]; got 5"),
     ],
 )
-def test_bad_options(features, options, error, says):
+def test_bad_options(features, options, error, message):
     given = TimmBackbone(network()) if features is None else features
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         AffinityAttention(given, **options)
 
 
 @pytest.mark.parametrize(
-    ("features", "error", "says"),
+    ("features", "error", "message"),
     [
         (torch.ones(1, 3, 4, 4), ValueError, r"`features` must have shape \[B=2, C, gh, gw\]"),
         (lambda x: x[0], ValueError, r"`features` must have shape \[B=2, C, gh, gw\]"),
@@ -94,6 +94,6 @@ def test_bad_options(features, options, error, says):
         (lambda x: x / 0, ValueError, "`features` must be finite"),
     ],
 )
-def test_bad_features(features, error, says):
-    with pytest.raises(error, match=says):
+def test_bad_features(features, error, message):
+    with pytest.raises(error, match=message):
         AffinityAttention(features).attention(images())

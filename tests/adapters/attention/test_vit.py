@@ -12,7 +12,7 @@ from ovss_refine_adapters.attention.vit import ViTAttention
 from ovss_refine_adapters.backbones.timm import TimmBackbone
 
 
-def written_out(model, x, layers, weights):
+def reference(model, x, layers, weights):
     """The map from the softmax that the unfused module itself computes."""
     seen = {}
     handles = []
@@ -38,12 +38,12 @@ def test_equals_the_softmax_of_the_module(family):
     model, x = tiny_vit(family), images()
     got = ViTAttention(model).attention(x)
     assert got.grid == TimmBackbone(model).grid(x)
-    assert_close(got.weights, written_out(model, x, [-1], [1]), atol=1e-5, rtol=0)
+    assert_close(got.weights, reference(model, x, [-1], [1]), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("factors", [False, True])
-def test_keeps_the_promises_of_a_source(family, factors):
+def test_conformance(family, factors):
     check_attention_source(lambda: ViTAttention(tiny_vit(family), factors=factors))
 
 
@@ -58,7 +58,7 @@ def test_keeps_the_promises_of_a_source(family, factors):
     ids=str,
 )
 @pytest.mark.parametrize("training", [False, True])
-def test_keeps_the_promises_with_every_option(options, training):
+def test_conformance_with_every_option(options, training):
     check_attention_source(lambda: ViTAttention(tiny_vit().train(training), **options))
 
 
@@ -66,7 +66,7 @@ def test_layers_are_averaged_by_their_weights():
     model, x = tiny_vit("registers"), images()
     for weights, shares in ((None, [0.5, 0.5]), ([1, 3], [0.25, 0.75]), ([0, 2], [0, 1])):
         got = ViTAttention(model, layers=[0, 2], layer_weights=weights).attention(x)
-        assert_close(got.weights, written_out(model, x, [0, 2], shares), atol=1e-5, rtol=0)
+        assert_close(got.weights, reference(model, x, [0, 2], shares), atol=1e-5, rtol=0)
     one = ViTAttention(model, layers=[0]).attention(x).weights
     assert (got.weights - one).abs().max() > 0.01
 
@@ -76,7 +76,7 @@ def dense(attention):
 
 
 @pytest.mark.parametrize("weights", [None, [2, 2], [0, 1]])
-def test_factors_are_the_same_map_where_there_is_no_prefix(weights):
+def test_factors_give_the_same_map_without_prefix_tokens(weights):
     options = {"layers": [0, 2], "layer_weights": weights}
     model, x = tiny_vit("siglip"), images()
     factored = ViTAttention(model, factors=True, **options).attention(x)
@@ -86,7 +86,7 @@ def test_factors_are_the_same_map_where_there_is_no_prefix(weights):
 
 
 @pytest.mark.parametrize("family", ["dino", "registers", "dinov3"])
-def test_factors_leave_the_prefix_out_of_every_head(family):
+def test_factors_exclude_prefix_tokens_in_every_head(family):
     model, x = tiny_vit(family), images()
     factored = ViTAttention(model, factors=True).attention(x)
     backbone = TimmBackbone(model)
@@ -97,7 +97,7 @@ def test_factors_leave_the_prefix_out_of_every_head(family):
 
 
 @pytest.mark.parametrize("factors", [False, True])
-def test_affinity_is_that_of_the_features(factors):
+def test_affinity_equals_that_of_the_features(factors):
     model, x = tiny_vit("registers"), images()
     source = ViTAttention(model, kind="affinity", temperature=0.3, layers=[1], factors=factors)
     wanted = affinity(TimmBackbone(model).features(x, 1), 0.3)
@@ -114,7 +114,7 @@ def test_reference_positions_change_the_map():
     assert (by_rule[0] - by_rule[1]).abs().max() > 1e-4
 
 
-def test_many_tokens_go_by_blocks(monkeypatch):
+def test_many_tokens_are_processed_in_blocks(monkeypatch):
     from ovss_refine_adapters.backbones import capture as _capture
 
     model, x = tiny_vit("registers"), images()
@@ -141,13 +141,13 @@ def test_a_refiner_takes_the_source_itself():
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "says"),
+    ("options", "error", "message"),
     [
         ({"kind": "map"}, ValueError, "`kind` must be one of"),
         ({"layers": [3]}, ValueError, r"`layers` must be in \[-3, 2\]; got 3"),
         ({"layers": []}, ValueError, "`layers` must name at least one"),
         ({"layers": [0, 1], "kind": "affinity"}, ValueError, "one layer for an affinity"),
-        ({"layer_weights": [1, 2]}, ValueError, "one for each of 1 layers; got 2"),
+        ({"layer_weights": [1, 2]}, ValueError, "one weight per layer, 1; got 2"),
         ({"layer_weights": [0]}, ValueError, r"must not be all zero; got \[0\]"),
         ({"layer_weights": [-1]}, ValueError, "`layer_weights` must be a finite number >= 0"),
         ({"layer_weights": ["a"]}, TypeError, "`layer_weights` must be a number"),
@@ -156,17 +156,17 @@ def test_a_refiner_takes_the_source_itself():
         ({"depth": 3}, TypeError, "unexpected keyword argument 'depth'"),
     ],
 )
-def test_bad_options(options, error, says):
-    with pytest.raises(error, match=says):
+def test_bad_options(options, error, message):
+    with pytest.raises(error, match=message):
         ViTAttention(tiny_vit(), **options)
 
 
-def test_unequal_weights_have_no_factors():
+def test_unequal_weights_are_refused_with_factors():
     with pytest.raises(ValueError, match=r"must be equal with `factors`.* got \[1, 2\]"):
         ViTAttention(tiny_vit(), layers=[0, 1], layer_weights=[1, 2], factors=True)
 
 
-def test_another_architecture_is_refused_at_once():
+def test_other_architectures_are_refused_on_construction():
     import timm
 
     model = timm.create_model("resnet18", pretrained=False, num_classes=0)

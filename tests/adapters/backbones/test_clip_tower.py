@@ -1,4 +1,4 @@
-"""The image tower in parts: put together again they are the model that they were taken from."""
+"""The image tower in parts, which compose to the model they come from."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def model():
     return tiny_clip()
 
 
-def test_parts_make_the_whole(model):
+def test_parts_compose_to_the_model(model):
     tower = Tower(model.visual)
     pixels = images(2, 32, 32)
     with torch.no_grad():
@@ -42,7 +42,7 @@ def test_layer_scale_is_applied():
         assert_close(y + tower.feed_forward(0, y), tower.block(0, x))
 
 
-def test_part_of_a_patch_is_dropped(model):
+def test_partial_patches_are_dropped(model):
     tower = Tower(model.visual)
     pixels = images(1, 47, 79)
     with torch.no_grad():
@@ -50,7 +50,7 @@ def test_part_of_a_patch_is_dropped(model):
         assert_close(tower.stem(pixels), tower.stem(pixels[..., :40, :72]))
 
 
-def test_faithful_is_about_the_position_table(model):
+def test_faithful_keeps_the_position_table(model):
     wide = images(1, 16, 64)  # 2 x 8 patches, as many as the native 4 x 4
     with torch.no_grad():
         as_released = Tower(model.visual, faithful=True).stem(wide)

@@ -1,4 +1,4 @@
-"""Loading of open_clip models: names, tags, folders, files, ready models, and what goes wrong."""
+"""Loading of open_clip models: names, tags, folders, files, ready models, and errors."""
 
 import json
 
@@ -13,7 +13,7 @@ from ovss_refine_adapters.backbones.open_clip import PRESETS, load_clip
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder as open_clip exports it, and the model in it."""
+    """A model folder as open_clip exports it."""
     model = tiny_clip()
     pixels = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
     config = {"model_cfg": CONFIG, "preprocess_cfg": pixels}
@@ -24,7 +24,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def named(monkeypatch, tmp_path):
-    """A name of open_clip whose model is tiny."""
+    """An open_clip name with a tiny model."""
     monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {"tiny-clip": CONFIG})
     return "tiny-clip"
 
@@ -55,7 +55,7 @@ def test_folder(folder, prefix):
     assert_same_weights(load_clip(folder).model, clip.model)
 
 
-def test_folder_without_weights_is_no_random_model(folder):
+def test_folder_without_weights_does_not_give_a_random_model(folder):
     (folder / "open_clip_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"`model` must be a folder .* and the weights"):
         load_clip(folder)
@@ -69,12 +69,12 @@ def test_folder_without_config(tmp_path):
 @pytest.mark.parametrize("kind", ["local-dir:{}/x", "path"])
 def test_folder_that_does_not_exist(tmp_path, kind):
     model = tmp_path / "x" if kind == "path" else kind.format(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"`model` must be an existing folder; `.*/x`"):
+    with pytest.raises(FileNotFoundError, match=r"`model` must be an existing folder; got `.*/x`"):
         load_clip(model)
 
 
 def test_folder_has_its_own_weights(folder):
-    with pytest.raises(ValueError, match=r"`pretrained` must be None beside 'local-dir:"):
+    with pytest.raises(ValueError, match=r"`pretrained` must be None with 'local-dir:"):
         load_clip(folder, "openai")
 
 
@@ -89,19 +89,21 @@ def test_file(named, tmp_path, suffix):
 
 
 def test_file_that_does_not_exist(named):
-    with pytest.raises(FileNotFoundError, match=r"`pretrained` must be a file; `x.safetensors`"):
+    with pytest.raises(
+        FileNotFoundError, match=r"`pretrained` must be an existing file; got `x.safetensors`"
+    ):
         load_clip(named, "x.safetensors")
 
 
 class Payload:
-    """What a harmful file would hold: unpickling it calls a function."""
+    """The payload of a malicious file: unpickling it calls a function."""
 
     def __reduce__(self):
         return (pytest.fail, ("the file's code was run",))
 
 
 @pytest.mark.parametrize("content", ["code", "garbage", "others"])
-def test_file_of_no_such_weights(named, tmp_path, content):
+def test_file_without_matching_weights(named, tmp_path, content):
     path = tmp_path / "weights.pt"
     if content == "garbage":
         path.write_bytes(b"no tensors at all")
@@ -111,17 +113,17 @@ def test_file_of_no_such_weights(named, tmp_path, content):
         load_clip(named, path)
 
 
-def test_weights_have_to_be_named(named):
+def test_weights_must_be_named(named):
     with pytest.raises(ValueError, match=r"`pretrained` must be one of \[\] or a file for 'tiny"):
         load_clip(named)
 
 
-def test_unknown_model_has_near_names():
+def test_unknown_model_suggests_similar_names():
     with pytest.raises(ValueError, match=r"got 'ViT-B-61'. Did you mean .*'ViT-B-16'"):
         load_clip("ViT-B-61", "openai")
 
 
-def test_unknown_tag_has_near_names():
+def test_unknown_tag_suggests_similar_names():
     with pytest.raises(ValueError, match=r"got 'openia'. Did you mean 'openai'"):
         load_clip("ViT-B-16-quickgelu", "openia")
 
@@ -133,7 +135,7 @@ def test_unknown_tag_has_near_names():
         ("ViT-L-14", "metaclip_fullcc", r"QuickGELU; got 'ViT-L-14'.*Use 'ViT-L-14-quickgelu'"),
     ],
 )
-def test_activation_that_the_weights_do_not_have(model, tag, message):
+def test_mismatched_activations_are_refused(model, tag, message):
     with pytest.raises(ValueError, match=message):
         load_clip(model, tag)
 
@@ -142,12 +144,12 @@ def test_presets_have_the_activation_of_their_weights(offline):
     for size, (name, tag) in PRESETS.items():
         wanted = open_clip.get_pretrained_cfg(name, tag)["quick_gelu"]
         assert open_clip.get_model_config(name)["quick_gelu"] == wanted
-        # So that all there is to complain of is the missing download.
-        with pytest.raises(FileNotFoundError, match=r"clip_224.openai` must be at hand"):
+        # So that the missing download is the only error.
+        with pytest.raises(FileNotFoundError, match=r"clip_224.openai` must be available"):
             load_clip(size)
 
 
-def test_offline_says_where_it_looked(offline):
+def test_offline_error_names_the_cache_and_the_fixes(offline):
     with pytest.raises(FileNotFoundError) as caught:
         load_clip("ViT-B-16", "laion2b_s34b_b88k")
     text = str(caught.value)
@@ -155,11 +157,11 @@ def test_offline_says_where_it_looked(offline):
     assert f"hf download {repository}" in text
     assert str(offline) in text
     assert "pretrained='PATH.safetensors'" in text
-    with pytest.raises(FileNotFoundError, match=r"`timm/x` must be at hand.*local-dir:PATH"):
+    with pytest.raises(FileNotFoundError, match=r"`timm/x` must be available.*local-dir:PATH"):
         load_clip("hf-hub:timm/x")
 
 
-def test_ready_model_is_taken_as_it_is():
+def test_ready_model_is_used_unchanged():
     model = tiny_clip().train()
     clip = load_clip(model)
     assert clip.model is model
@@ -167,13 +169,15 @@ def test_ready_model_is_taken_as_it_is():
     assert clip.mean == open_clip.OPENAI_DATASET_MEAN
     tokens = open_clip.get_tokenizer("ViT-B-16")(["a cat", "two dogs"])
     torch.testing.assert_close(clip.tokenizer(["a cat", "two dogs"]), tokens)
-    with pytest.raises(ValueError, match=r"`pretrained` must be None beside a ready model"):
+    with pytest.raises(ValueError, match=r"`pretrained` must be None with a ready model"):
         load_clip(model, "openai")
 
 
-def test_ready_model_of_another_vocabulary():
+def test_ready_model_with_another_vocabulary():
     model = tiny_clip()
     model.vocab_size = 10
-    with pytest.raises(ValueError, match=r"`tokenizer` must be given for a model of 10 tokens"):
+    with pytest.raises(
+        ValueError, match=r"`tokenizer` must be given for a vocabulary of 10 tokens"
+    ):
         load_clip(model)
     assert load_clip(model, tokenizer=len).tokenizer is len

@@ -10,7 +10,7 @@ from ovss_refine_adapters.backbones.positions import resize_positions
 
 
 def cubic(t):
-    """Keys' kernel with a = -0.75, the one of bicubic resizing."""
+    """Keys' kernel with a = -0.75, used by bicubic resizing."""
     t, a = abs(t), -0.75
     if t <= 1:
         return (a + 2) * t**3 - (a + 3) * t**2 + 1
@@ -60,7 +60,7 @@ def test_equals_the_released_dino_code():
         assert_close(got, wanted, atol=TOLERANCE, rtol=0)
 
 
-def test_when_the_table_is_left_alone():
+def test_when_the_table_is_returned_unchanged():
     table = torch.randn(17, 3)
     assert resize_positions(table, (4, 4), skip="count") is table
     assert resize_positions(table, (4, 4), skip="count and square") is table
@@ -69,7 +69,7 @@ def test_when_the_table_is_left_alone():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_type_is_kept(dtype):
+def test_dtype_is_kept(dtype):
     table = torch.randn(17, 3)
     got = resize_positions(table.to(dtype), (5, 6), skip="count")
     assert got.dtype == dtype
@@ -78,7 +78,7 @@ def test_type_is_kept(dtype):
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "says"),
+    ("change", "error", "message"),
     [
         ({"table": torch.zeros(17)}, ValueError, r"`table` must have shape \[T, C\]"),
         ({"table": torch.zeros(17, 3).long()}, TypeError, "`table` must be a floating-point"),
@@ -90,7 +90,7 @@ def test_type_is_kept(dtype):
         ({"skip": "always"}, ValueError, "`skip` must be one of"),
     ],
 )
-def test_bad_input(change, error, says):
+def test_bad_input(change, error, message):
     given = {"table": torch.zeros(17, 3), "grid": (4, 4), "skip": "count", "prefix": 1} | change
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         resize_positions(given.pop("table"), given.pop("grid"), **given)

@@ -1,4 +1,4 @@
-"""Resizing as OpenCV does it: its own output, and what any interpolation has to do."""
+"""Resizing like OpenCV: its own output, and properties of any interpolation."""
 
 import numpy as np
 import pytest
@@ -50,14 +50,14 @@ def test_equals_opencv(size):
     assert levels(resize_8bit(images, size))[0, 0].tolist() == OPENCV[size]
 
 
-def test_is_interpolation_to_a_grey_level():
+def test_equals_interpolation_within_a_grey_level():
     images = levels(torch.rand(2, 3, 40, 61)) / 255
     for size in [(20, 30), (97, 13), (80, 122)]:
         wanted = torch.nn.functional.interpolate(images, size, mode="bilinear")
         assert float((resize_8bit(images, size) - wanted).abs().max()) * 255 < 1.01
 
 
-def test_constants_and_own_size_are_kept():
+def test_constants_and_images_of_that_size_are_unchanged():
     for level in (0, 1, 127, 255):
         images = torch.full((1, 3, 7, 9), level / 255)
         assert set(levels(resize_8bit(images, (23, 4))).unique().tolist()) == {level}

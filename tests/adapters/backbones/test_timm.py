@@ -17,7 +17,7 @@ from ovss_refine_adapters.backbones.weights import load_timm
 
 
 def watch(module, name="output"):
-    """Note what a module gives, or is given; and stop fused attention from hiding it."""
+    """Record the outputs of a module, or its inputs."""
     seen = []
     if name == "output":
         module.register_forward_hook(lambda _m, _a, output: seen.append(output))
@@ -35,7 +35,7 @@ def test_projections_are_those_of_the_block(family):
     maps, mixed = watch(attn.attn_drop), watch(attn.norm, "input")
     TimmBackbone(model).features(images())
     weights = (got.scale * got.q @ got.k.mT).softmax(-1)
-    assert weights.std() > 0.05 / weights.shape[-1]  # not uniform, which anything would give
+    assert weights.std() > 0.05 / weights.shape[-1]  # not uniform, which would pass trivially
     assert_close(weights, maps[0], atol=1e-6, rtol=0)
     assert_close((weights @ got.v).transpose(1, 2).flatten(2), mixed[0], atol=1e-5, rtol=1e-5)
 
@@ -56,7 +56,7 @@ def test_features_and_keys_drop_the_prefix(family, layer):
         assert_close(got, tokens[:, :, backbone.prefix :])
 
 
-def test_several_layers_come_in_their_order():
+def test_layers_are_returned_in_the_given_order():
     backbone = TimmBackbone(tiny_vit())
     both = backbone.projections(images(), [-1, 0])
     for layer, got in zip((2, 0), both, strict=True):
@@ -83,7 +83,7 @@ def test_images_are_resized_and_normalised():
 
 
 @pytest.mark.parametrize("family", ["dino", "registers", "eva02"])
-def test_reference_positions_replace_those_of_timm(family):
+def test_reference_positions_replace_timms(family):
     model, x = tiny_vit(family, img_size=56), images(1, 56, 112)
     backbone = TimmBackbone(model, positions="reference")
     tokens = watch(model.blocks[0], "input")
@@ -114,7 +114,7 @@ def test_reference_positions_change_nothing_at_the_native_size():
     assert_close(rule, TimmBackbone(model).features(x), atol=0, rtol=0)
 
 
-def test_a_model_for_one_size_takes_only_that():
+def test_a_fixed_size_model_takes_only_its_size():
     model = tiny_vit(img_size=56, dynamic_img_size=False)
     native = TimmBackbone(model, size=(56, 56), positions="reference").features(images())
     assert native.shape == (2, 64, 7, 7)
@@ -123,7 +123,7 @@ def test_a_model_for_one_size_takes_only_that():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_any_float_type_of_images_and_model(dtype):
+def test_any_float_dtype_of_images_and_model(dtype):
     wanted = TimmBackbone(tiny_vit()).features(images())
     got = TimmBackbone(tiny_vit()).features(images().to(dtype))
     assert got.dtype == torch.float32
@@ -134,7 +134,7 @@ def test_any_float_type_of_images_and_model(dtype):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "mobilenetv3_small_050"])
-def test_convolutions_give_features_of_any_stage(name):
+def test_convolutional_models_give_features_of_any_stage(name):
     model = timm.create_model(name, pretrained=False, num_classes=0).eval()
     backbone = TimmBackbone(model)
     x = images(1, 70, 100)
@@ -154,7 +154,7 @@ def test_attention_with_more_than_a_softmax_is_refused():
         TimmBackbone(model, size=(224, 224)).keys(images())
 
 
-def test_a_block_that_does_not_attend_is_noticed():
+def test_a_block_that_skips_attention_raises():
     model = tiny_vit()
     model.blocks[1].attn.forward = lambda x, **_: x
     with pytest.raises(RuntimeError, match=r"block 1 ran without .*\['k', 'q'\]"):
@@ -181,7 +181,7 @@ def test_a_file_of_weights_loads_into_a_named_model(tmp_path, name, monkeypatch)
     smaller = lambda *args, **more: create(*args, **(TINY | more))  # noqa: E731
     monkeypatch.setattr(timm, "create_model", smaller)
     model = tiny_vit("registers", img_size=518)
-    state = {"head.bias": torch.zeros(3)} | model.state_dict()  # a classifier is left out
+    state = {"head.bias": torch.zeros(3)} | model.state_dict()  # a classifier is ignored
     if name == "w.pt":
         torch.save(state, tmp_path / name)
     else:
@@ -193,17 +193,17 @@ def test_a_file_of_weights_loads_into_a_named_model(tmp_path, name, monkeypatch)
         assert_close(value.float(), state[key])
 
 
-def test_other_weights_in_a_folder_are_noticed(tmp_path):
+def test_mismatched_weights_in_a_folder_raise(tmp_path):
     saved(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    for change, says in (
-        ({"depth": 2}, r"got 1\d that it has not \['blocks.2.*\], and 0 too few"),
-        ({"depth": 4}, r"and 1\d too few \['blocks.3"),
+    for change, message in (
+        ({"depth": 2}, r"got 1\d unexpected \['blocks.2.*\] and 0 missing"),
+        ({"depth": 4}, r"and 1\d missing \['blocks.3"),
         ({"embed_dim": 32}, "got size mismatch for"),
     ):
         text = json.dumps(config | {"model_args": config["model_args"] | change})
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             load_timm(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
     for path in tmp_path.glob("*.safetensors"):
@@ -220,32 +220,34 @@ def test_pickles_that_hold_more_than_weights_are_refused(tmp_path):
         load_timm(tmp_path)
 
 
-def test_without_a_network_one_sentence_says_what_to_do(monkeypatch, tmp_path):
+def test_without_a_network_one_sentence_gives_the_fixes(monkeypatch, tmp_path):
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     for name in (FAMILIES["dino"], "hf-hub:timm/vit_base_patch8_224.dino"):
         with pytest.raises(FileNotFoundError) as caught:
             load_timm(name)
-        said = str(caught.value)
-        assert said.startswith("the weights `timm/vit_base_patch8_224.dino` must be at hand; got")
-        assert f"`{huggingface_hub.constants.HF_HUB_CACHE}`" in said
-        assert "(not asked: HF_HUB_OFFLINE is set); run `hf download timm/vit" in said
-        assert "or pass `weights`, a file" in said
+        message = str(caught.value)
+        assert message.startswith(
+            "the weights `timm/vit_base_patch8_224.dino` must be available; got"
+        )
+        assert f"`{huggingface_hub.constants.HF_HUB_CACHE}`" in message
+        assert "(not asked: HF_HUB_OFFLINE is set); run `hf download timm/vit" in message
+        assert "or pass `weights`, a file" in message
 
 
 @pytest.mark.parametrize(
-    ("model", "options", "error", "says"),
+    ("model", "options", "error", "message"),
     [
         ("vit_bas_patch8_224.dino", {}, ValueError, r"got .* Did you mean one of .*dino"),
         ("vit_base_patch8_224.dinos", {}, ValueError, r"\[.*224.dino'.*\]; got 'vit_base_patch8_2"),
-        ("/nowhere", {}, FileNotFoundError, "`model` must be an existing folder; `/nowhere`"),
-        ("local-dir:no", {}, FileNotFoundError, "`model` must be an existing folder; `no`"),
-        ("resnet18", {"weights": "/no"}, FileNotFoundError, r"`weights` must .* `/no` does not"),
+        ("/nowhere", {}, FileNotFoundError, "`model` must be an existing folder; got `/nowhere`"),
+        ("local-dir:no", {}, FileNotFoundError, "`model` must be an existing folder; got `no`"),
+        ("resnet18", {"weights": "/no"}, FileNotFoundError, r"`weights` must .* got `/no`"),
         ("resnet18", {"weights": "{}"}, FileNotFoundError, r"must hold `model.safe.*got \['a'\]"),
         ("{}", {}, FileNotFoundError, r"must hold `config.json`; got \['a'\]"),
-        (None, {"weights": "w"}, ValueError, "`weights` must be None beside .* got 'w'"),
-        (None, {"device": "cpu"}, ValueError, "`device` must be None beside a ready model"),
+        (None, {"weights": "w"}, ValueError, "`weights` must be None with .* got 'w'"),
+        (None, {"device": "cpu"}, ValueError, "`device` must be None with a ready model"),
         (None, {"positions": "dino"}, ValueError, "`positions` must be one of"),
         (None, {"size": 20}, ValueError, "`size` must be a positive multiple of the patch size 8"),
         (None, {"size": (16, 20)}, ValueError, r"multiple .* got \(16, 20\)"),
@@ -253,17 +255,20 @@ def test_without_a_network_one_sentence_says_what_to_do(monkeypatch, tmp_path):
         (None, {"size": 0}, ValueError, "got 0"),
     ],
 )  # fmt: skip
-def test_bad_options(tmp_path, model, options, error, says):
+def test_bad_options(tmp_path, model, options, error, message):
     (tmp_path / "a").write_text("")
     options = {k: v.format(tmp_path) if isinstance(v, str) else v for k, v in options.items()}
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         TimmBackbone(model.format(tmp_path) if model else tiny_vit(), **options)
 
 
 def test_a_config_of_another_library_is_refused(tmp_path):
-    for text, says in (("{}", r"name its `architecture`; got \[\]"), ("x", "must be a JSON file")):
+    for text, message in (
+        ("{}", r"must have an entry `architecture`; got \[\]"),
+        ("x", "must be a JSON file"),
+    ):
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             load_timm(tmp_path)
 
 
@@ -273,7 +278,7 @@ def test_reference_positions_need_a_table():
 
 
 @pytest.mark.parametrize(
-    ("x", "layer", "error", "says"),
+    ("x", "layer", "error", "message"),
     [
         (torch.rand(3, 8, 8), -1, ValueError, r"`images` must be a batch or a list"),
         (torch.ones(1, 3, 8, 8).int(), -1, TypeError, "`images` must be uint8 or floating-point"),
@@ -284,13 +289,13 @@ def test_reference_positions_need_a_table():
         (torch.rand(1, 3, 8, 8), 1.0, TypeError, "`layers` must be whole numbers; got 1.0"),
     ],
 )
-def test_bad_images_and_layers(x, layer, error, says):
+def test_bad_images_and_layers(x, layer, error, message):
     backbone = TimmBackbone(tiny_vit())
     for method in (backbone.features, backbone.keys):
-        with pytest.raises(error, match=says):
+        with pytest.raises(error, match=message):
             method(x, layer)
 
 
-def test_no_layer_is_none():
+def test_no_layers_raise():
     with pytest.raises(ValueError, match="at least one layer"):
         TimmBackbone(tiny_vit()).projections(images(), [])

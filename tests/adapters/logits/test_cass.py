@@ -1,4 +1,4 @@
-"""CASS: spectra, pairs, low-rank graphs, what DINO sees, the whole formula, manners."""
+"""CASS: spectra, pairs, low-rank graphs, DINO's input, the whole formula, conformance."""
 
 import functools
 import itertools
@@ -34,18 +34,18 @@ def make_cass(**options):
 
 
 class Keys:
-    """Keys of one's own, the same for every image, on a grid of one's own."""
+    """Fixed keys on a fixed grid, the same for every image."""
 
     def __init__(self, heads, grid, d=8, seed=0):
         generator = torch.Generator().manual_seed(seed)
         self.held = torch.randn(heads, grid[0] * grid[1], d, generator=generator)
         self.size = grid
 
-    def keys(self, shot):
-        self.shown = shot
-        return self.held[None].expand(len(shot), -1, -1, -1)
+    def keys(self, batch):
+        self.input = batch
+        return self.held[None].expand(len(batch), -1, -1, -1)
 
-    def grid(self, shot):
+    def grid(self, batch):
         return self.size
 
 
@@ -54,7 +54,7 @@ def softmax(x):
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def written_spectrum(graph):
+def reference_spectrum(graph):
     values = np.sort(np.linalg.eigvalsh(graph))[-20:]
     values = values / np.linalg.norm(values)
     return values / np.abs(values).sum()
@@ -65,7 +65,7 @@ def onto(x, low, high):
 
 
 def best_pairs(worth):
-    """By trying all; among equals the one nearest to the order of the heads."""
+    """By exhaustive search; ties go to the pairs closest to the order of the heads."""
 
     def total(pairs):
         return sum(float(worth[i, j]) - 1e-6 * (i - j) ** 2 for i, j in enumerate(pairs))
@@ -73,7 +73,7 @@ def best_pairs(worth):
     return max(itertools.permutations(range(len(worth))), key=total)
 
 
-def written(source, pixels):
+def reference(source, pixels):
     """Features [N, D] of one image in float64, and the pairs, without `faithful`."""
     tower = source.tower
     last, grid = tower.layers - 1, tower.grid(*pixels.shape[-2:])
@@ -83,7 +83,9 @@ def written(source, pixels):
         proxy = source.proxy_keys(pixels, grid)[0].double().numpy()
     proxy = onto(proxy, k.min(), k.max())
     C, D = ([one @ one.T / np.sqrt(one.shape[1]) for one in keys] for keys in (k, proxy))
-    W = np.array([[np.abs(written_spectrum(d) - written_spectrum(c)).sum() for d in D] for c in C])
+    W = np.array(
+        [[np.abs(reference_spectrum(d) - reference_spectrum(c)).sum() for d in D] for c in C]
+    )
     best = best_pairs(W)
     out = []
     for i, j in enumerate(best):
@@ -111,16 +113,16 @@ def test_formula(size, spectrum_stretch):
         spectrum_stretch=spectrum_stretch,
     )
     pixels = source.prepare(images(1, *size))
-    wanted, W = written(source, pixels)
-    assert np.abs(W - W.T).max() > 1e-3  # else rows and columns might be exchanged unseen
+    wanted, W = reference(source, pixels)
+    assert np.abs(W - W.T).max() > 1e-3  # else swapped rows and columns would go unnoticed
     with torch.no_grad():
         maps, own = source.encode(pixels)
         assert_close(source.class_embedding(pixels), own)
     assert_close(maps[0].flatten(1).mT, wanted, atol=2e-5, rtol=0)
 
 
-def test_keys_lie_where_they_were():
-    """Keys that say their place, (row, column) in shares of the image, on a grid of 4 x 10."""
+def test_keys_keep_their_position():
+    """Keys equal to their position, (row, column) as fractions of the image, on a 4 x 10 grid."""
     proxy = Keys(2, (4, 10), d=2)
     rows, columns = torch.meshgrid(
         (torch.arange(4) + 0.5) / 4, (torch.arange(10) + 0.5) / 10, indexing="ij"
@@ -130,16 +132,16 @@ def test_keys_lie_where_they_were():
     )
     source = make_cass(proxy=proxy)
     got = source.proxy_keys(source.prepare(images(1, 24, 48)), (3, 6))[0].view(2, 3, 6, 2)
-    # The middle is a mean of equals on either side; bilinear weights keep straight lines.
+    # The middle is a mean of equals on both sides; bilinear weights keep linear functions.
     assert_close(got[0, :, 3, 0], torch.tensor([1 / 6, 3 / 6, 5 / 6]))
     assert_close(got[0, 1, :, 1], (torch.arange(6) + 0.5) / 6)
     assert_close(got[1], 2 * got[0])
 
 
-def test_class_embedding_is_that_of_clip():
-    shot = images(2, 32, 32)
+def test_class_embedding_equals_clips():
+    batch = images(2, 32, 32)
     source = make_cass()
-    pixels = source.prepare(shot)
+    pixels = source.prepare(batch)
     with torch.no_grad():
         assert_close(source.class_embedding(pixels), model().encode_image(pixels))
 
@@ -151,16 +153,16 @@ def test_spectrum(rng, shape):
     N = shape[1]
     assert got.shape == (1, 3, min(20, N))
     for head in range(3):
-        wanted = written_spectrum(keys[0, head] @ keys[0, head].T)
+        wanted = reference_spectrum(keys[0, head] @ keys[0, head].T)
         assert_close(got[0, head], torch.from_numpy(wanted), atol=1e-7, rtol=0)
 
 
-def test_pairs_are_of_the_most_different():
-    """By trying all; faithful exchanges rows and columns, as the released code does."""
+def test_pairs_differ_most():
+    """By exhaustive search; `faithful` swaps rows and columns, as the released code does."""
     proxy = Keys(5, (6, 6), d=7).held[None] * torch.linspace(0.2, 3, 7)
     own = Keys(5, (6, 6), d=7, seed=1).held[None] * torch.linspace(2, 0.1, 7)
     p, c = (cass_graph.spectrum(x)[0] for x in (proxy, own))
-    W = torch.stack([(p - one).abs().sum(dim=-1) for one in c]).float()  # CLIP's heads down
+    W = torch.stack([(p - one).abs().sum(dim=-1) for one in c]).float()  # rows: CLIP
     for faithful, rows in ((False, W), (True, W.mT)):
         source = make_cass(
             model=tiny_clip(width=80, head_width=16), proxy=Keys(5, (6, 6)), faithful=faithful
@@ -182,14 +184,14 @@ def test_equally_good_pairs_keep_the_order():
     assert cass_graph.assign(torch.tensor([[[0.0, 1e-3], [1e-3, 0.0]]])).tolist() == [[1, 0]]
 
 
-def test_assignment_is_taken_as_given():
+def test_a_given_assignment_is_used():
     one, two = (make_cass(assignment=a).logits(images(1)).values for a in ([0, 1], [1, 0]))
     assert float((one - two).abs().max()) > 1e-4
     free = make_cass().logits(images(1)).values
     assert min(float((free - x).abs().max()) for x in (one, two)) == 0
 
 
-def test_randomised_svd_is_that_of_torch(rng):
+def test_randomised_svd_equals_torchs(rng):
     factor = torch.from_numpy(rng.normal(size=(2, 3, 40, 9)))
     u, s, v = cass_graph.randomised_svd(factor, 4, seed=5)
     for image in range(2):
@@ -204,7 +206,7 @@ def test_randomised_svd_is_that_of_torch(rng):
 
 
 def test_low_rank(rng):
-    """Exact where the graph has that rank, whatever the seed; the diagonal is 0."""
+    """Exact if the graph has that rank, for any seed; the diagonal is 0."""
     keys = torch.from_numpy(rng.normal(size=(1, 2, 30, 10))).float()
     graph = keys @ keys.mT / 10**0.5
     graph = graph.masked_fill(torch.eye(30, dtype=torch.bool), 0)
@@ -213,8 +215,8 @@ def test_low_rank(rng):
         assert_close(got, graph, atol=1e-5, rtol=1e-5)
 
 
-def test_the_seed_matters_where_the_rank_is_higher():
-    """And without `faithful` it does not."""
+def test_the_seed_matters_if_the_rank_is_higher():
+    """Without `faithful` it does not."""
     one, two = (make_cass(seed=seed).logits(images(1)).values for seed in (1, 2))
     assert float((one - two).abs().max()) > 1e-6
     one, two = (make_cass(seed=s, faithful=False).logits(images(1)).values for s in (1, 2))
@@ -240,7 +242,7 @@ def test_match_range():
     assert cass_graph.match_range(torch.ones(1, 1, 2), like[0, :1]).tolist() == [[[10.0, 10.0]]]
 
 
-def test_match_range_of_heads_apart():
+def test_match_range_per_head():
     x = torch.tensor([[[[0.0, 1.0]], [[0.0, 10.0]]]])
     like = torch.tensor([[[[0.0, 5.0]], [[1.0, 2.0]]]])
     assert_close(cass_graph.match_range(x, like)[0, 0, 0], torch.tensor([0.0, 0.5]))
@@ -249,41 +251,41 @@ def test_match_range_of_heads_apart():
 
 
 @pytest.mark.parametrize("size", [(40, 40), (40, 70), (61, 33)])
-def test_what_dino_is_shown(size):
-    """False colours of 8 bits, resized by Pillow to a square."""
-    shot = images(1, *size)
+def test_dinos_input(size):
+    """8-bit false colours, resized by Pillow to a square."""
+    batch = images(1, *size)
     keys = Keys(2, (4, 4))
     source = make_cass(proxy=keys)
-    source.logits(shot)
-    pixels = source.prepare(shot)[0].permute(1, 2, 0).double().numpy()
+    source.logits(batch)
+    pixels = source.prepare(batch)[0].permute(1, 2, 0).double().numpy()
     colours = pixels * [0.229, 0.224, 0.255] + [0.485, 0.456, 0.406]
     assert 0 <= colours.min() < colours.max() <= 1
-    picture = Image.fromarray((colours * 255).astype(np.uint8))
+    pil_image = Image.fromarray((colours * 255).astype(np.uint8))
     side = min(size)
-    wanted = torch.from_numpy(np.array(picture.resize((side, side), Image.Resampling.BICUBIC)))
-    levels = keys.shown[0].permute(1, 2, 0) * 255
+    wanted = torch.from_numpy(np.array(pil_image.resize((side, side), Image.Resampling.BICUBIC)))
+    levels = keys.input[0].permute(1, 2, 0) * 255
     assert_close(levels, levels.round(), atol=1e-4, rtol=0)
     gap = (levels - wanted).abs()
-    # Pillow's weights are multiples of 2^-22 of its own; a half may fall either way.
+    # Pillow rounds its own weights to multiples of 2^-22; halves may round either way.
     assert float(gap.max()) < 1.01
     assert float((gap > 0.5).float().mean()) < (0.02 if size[0] != size[1] else 1e-4)
 
 
-def test_what_dino_is_shown_without_faithful():
-    keys, shot = Keys(2, (5, 8)), images(1, 43, 70)
-    make_cass(proxy=keys, faithful=False).logits(shot)
-    assert_close(keys.shown, shot[..., :40, :64], atol=1e-6, rtol=0)
+def test_dinos_input_without_faithful():
+    keys, batch = Keys(2, (5, 8)), images(1, 43, 70)
+    make_cass(proxy=keys, faithful=False).logits(batch)
+    assert_close(keys.input, batch[..., :40, :64], atol=1e-6, rtol=0)
 
 
-def test_whole_patches_of_dino():
-    class Watched(TimmBackbone):
-        def keys(self, shot, layer=-1):
-            self.shown = shot
-            return super().keys(shot, layer)
+def test_dinos_input_is_cropped_to_whole_patches():
+    class Recording(TimmBackbone):
+        def keys(self, batch, layer=-1):
+            self.input = batch
+            return super().keys(batch, layer)
 
-    watched = Watched(tiny_models.tiny_vit("registers"))
-    make_cass(proxy=watched).logits(images(1, 50, 83))
-    assert watched.shown.shape[-2:] == (42, 42)  # 50 cut to patches of 14
+    backbone = Recording(tiny_models.tiny_vit("registers"))
+    make_cass(proxy=backbone).logits(images(1, 50, 83))
+    assert backbone.input.shape[-2:] == (42, 42)  # 50 cropped to patches of 14
 
 
 def test_published_constants():
@@ -324,8 +326,8 @@ def test_conformance(options):
 
 
 def test_one_colour_and_one_patch():
-    for shot in (torch.zeros(1, 3, 48, 80), torch.ones(1, 3, 48, 80), images(1, 9, 9)):
-        assert bool(make_cass().logits(shot).values.isfinite().all())
+    for batch in (torch.zeros(1, 3, 48, 80), torch.ones(1, 3, 48, 80), images(1, 9, 9)):
+        assert bool(make_cass().logits(batch).values.isfinite().all())
 
 
 def test_by_name():

@@ -1,4 +1,4 @@
-"""The producers that rewire the last block: formulas, options, windows, batches, manners."""
+"""The producers that rewire the last block: formulas, options, windows, batches, conformance."""
 
 import functools
 
@@ -47,7 +47,7 @@ def softmax(x):
     return e / e.sum(axis=-1, keepdims=True)
 
 
-class Written:
+class Reference:
     """The tiny tower in float64 NumPy, one image and one head at a time, from the formulas."""
 
     def __init__(self, model):
@@ -119,7 +119,7 @@ def test_formula(name):
     model = tiny_clip()
     pixels = images(1, 32, 32)
     pairs, kept, over_blocks = TABLE[name]
-    wanted = Written(model).features(pixels[0].double().numpy(), pairs, kept, over_blocks)
+    wanted = Reference(model).features(pixels[0].double().numpy(), pairs, kept, over_blocks)
     with torch.no_grad():
         got = make(PRODUCERS[name], model=model).features(pixels)[0].flatten(1).mT
     # Float32 against float64, for features of order one.
@@ -127,13 +127,13 @@ def test_formula(name):
 
 
 def test_producers_differ():
-    """Else the table above would prove less than it seems to."""
-    scores = [make(producer).logits(images(1)).values for producer in PRODUCERS.values()]
+    """Otherwise the test above would prove less than it seems to."""
+    values = [make(producer).logits(images(1)).values for producer in PRODUCERS.values()]
     equal = [
         (a, b)
         for i, a in enumerate(PRODUCERS)
         for j, b in enumerate(PRODUCERS)
-        if i < j and float((scores[i] - scores[j]).abs().max()) < 1e-3
+        if i < j and float((values[i] - values[j]).abs().max()) < 1e-3
     ]
     assert equal == [("qq", "clearclip")]
 
@@ -157,7 +157,7 @@ def test_logits():
     assert float(out.values.abs().max()) <= 1 + 1e-6
 
 
-def test_refiner_takes_them():
+def test_refiner_takes_the_logits():
     logits = make(clip.kk_mean).logits(images(1, 48, 80))
     attention = torch.full((1, 60, 60), 1 / 60)
     labels = Refiner()(logits, attention, images(1, 48, 80)).labels
@@ -202,10 +202,10 @@ def test_gaussian_by_its_formula():
 
 @pytest.mark.parametrize("name", ["sclip", "clearclip"])
 def test_windows_are_averaged(name):
-    """By hand: pad if need be, score each window, upsample, cut, sum, divide."""
+    """By hand: pad if needed, compute each window's cosines, upsample, crop, sum, divide."""
     source = make(PRODUCERS[name], window=36, stride=20)
-    shot = images(1, 50, 70)
-    pixels = source.prepare(shot)
+    batch = images(1, 50, 70)
+    pixels = source.prepare(batch)
     total, count = torch.zeros(4, 50, 70), torch.zeros(50, 70)
     margin = 2 if name == "clearclip" else 0  # 36 to 40 pixels
     for top in (0, 14):
@@ -218,34 +218,34 @@ def test_windows_are_averaged(name):
             up = up[:, margin : margin + 36, margin : margin + 36]
             total[:, top : top + 36, left : left + 36] += up
             count[top : top + 36, left : left + 36] += 1
-    assert_close(source.logits(shot).values[0], total / count)
+    assert_close(source.logits(batch).values[0], total / count)
 
 
-def test_a_window_as_large_as_the_image_is_the_image():
+def test_a_window_larger_than_the_image_gives_the_whole_image():
     whole = make(clip.sclip).logits(images(2, 48, 80)).values
     window = make(clip.sclip, window=96, stride=96).logits(images(2, 48, 80)).values
     assert_close(window, upsample(whole, (48, 80)))
 
 
 def test_images_are_resized_and_normalised():
-    """Grey levels of the resized 8-bit image, minus the rounded mean, by the rounded deviation."""
-    shot = images(1, 48, 80)
-    pixels = make(clip.clip, short_side=24).prepare(shot)
+    """Grey levels of the resized 8-bit image, minus rounded mean, over rounded deviation."""
+    batch = images(1, 48, 80)
+    pixels = make(clip.clip, short_side=24).prepare(batch)
     mean = torch.tensor([122.771, 116.746, 104.094]).view(3, 1, 1)
     std = torch.tensor([68.501, 66.632, 70.323]).view(3, 1, 1)
-    assert_close(pixels, (resize_8bit(shot, (24, 40)) * 255 - mean) / std, atol=1e-5, rtol=0)
+    assert_close(pixels, (resize_8bit(batch, (24, 40)) * 255 - mean) / std, atol=1e-5, rtol=0)
 
 
 def test_without_faithful_images_are_resized_with_antialiasing():
-    shot = images(1, 48, 80)
-    pixels = make(clip.clip, short_side=24, faithful=False).prepare(shot)
-    small = torch.nn.functional.interpolate(shot, (24, 40), mode="bilinear", antialias=True)
+    batch = images(1, 48, 80)
+    pixels = make(clip.clip, short_side=24, faithful=False).prepare(batch)
+    small = torch.nn.functional.interpolate(batch, (24, 40), mode="bilinear", antialias=True)
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
     assert_close(pixels, (small - mean) / std, atol=1e-5, rtol=0)
 
 
-def test_statistics_are_the_models_own():
+def test_statistics_come_from_the_model():
     model = tiny_clip()
     model.visual.preprocess_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.25, 0.125)}
     pixels = make(clip.clip, model=model).prepare(torch.ones(1, 3, 8, 8))
@@ -261,7 +261,7 @@ def test_given_text_features():
     assert_close(source.logits(images(1)).values[0, :, 2, 3], wanted)
 
 
-def test_text_is_kept_where_it_is_told(tmp_path, monkeypatch):
+def test_text_is_cached_in_the_given_folder(tmp_path, monkeypatch):
     make(clip.clip, cache_dir=tmp_path / "here")
     assert len(list((tmp_path / "here").iterdir())) == 1
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
@@ -344,7 +344,7 @@ def test_slide_keeps_constants():
 
 @pytest.mark.parametrize("name", PRODUCERS)
 def test_model_in_half_precision(name):
-    """As open_clip makes it: linear layers in bfloat16, norms in float32. Scores stay near."""
+    """As open_clip makes it: linear layers in bfloat16, norms in float32. Logits stay close."""
     model = open_clip.CLIP(
         24,
         open_clip.CLIPVisionCfg(**VISION),

@@ -1,4 +1,4 @@
-"""Text that follows the image, and the score of the image as a whole."""
+"""Text that depends on the image, and logits of the whole image."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from ovss_refine_adapters.logits.rf_clip import RfClipLogits
 
 
 class Plain(GlobalTextClip):
-    """The raw tower, so that all that remains is the text."""
+    """The plain tower, which leaves only the text."""
 
     linkage = "complete"
 
@@ -39,7 +39,7 @@ def complete_or_ward(text, linkage, distance):
     def between(a, b):
         if linkage == "complete":
             return max(apart[i, j] for i in a for j in b)
-        # Ward by the distances alone: what the Lance-Williams recurrence comes to.
+        # Ward from distances only: the closed form of the Lance-Williams recurrence.
         both, one, two = (
             sum(apart[i, j] ** 2 for i in x for j in y) for x, y in ((a, b), (a, a), (b, b))
         )
@@ -76,7 +76,7 @@ def test_groups(rng, linkage, distance):
 
 
 def test_linkages_differ(rng):
-    """Else the table above would prove less than it seems to."""
+    """Otherwise the test above would prove less than it seems to."""
     text = torch.from_numpy(unit(rng.normal(size=(12, 3)))).float()
     assert gt.group(text, "ward", 0.8).tolist() != gt.group(text, "complete", 0.8).tolist()
 
@@ -89,7 +89,7 @@ def test_equal_prompts_are_one_group():
     assert gt.group(text[:1], "ward", 0.1).tolist() == [0]
 
 
-def written(text, groups, whole, patches, alpha):
+def reference(text, groups, whole, patches, alpha):
     text = text.copy()
     for g in set(groups):
         members = [i for i, x in enumerate(groups) if x == g]
@@ -111,7 +111,7 @@ def test_adjust(rng, alpha):
         torch.from_numpy(patches),
         alpha,
     )
-    wanted = np.stack([written(text, groups, whole[i], patches[i], alpha) for i in range(3)])
+    wanted = np.stack([reference(text, groups, whole[i], patches[i], alpha) for i in range(3)])
     assert_close(got, torch.from_numpy(wanted))
 
 
@@ -132,12 +132,12 @@ def test_scores(size):
     for i in range(2):
         patches = unit(maps[i].flatten(1).mT.double().numpy())
         whole = text @ unit(own[i].double().numpy())
-        adjusted = written(text, source.groups.tolist(), whole, patches, 0.2)
+        adjusted = reference(text, source.groups.tolist(), whole, patches, 0.2)
         wanted = 0.7 * adjusted @ patches.T + 0.3 * whole[:, None]
         assert_close(got[i].flatten(1).double(), torch.from_numpy(wanted), atol=1e-6, rtol=0)
 
 
-def test_without_weights_it_is_the_tower():
+def test_zero_weights_give_the_plain_tower():
     plain = make(Plain, global_weight=0.0, patch_weight=0.0)
     from ovss_refine_adapters.logits.clip import clip
 
@@ -146,16 +146,16 @@ def test_without_weights_it_is_the_tower():
 
 def test_class_embedding_of_the_whole_image_or_of_each_window():
     options = {"window": 32, "stride": 32, "global_weight": 1.0, "short_side": None}
-    shot = images(1, 32, 64)
+    batch = images(1, 32, 64)
     whole = make(Plain, **options)
-    values = whole.logits(shot).values
-    embedding = whole.class_embedding(whole.prepare(shot)).detach()
+    values = whole.logits(batch).values
+    embedding = whole.class_embedding(whole.prepare(batch)).detach()
     wanted = torch.nn.functional.normalize(embedding, dim=1) @ whole.text.T
     assert_close(values, wanted[:, :, None, None].expand_as(values))
     apart = make(Plain, global_from="window", **options)
-    values = apart.logits(shot).values
+    values = apart.logits(batch).values
     for left in (0, 32):
-        pixels = apart.prepare(shot)[..., left : left + 32]
+        pixels = apart.prepare(batch)[..., left : left + 32]
         embedding = apart.class_embedding(pixels).detach()
         wanted = torch.nn.functional.normalize(embedding, dim=1) @ apart.text.T
         assert_close(values[..., left : left + 32], wanted[:, :, None, None].expand(1, 4, 32, 32))
@@ -189,6 +189,6 @@ def test_bad_options(options, error, message):
         make(RfClipLogits, sink_channels=[0], **options)
 
 
-def test_no_classes_twice_is_checked_before_anything_is_loaded():
+def test_repeated_classes_raise_before_anything_is_loaded():
     with pytest.raises(ValueError, match="no name twice"):
         Plain([*CLASSES, "dog"], model=tiny_clip())

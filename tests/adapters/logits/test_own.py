@@ -18,10 +18,10 @@ from ovss_refine_adapters.logits.own import CallableLogits, NpzLogits
 VOC = Path(__file__).parents[4] / "shared" / "data" / "voc_real" / "arrays"
 
 
-def colours(shots):
+def colours(batch):
     """Three prompts: how red, green, blue a cell is."""
     return torch.nn.functional.adaptive_avg_pool2d(
-        shots.float(), [max(1, n // 8) for n in shots.shape[2:]]
+        batch.float(), [max(1, n // 8) for n in batch.shape[2:]]
     )
 
 
@@ -29,12 +29,12 @@ def test_callable_conforms():
     check_logits_source(lambda: CallableLogits(colours, ["red/rose", "blue"], scale=40.0))
 
 
-def test_module_in_a_callable_is_left_as_it_was():
+def test_module_in_a_callable_is_left_unchanged():
     net = torch.nn.Conv2d(3, 4, 8, stride=8).eval()
 
-    @torch.autocast("cpu", enabled=False)  # the function's own business
-    def fn(shots):
-        return net(shots.float())
+    @torch.autocast("cpu", enabled=False)  # up to the function
+    def fn(batch):
+        return net(batch.float())
 
     check_logits_source(lambda: load_logits("callable", fn=fn))
 
@@ -57,8 +57,8 @@ def test_callable_without_gradient():
 @pytest.mark.parametrize(
     ("fn", "error", "message"),
     [
-        (lambda x: x[0], ValueError, r"`fn` must return \[B=2, K, h, w\] scores; got \(3, 48, 80"),
-        (lambda x: x[:1], ValueError, r"`fn` must return \[B=2, K, h, w\] scores; got \(1, 3, 48"),
+        (lambda x: x[0], ValueError, r"`fn` must return \[B=2, K, h, w\] logits; got \(3, 48, 80"),
+        (lambda x: x[:1], ValueError, r"`fn` must return \[B=2, K, h, w\] logits; got \(1, 3, 48"),
         (lambda x: {"out": x}, ValueError, r"`fn` must return .*; got dict"),
         (lambda x: x[:, :2], ValueError, r"`fn` must have K=3 maps, one for each.*; got 2"),
         (lambda x: x.long(), TypeError, r"`values` must be a floating-point tensor"),
@@ -100,7 +100,7 @@ def test_recipe_for_hugging_face(monkeypatch):
 
 
 def test_recipe_for_mmsegmentation(monkeypatch):
-    """Against a stand-in with the calls that the recipe makes."""
+    """With a stub of the calls that the recipe makes."""
 
     def encode_decode(pixels, metas):
         assert [meta["img_shape"] for meta in metas] == [(48, 80)] * 2
@@ -171,7 +171,9 @@ def test_bad_ids(folder, ids, error, message):
 
 
 def test_bad_folder_and_classes(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"`folder` must be a folder; `.*/none` is none"):
+    with pytest.raises(
+        FileNotFoundError, match=r"`folder` must be an existing folder; got `.*/none`"
+    ):
         NpzLogits(tmp_path / "none")
     with pytest.raises(ValueError, match=r"one.npz` must have K=2 maps.*; got 3"):
         NpzLogits(folder, ["a", "b"]).for_image("one")
@@ -179,7 +181,7 @@ def test_bad_folder_and_classes(folder, tmp_path):
 
 def test_real_files():
     if not VOC.is_dir():
-        pytest.skip(f"no real data: `{VOC}` is no folder")
+        pytest.skip(f"no real data: `{VOC}` is not a folder")
     name = sorted(VOC.glob("*.npz"))[0].stem
     logits = NpzLogits(VOC).for_image(name)
     assert logits.values.shape == (21, 33, 33)

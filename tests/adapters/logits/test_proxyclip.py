@@ -1,4 +1,4 @@
-"""ProxyCLIP: formula, kinds of proxies, grids, windows, manners."""
+"""ProxyCLIP: formula, kinds of proxies, grids, windows, conformance."""
 
 import functools
 
@@ -17,9 +17,9 @@ from ovss_refine_adapters.logits import clip, proxyclip
 from ovss_refine_adapters.logits.proxyclip import ProxyClipLogits, masked_softmax, proxy_attention
 
 
-def smooth(shot, size=(6, 16)):
-    """Features of 4 channels that differ from patch to patch and lie in all directions."""
-    coarse = torch.nn.functional.adaptive_avg_pool2d(shot, size)
+def smooth(batch, size=(6, 16)):
+    """Features of 4 channels that vary from patch to patch and point in all directions."""
+    coarse = torch.nn.functional.adaptive_avg_pool2d(batch, size)
     return torch.cat([coarse, coarse.square().sum(dim=1, keepdim=True)], dim=1) - 0.5
 
 
@@ -42,7 +42,7 @@ def resized(maps, size):
     return out
 
 
-def written(source, pixels, features, beta, gamma):
+def reference(source, pixels, features, beta, gamma):
     """[N, D] features of one image, in float64 loops on the tower's values."""
     tower = source.tower
     last = tower.layers - 1
@@ -70,18 +70,18 @@ def written(source, pixels, features, beta, gamma):
 @pytest.mark.parametrize(("beta", "gamma"), [(1.2, 3.0), (0.5, 10.0)])
 def test_formula(beta, gamma):
     source = make(ProxyClipLogits, proxy=smooth, beta=beta, gamma=gamma)
-    shot = images(1, 24, 64)
-    pixels = source.prepare(shot)
-    features = smooth(shot)[0].double().numpy()
+    batch = images(1, 24, 64)
+    pixels = source.prepare(batch)
+    features = smooth(batch)[0].double().numpy()
     with torch.no_grad():
         got = source.features(pixels)
     assert got.shape == (1, 24, 6, 16)
-    wanted = written(source, pixels, features, beta, gamma)
+    wanted = reference(source, pixels, features, beta, gamma)
     assert_close(got[0].flatten(1).mT, wanted, atol=1e-5, rtol=0)
 
 
-def test_something_is_masked_and_something_is_not():
-    """Else the formula above would prove less than it seems to."""
+def test_some_entries_are_masked_and_some_are_not():
+    """Otherwise the test above would prove less than it seems to."""
     map_ = proxy_attention(smooth(images(1, 24, 64)), 1.2, 3.0)
     assert 0.1 < float((map_ == 0).float().mean()) < 0.9
     assert_close(map_.sum(dim=-1), torch.ones(1, 96))
@@ -121,27 +121,27 @@ def test_named_backbones(monkeypatch, given, model, positions):
     assert asked == {"name": model, "positions": positions, "device": "cpu"}
 
 
-def eye(shot, size=(6, 10)):
+def eye(batch, size=(6, 10)):
     n = size[0] * size[1]
-    return Attention(torch.eye(n).expand(len(shot), n, n), size)
+    return Attention(torch.eye(n).expand(len(batch), n, n), size)
 
 
 class Source:
-    """An attention source of one's own."""
+    """A custom attention source."""
 
     def __init__(self, attend):
         self.attention = attend
 
 
-def test_attention_that_mixes_nothing_is_maskclip():
+def test_identity_attention_gives_maskclip():
     wanted = make(functools.partial(clip.maskclip, reading="b")).logits(images()).values
     got = make(ProxyClipLogits, proxy=Source(eye)).logits(images()).values
     assert_close(got, wanted, atol=1e-6, rtol=1e-5)
 
 
-def test_attention_held_as_factors_is_the_same():
+def test_attention_as_factors_gives_the_same_logits():
     source = ViTAttention(tiny_models.tiny_vit(), factors=True)
-    plain = Source(lambda shot: Attention(whole(source.attention(shot)), (6, 10)))
+    plain = Source(lambda batch: Attention(whole(source.attention(batch)), (6, 10)))
     got = make(ProxyClipLogits, proxy=source).logits(images()).values
     assert_close(got, make(ProxyClipLogits, proxy=plain).logits(images()).values)
 
@@ -151,11 +151,11 @@ def whole(attention):
 
 
 def test_rows_of_attention_are_queries():
-    """Everybody looks at patch 7 alone."""
+    """Every patch attends only to patch 7."""
     n = 60
     to_seven = torch.zeros(n, n)
     to_seven[:, 7] = 1
-    proxy = Source(lambda shot: Attention(to_seven.expand(len(shot), n, n), (6, 10)))
+    proxy = Source(lambda batch: Attention(to_seven.expand(len(batch), n, n), (6, 10)))
     got = make(ProxyClipLogits, proxy=proxy).logits(images(1)).values.flatten(2)
     mask = make(functools.partial(clip.maskclip, reading="b")).logits(images(1)).values
     assert_close(got, mask.flatten(2)[..., 7:8].expand(-1, -1, n), atol=1e-6, rtol=1e-5)
@@ -167,7 +167,7 @@ def test_beta_and_gamma_are_not_used_with_attention():
     assert_close(one, two)
 
 
-def test_the_mean_is_that_of_each_image():
+def test_the_mean_is_per_image():
     features = smooth(images(2, 24, 64))
     both = proxy_attention(features, 1.2, 3.0)
     assert_close(both[:1], proxy_attention(features[:1], 1.2, 3.0))
@@ -175,9 +175,9 @@ def test_the_mean_is_that_of_each_image():
 
 
 def test_one_colour():
-    """All patches alike, below 1.2 times their mean, would be 0 / 0."""
+    """Equal patches, all below 1.2 times their mean, would give 0 / 0."""
     assert_close(masked_softmax(torch.ones(1, 5, 5), 1.2, 3.0), torch.eye(5)[None])
-    flat = make(ProxyClipLogits, proxy=lambda shot: torch.ones(len(shot), 3, 6, 10))
+    flat = make(ProxyClipLogits, proxy=lambda batch: torch.ones(len(batch), 3, 6, 10))
     assert_close(
         flat.logits(images(1)).values,
         make(ProxyClipLogits, proxy=Source(eye)).logits(images(1)).values,
@@ -201,8 +201,8 @@ def tiny_resnet():
     return timm.create_model("resnet10t", pretrained=False, num_classes=0)
 
 
-def smooth_by_patches(shot):
-    return smooth(shot, tuple(side // 4 for side in shot.shape[-2:]))
+def smooth_by_patches(batch):
+    return smooth(batch, tuple(side // 4 for side in batch.shape[-2:]))
 
 
 @pytest.mark.parametrize("name", PROXIES)
@@ -212,40 +212,40 @@ def test_conformance(name, options):
 
 
 @pytest.mark.parametrize("faithful", [True, False])
-def test_conformance_unfaithful_or_not(faithful):
+def test_conformance_with_and_without_faithful(faithful):
     options = {"window": 40, "stride": 24, "faithful": faithful}
     check_logits_source(lambda: make(ProxyClipLogits, proxy=tiny_models.tiny_vit(), **options))
 
 
-def test_scores_lie_on_the_grid_of_the_proxy():
+def test_logits_are_on_the_proxys_grid():
     source = make(ProxyClipLogits, proxy=smooth)
     assert source.logits(images(2, 24, 64)).values.shape == (2, 4, 6, 16)
     one_for_all = make(ProxyClipLogits, proxy=functools.partial(smooth, size=(5, 5)))
     assert one_for_all.logits(images(2, 24, 64)).values.shape == (2, 4, 5, 5)
 
 
-class Watched(TimmBackbone):
-    """A backbone that notes what it is shown."""
+class Recording(TimmBackbone):
+    """A backbone that records its input."""
 
-    def features(self, shot, layer=-1):
-        self.shown = shot
-        return super().features(shot, layer)
+    def features(self, batch, layer=-1):
+        self.input = batch
+        return super().features(batch, layer)
 
 
 @pytest.mark.parametrize(
     ("faithful", "size"), [(True, (42, 70)), (False, (48, 80))]
 )  # whole patches of 14 pixels, or of CLIP's 8
-def test_what_the_proxy_is_shown(faithful, size):
-    watched = Watched(tiny_models.tiny_vit("registers"))
-    shot = images(1, 50, 83)
-    make(ProxyClipLogits, proxy=watched, faithful=faithful).logits(shot)
-    assert_close(watched.shown, shot[..., : size[0], : size[1]], atol=1e-6, rtol=0)
+def test_input_of_the_proxy(faithful, size):
+    backbone = Recording(tiny_models.tiny_vit("registers"))
+    batch = images(1, 50, 83)
+    make(ProxyClipLogits, proxy=backbone, faithful=faithful).logits(batch)
+    assert_close(backbone.input, batch[..., : size[0], : size[1]], atol=1e-6, rtol=0)
 
 
 def test_an_image_smaller_than_a_patch_of_the_proxy():
-    watched = Watched(tiny_models.tiny_vit("registers"))
-    values = make(ProxyClipLogits, proxy=watched).logits(images(1, 9, 30)).values
-    assert watched.shown.shape[-2:] == (9, 28)
+    backbone = Recording(tiny_models.tiny_vit("registers"))
+    values = make(ProxyClipLogits, proxy=backbone).logits(images(1, 9, 30)).values
+    assert backbone.input.shape[-2:] == (9, 28)
     assert values.shape == (1, 4, 1, 2)
 
 
@@ -257,15 +257,15 @@ def test_windows_without_faithful_have_whole_patches_of_both(family, multiple):
 
 
 def test_windows_are_padded():
-    """A window of 40 pixels makes 56 for the proxy, 8 more on either side."""
-    watched = Watched(tiny_models.tiny_vit("dino"))
-    source = make(ProxyClipLogits, proxy=watched, window=40, stride=40)
-    shot = images(1, 40, 40)
-    source.logits(shot)
-    assert watched.shown.shape[-2:] == (56, 56)
-    assert_close(watched.shown[..., 8:48, 8:48], shot, atol=1e-6, rtol=0)
+    """A window of 40 pixels is padded to 56 for the proxy, by 8 on each side."""
+    backbone = Recording(tiny_models.tiny_vit("dino"))
+    source = make(ProxyClipLogits, proxy=backbone, window=40, stride=40)
+    batch = images(1, 40, 40)
+    source.logits(batch)
+    assert backbone.input.shape[-2:] == (56, 56)
+    assert_close(backbone.input[..., 8:48, 8:48], batch, atol=1e-6, rtol=0)
     # Zeros after normalisation are the mean colour.
-    assert_close(watched.shown[0, 0, 0, 0], torch.tensor(122.771 / 255), atol=1e-6, rtol=0)
+    assert_close(backbone.input[0, 0, 0, 0], torch.tensor(122.771 / 255), atol=1e-6, rtol=0)
 
 
 def test_by_name():
@@ -276,11 +276,11 @@ def test_by_name():
 
 
 class Both:
-    def features(self, shot):
-        return smooth(shot)
+    def features(self, batch):
+        return smooth(batch)
 
-    def attention(self, shot):
-        return eye(shot)
+    def attention(self, batch):
+        return eye(batch)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_bad_options(options, error, message):
 @pytest.mark.parametrize(
     ("proxy", "error", "message"),
     [
-        (lambda x: smooth(x).mT, ValueError, r"lies as the image does.*got 16 x 6 for 24 x 64"),
+        (lambda x: smooth(x).mT, ValueError, r"oriented like the image.*got 16 x 6 for 24 x 64"),
         (lambda x: smooth(x)[:1], ValueError, r"`features of the proxy` must have.*\[B=2, C"),
         (lambda x: smooth(x).flatten(2), ValueError, r"must have shape \[B=2, C, gh, gw\]"),
         (lambda x: smooth(x) / 0, ValueError, r"`features of the proxy` must be finite"),
@@ -319,7 +319,7 @@ def test_a_proxy_whose_grid_cannot_be_matched(proxy, error, message):
         source.logits(images(2, 24, 64))
 
 
-def test_a_proxy_of_one_size_only():
+def test_a_fixed_size_proxy():
     fixed = tiny_models.tiny_vit("dino", dynamic_img_size=False)
     with pytest.raises(ValueError, match=r"must have the size 224 x 224 that the model was made"):
         make(ProxyClipLogits, proxy=fixed).logits(images(1))

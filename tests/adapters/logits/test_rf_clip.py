@@ -1,4 +1,4 @@
-"""RF-CLIP: sinks, refocusing, the whole formula on grids of any shape, manners."""
+"""RF-CLIP: sinks, refocusing, the whole formula on grids of any shape, conformance."""
 
 import functools
 
@@ -40,17 +40,17 @@ def softmax(x):
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def written_sinks(x, channels):
+def reference_sinks(x, channels):
     above = x - x.min(axis=1, keepdims=True)
     return (above / above.sum(axis=1, keepdims=True))[:, list(channels)].max(axis=1) > 5 / x.shape[
         1
     ]
 
 
-def written_blend(x, grid, channels, faithful):
+def reference_blend(x, grid, channels, faithful):
     """[N, C] patches, one after another."""
     h, w = grid
-    out, sinks = x.copy(), written_sinks(x, channels)
+    out, sinks = x.copy(), reference_sinks(x, channels)
     for p in np.flatnonzero(sinks):
         around = [
             y * w + u
@@ -71,7 +71,7 @@ def torched(x):
     return torch.from_numpy(x).float()[None]
 
 
-def written(source, pixels):
+def reference(source, pixels):
     """The features [N, D] of one image, in float64 on the tower's parts, and its sinks."""
     tower, faithful = source.tower, source.options.faithful
     grid, L = tower.grid(*pixels.shape[-2:]), tower.layers
@@ -95,8 +95,8 @@ def written(source, pixels):
             if i < L - 1:
                 keys.append(kk(i, x))
             x = numpy(tower.block(i, torched(x)))
-            sinks.append(written_sinks(x[1:], source.sink_channels).sum())
-            blended = written_blend(x[1:], grid, source.sink_channels, faithful)
+            sinks.append(reference_sinks(x[1:], source.sink_channels).sum())
+            blended = reference_blend(x[1:], grid, source.sink_channels, faithful)
             x = np.concatenate([x[:1], blended])
             states.append(x)
         mean = np.mean(states, axis=0)
@@ -112,7 +112,7 @@ def written(source, pixels):
 def test_formula(size, faithful):
     source = make_rf(faithful=faithful)
     pixels = source.prepare(images(1, *size))
-    wanted, embedding, sinks = written(source, pixels)
+    wanted, embedding, sinks = reference(source, pixels)
     N = size[0] * size[1] // 64
     assert any(0 < n < N for n in sinks)
     with torch.no_grad():
@@ -130,8 +130,8 @@ def test_blend(rng, grid, faithful):
     x[:, ::3, 4] += 25
     got = blend_sinks(torch.from_numpy(x).float(), grid, [4, 9], faithful)
     for i in range(2):
-        assert written_sinks(x[i, 1:], [4, 9]).sum() == 7
-        wanted = torch.from_numpy(written_blend(x[i, 1:], grid, [4, 9], faithful)).float()
+        assert reference_sinks(x[i, 1:], [4, 9]).sum() == 7
+        wanted = torch.from_numpy(reference_blend(x[i, 1:], grid, [4, 9], faithful)).float()
         assert_close(got[i, 1:], wanted)
     assert_close(got[:, 0], torch.from_numpy(x[:, 0]).float())
 
@@ -144,14 +144,14 @@ def test_nothing_to_blend():
 
 
 def test_refocus():
-    """By hand: patch 1 gets 0.45 of the attention on the mean, patches 2 and 3 less than 0.1."""
+    """By hand: patch 1 gets 0.45 of the attention on average, patches 2 and 3 less than 0.1."""
     row = torch.tensor([0.45, 0.45, 0.08, 0.02])  # the class token first
     out = refocus(row.expand(1, 1, 4, 4))[0, 0, 2]
     lost = 0.4 * 0.45
     assert_close(out, torch.tensor([0.45, 0.27, 0.08 + 0.8 * lost, 0.02 + 0.2 * lost]))
 
 
-def test_refocus_keeps_rows_and_what_is_no_sink(rng):
+def test_refocus_keeps_row_sums_and_attention_without_sinks(rng):
     attention = torch.from_numpy(rng.dirichlet(np.full(15, 0.3), size=(2, 3, 15))).float()
     out = refocus(attention)
     assert_close(out.sum(dim=-1), torch.ones(2, 3, 15))
@@ -171,7 +171,7 @@ def test_refocus_is_off_unless_asked_for():
     assert float(gap.abs().max()) > 1e-5
 
 
-def test_refocused_block_without_sinks_is_the_block(monkeypatch):
+def test_refocused_block_without_sinks_is_unchanged(monkeypatch):
     monkeypatch.setattr("ovss_refine_adapters.logits.rf_clip.REFOCUS_THRESHOLD", 1.0)
     got = make_rf(refocus=True).logits(images(1)).values
     assert_close(got, make_rf().logits(images(1)).values, atol=1e-5, rtol=1e-5)
@@ -202,7 +202,7 @@ def test_known_channels(model, pretrained, channels):
     [("B/16", "laion2b_s34b_b88k"), ("ViT-B-16-quickgelu", "x.pt"), (tiny_clip(), None)],
 )
 def test_unknown_channels(model, pretrained):
-    with pytest.raises(ValueError, match=r"`sink_channels` must be given for other weights than"):
+    with pytest.raises(ValueError, match=r"`sink_channels` must be given for weights other"):
         known_channels(model, pretrained)
 
 
@@ -244,7 +244,7 @@ def test_half_precision_tower():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"sink_channels": None}, ValueError, r"`sink_channels` must be given for other weights"),
+        ({"sink_channels": None}, ValueError, r"`sink_channels` must be given for weights other"),
         ({"sink_channels": [64]}, ValueError, r"below the tower's width 64; got 64"),
         ({"sink_channels": [-1]}, ValueError, r"`sink_channels` must be at least 0; got -1"),
         ({"sink_channels": [1.0]}, TypeError, r"`sink_channels` must be a whole number; got 1.0"),

@@ -1,4 +1,4 @@
-"""SC-CLIP: outliers, repair, the whole formula on grids of any shape, manners."""
+"""SC-CLIP: outliers, repair, the whole formula on grids of any shape, conformance."""
 
 import functools
 
@@ -39,7 +39,7 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def written_factor(x, k, faithful):
+def reference_factor(x, k, faithful):
     """The local outlier factor, one patch after another."""
     N = len(x)
     d = np.linalg.norm(x[:, None] - x, axis=-1)
@@ -53,7 +53,7 @@ def written_factor(x, k, faithful):
     return np.array([np.mean([density[j] for j in near[i]]) / density[i] for i in range(N)])
 
 
-def written_repair(x, outliers, grid):
+def reference_repair(x, outliers, grid):
     h, w = grid
     out = x.copy()
     for p in np.flatnonzero(outliers):
@@ -68,8 +68,8 @@ def written_repair(x, outliers, grid):
     return out
 
 
-def written(source, pixels):
-    """The features of one image, [N, D], from the blocks' outputs on in float64."""
+def reference(source, pixels):
+    """The features of one image, [N, D], in float64 from the blocks' outputs."""
     tower, how = source.tower, source.calibration
     last, grid = tower.layers - 1, tower.grid(*pixels.shape[-2:])
 
@@ -89,12 +89,12 @@ def written(source, pixels):
             x = tower.block(i, x)
             states.append(x[0].double().numpy())
         x = states[-1]
-        factor = written_factor(x[1:], source.neighbours, source.options.faithful)
+        factor = reference_factor(x[1:], source.neighbours, source.options.faithful)
         outliers = factor > np.quantile(factor, 1 - source.contamination)
-        f = unit(written_repair(states[how.pre_adjust][1:], outliers, grid))
+        f = unit(reference_repair(states[how.pre_adjust][1:], outliers, grid))
         similar = f @ f.T
         kept = similar * (similar >= source.similarity_threshold)
-        smooth = kept @ written_repair(x[1:], outliers, grid)
+        smooth = kept @ reference_repair(x[1:], outliers, grid)
         smooth /= kept.sum(axis=1, keepdims=True) + 1e-6
         scaled = 3 * (similar - similar.mean())
         guide = softmax(np.where(scaled < 0, -np.inf, scaled))
@@ -113,7 +113,7 @@ def written(source, pixels):
 def test_formula(size, faithful):
     source = make_four(faithful=faithful, neighbours=7, contamination=0.1)
     pixels = source.prepare(images(1, *size))
-    wanted, outliers = written(source, pixels)
+    wanted, outliers = reference(source, pixels)
     assert outliers.sum() == len(outliers) - 1 - int(0.9 * (len(outliers) - 1))
     with torch.no_grad():
         got = source.features(pixels)
@@ -122,7 +122,7 @@ def test_formula(size, faithful):
 
 
 def test_every_step_makes_a_difference():
-    """Else the formula above would prove less than it seems to."""
+    """Otherwise the test above would prove less than it seems to."""
     wanted = make_four().logits(images(1)).values
     changed = {
         "repair": {"contamination": 0.5},
@@ -147,11 +147,11 @@ def test_outlier_factor(rng, faithful):
     x = rng.normal(size=(2, 40, 5))
     got = outlier_factor(torch.from_numpy(x).float(), 6, faithful)
     for i in range(2):
-        wanted = torch.from_numpy(written_factor(x[i], 6, faithful)).float()
+        wanted = torch.from_numpy(reference_factor(x[i], 6, faithful)).float()
         assert_close(got[i], wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_outlier_factor_finds_what_lies_apart(rng):
+def test_outlier_factor_finds_an_outlier(rng):
     x = torch.from_numpy(rng.normal(size=(1, 50, 4))).float()
     x[0, 17] += 20
     for faithful in (True, False):
@@ -174,7 +174,7 @@ def test_outlier_factor_of_equal_patches(faithful):
 def test_fewer_patches_than_neighbours(rng):
     x = rng.normal(size=(1, 5, 3))
     got = outlier_factor(torch.from_numpy(x).float(), 30, True)
-    wanted = torch.from_numpy(written_factor(x[0], 4, True)).float()
+    wanted = torch.from_numpy(reference_factor(x[0], 4, True)).float()
     assert_close(got[0], wanted, atol=1e-5, rtol=1e-5)
     assert outlier_factor(torch.ones(2, 1, 3), 30, True).tolist() == [[1.0], [1.0]]
     assert make_four().logits(images(1, 9, 9)).values.shape == (1, 4, 1, 1)
@@ -186,11 +186,11 @@ def test_repair(rng, grid):
     outliers = rng.random((2, 21)) < 0.5
     got = repair(torch.from_numpy(x).float(), torch.from_numpy(outliers), grid)
     for i in range(2):
-        wanted = torch.from_numpy(written_repair(x[i], outliers[i], grid)).float()
+        wanted = torch.from_numpy(reference_repair(x[i], outliers[i], grid)).float()
         assert_close(got[i], wanted)
 
 
-def test_repair_where_there_is_nothing_to_repair_with():
+def test_repair_without_valid_neighbours_or_outliers():
     x = torch.arange(12.0).view(1, 6, 2)
     assert_close(repair(x, torch.ones(1, 6, dtype=torch.bool), (2, 3)), x)
     assert_close(repair(x, torch.zeros(1, 6, dtype=torch.bool), (2, 3)), x)
@@ -227,7 +227,7 @@ def test_conformance(options):
 
 
 def test_one_colour():
-    """Every patch like every other, but for its position."""
+    """All patches equal, except for their positions."""
     for shade in (0.0, 1.0):
         values = make_four().logits(torch.full((1, 3, 48, 80), shade)).values
         assert bool(values.isfinite().all())

@@ -49,7 +49,7 @@ def test_average_by_hand():
     assert out[0, 1, 0].tolist() == [1, 1, 1.5, 1.5, 2, 2]
 
 
-def test_padding_is_zero_symmetric_and_cut():
+def test_padding_is_zero_symmetric_and_cropped():
     shapes = []
 
     def score(part):

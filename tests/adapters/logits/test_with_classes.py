@@ -1,4 +1,4 @@
-"""Other classes on the same model: no copy of it, and the scores of a fresh source."""
+"""Changing classes on the same model: no copy, and the logits of a fresh source."""
 
 import functools
 
@@ -15,7 +15,7 @@ from ovss_refine_adapters.logits.sc_clip import Calibration
 OTHERS = ["lamp", "desk/table/bench", "cat", "wall/floor"]
 CLIP = ("clip", "maskclip", "sclip", "clearclip", "naclip", "qq", "kk", "qq-mean", "kk-mean")
 BLOCKS = Calibration(pre_adjust=1, post_adjust=0, multi_start=0, multi_end=2, class_weight=0.3)
-# Text that is alike makes one group of all prompts, whatever they are; this distance does not.
+# Prompts are so similar that the default distance groups all of them; this one does not.
 GROUPS = {"cluster_distance": 0.02}
 OWN = {
     "sc-clip": {"calibration": BLOCKS},
@@ -31,7 +31,7 @@ def source(name, model, **options):
 
 
 @pytest.mark.parametrize("name", [*CLIP, *OWN])
-def test_scores_are_those_of_a_fresh_source(name):
+def test_logits_equal_those_of_a_fresh_source(name):
     model = tiny_clip()
     first = source(name, model)
     before = first.logits(images())
@@ -41,7 +41,7 @@ def test_scores_are_those_of_a_fresh_source(name):
     assert torch.equal(got.prompt_index, wanted.prompt_index)
     assert (got.names, got.scale) == (wanted.names, wanted.scale)
     assert got.names == ("lamp", "desk", "cat", "wall")
-    after = first.logits(images())  # which is left as it was
+    after = first.logits(images())  # which is unchanged
     assert torch.equal(after.values, before.values)
     assert after.names == before.names
 
@@ -55,19 +55,19 @@ def test_the_model_is_not_copied(name):
     assert other.text is not first.text
 
 
-def test_groups_of_prompts_are_made_anew():
+def test_prompts_are_grouped_again():
     first = source("rf-clip", tiny_clip())
     assert len(first.groups) == 4
     assert len(first.with_classes(OTHERS).groups) == 7
 
 
 @pytest.mark.parametrize("name", ["kk-mean", "sclip", "cass"])
-def test_promises_of_the_protocol_are_kept(name):
+def test_conformance(name):
     model = tiny_clip()
     check_logits_source(lambda: source(name, model).with_classes(OTHERS))
 
 
-def test_twice_is_as_good_as_once():
+def test_changing_classes_twice_equals_once():
     first = source("kk-mean", tiny_clip())
     twice = first.with_classes(["x", "y"]).with_classes(OTHERS)
     assert_close(twice.text, first.with_classes(OTHERS).text, rtol=0, atol=0)
@@ -75,7 +75,7 @@ def test_twice_is_as_good_as_once():
 
 def test_text_features_belong_to_their_classes():
     given = source("kk", tiny_clip(), text_features=torch.rand(4, 24))
-    with pytest.raises(ValueError, match="`text_features` must be None to take other classes"):
+    with pytest.raises(ValueError, match="`text_features` must be None to change the classes"):
         given.with_classes(OTHERS)
 
 
