@@ -128,7 +128,7 @@ class TimmBackbone:
 
         Raises:
             TypeError: if `images` are neither uint8 nor floating-point.
-            ValueError: as `features` does, or if the model is no ViT with plain attention.
+            ValueError: as `features` does, or if the model is not a ViT with plain attention.
             RuntimeError: if a block ran without computing attention.
         """
         indices = self.check_layers(layers)
@@ -178,7 +178,7 @@ class TimmBackbone:
         return attn
 
     def _run(self, images: Tensor, index: int, *, norm: bool) -> Tensor:
-        """Run up to layer `index`: its [B, C, gh, gw] features."""
+        """Run up to layer `index` and return its [B, C, gh, gw] features."""
         images = check_images(images)
         size = target_size(self.size, images.shape[2], images.shape[3], self.patch_size)
         self._check_fixed_size(size)

@@ -148,7 +148,7 @@ class DenseClip(ABC):
         return other
 
     def logits(self, images: ImagesLike) -> Logits:
-        """Score `images`; a batch gives what its images give one by one.
+        """Compute logits; a batch gives the same as its images one by one.
 
         Args:
             images: B images in any form that `LogitsSource` lists.

@@ -22,7 +22,7 @@ class CallableLogits:
     """A function as a source of logits.
 
     Args:
-        fn: [B, 3, H, W] float32 images in [0, 1] to [B, K, h, w] scores, K prompts in the order of
+        fn: [B, 3, H, W] float32 images in [0, 1] to [B, K, h, w] logits, K prompts in the order of
             `classes`. Called without gradient.
         classes: names with synonyms, a file, or `Labels`; None: K classes without names.
         scale: factor on the logits before a softmax over prompts, > 0: 1 for a segmenter's logits,

@@ -233,7 +233,7 @@ def test_without_a_network_one_sentence_gives_the_fixes(monkeypatch, tmp_path):
         )
         assert f"`{huggingface_hub.constants.HF_HUB_CACHE}`" in message
         assert "(not asked: HF_HUB_OFFLINE is set); run `hf download timm/vit" in message
-        assert "or pass `weights`, a file" in message
+        assert "or pass `weights`, a weight file" in message
 
 
 @pytest.mark.parametrize(

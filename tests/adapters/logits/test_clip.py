@@ -289,7 +289,7 @@ def test_by_name(name):
         ({"logit_scale": 0}, ValueError, r"`logit_scale` must be a finite number > 0; got 0"),
         ({"text_features": torch.ones(3, 24)}, ValueError, r"`text_features` must have.*K=4"),
         ({"templates": "x"}, ValueError, r"`templates` must be 'imagenet'"),
-        ({"classes": ["a", "a"]}, ValueError, r"`classes` must have no name twice"),
+        ({"classes": ["a", "a"]}, ValueError, r"classes must have no name twice"),
         ({"reading": "c"}, ValueError, r"`reading` must be one of \['a', 'b'\]; got 'c'"),
         ({"model": torch.nn.Linear(1, 1)}, ValueError, r"`model.visual` must be a VisionTransf"),
     ],
