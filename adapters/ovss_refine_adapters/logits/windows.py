@@ -1,4 +1,4 @@
-"""Sliding windows: cut, score every window, average where windows overlap.
+"""Sliding windows: cut, compute the logits of each, average where windows overlap.
 
 The scheme is the one that SCLIP (F. Wang et al., ECCV 2024) and its descendants share, after
 MMSegmentation's: the last window of a row or column is shifted back inside, every window's logits
