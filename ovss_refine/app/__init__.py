@@ -1,5 +1,5 @@
-"""The local page: drop a photograph, type labels, see baseline and refined side by side.
+"""The local page: drop an image, type labels, compare the baseline with the refined result.
 
-`request` has the flags, `server` serves, `page` lays out, `handlers` answers what people do there;
-`uploads`, `session`, `work`, `choices`, `views` and `guard` know nothing of gradio.
+`request` has the flags, `server` serves, `page` lays out, `handlers` responds to events;
+`uploads`, `session`, `work`, `choices`, `views` and `guard` do not depend on gradio.
 """

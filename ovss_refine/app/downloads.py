@@ -1,37 +1,29 @@
-"""The files of a result, written for the visitor it belongs to."""
+"""The files of a result that a visitor can download."""
 
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
 
-from ovss_refine.folders.files import write_whole
 from ovss_refine.segment.outputs import write_outputs
 from ovss_refine.segment.request import Outputs
 from ovss_refine.segmentation import Segmentation
 
-# What has a button of its own, by the ending of its name; the archive holds these and the others.
-ENDINGS = {"labels": "labels.png", "overlay": "overlay.png", "rle": "rle.json", "all": "all.zip"}
+# The buttons: how the file's name ends, and the text. The archive also holds what has no button.
+DOWNLOADS = {
+    "file_labels": ("labels.png", "Label map (PNG)"),
+    "file_overlay": ("overlay.png", "Overlay (PNG)"),
+    "file_rle": ("rle.json", "Masks (COCO RLE)"),
+    "file_all": ("all.zip", "All files (ZIP)"),
+}
 
 
 def write_downloads(made: Segmentation, stem: str, folder: Path) -> dict[str, Path]:
-    """Write what can be downloaded: the files that `segment` makes, and an archive of them.
+    """Write the files of a result with a baseline, as `segment` does, and an archive of them.
 
-    Args:
-        made: a result with a baseline.
-        stem: what the names of the files begin with.
-        folder: where to.
-
-    Returns:
-        The keys of `ENDINGS`, with a file each.
+    File names begin with `stem`. Returns the path of each of `DOWNLOADS`.
     """
     written = write_outputs(folder, stem, made, Outputs(baseline=True, rle=True, maps=True))
-    paths = {key: folder / f"{stem}_{ending}" for key, ending in ENDINGS.items()}
-
-    def pack(file: BinaryIO) -> None:
-        # Pictures are compressed already.
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            for path in written:
-                archive.write(path, path.name)
-
-    write_whole(paths["all"], pack)
+    paths = {key: folder / f"{stem}_{ending}" for key, (ending, _) in DOWNLOADS.items()}
+    with zipfile.ZipFile(paths["file_all"], "w") as archive:  # uncompressed: the images already are
+        for path in written:
+            archive.write(path, path.name)
     return paths

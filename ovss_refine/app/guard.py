@@ -1,9 +1,9 @@
 """What the server refuses before gradio sees it, and what it tells the browser to refuse.
 
-Gradio fetches web addresses that a request names, on the visitor's behalf; here nothing but weights
-may be fetched. And a page on this machine must answer to this machine's names only: a web site
-that makes its own name point here (DNS rebinding) could else read what people do on it. The
-browser, in turn, is told to load nothing from anywhere else, whatever a version of gradio asks for.
+Gradio fetches URLs that a request names, on the visitor's behalf; here only weights may be fetched.
+A local page must answer only to this machine's own names: otherwise a web site whose domain
+resolves to this machine (DNS rebinding) could read what people do on the page. The browser is told
+to load nothing from any other host, whatever a version of gradio asks for.
 """
 
 import ipaddress
@@ -15,7 +15,7 @@ Scope = dict[str, Any]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Any, Send], Awaitable[None]]
 
-# Gradio takes "file/" for "file=" too. One letter before the colon is a drive of Windows.
+# Gradio accepts "file/" for "file=" too. One letter before the colon is a Windows drive.
 FETCHES = re.compile(r"/(file[=/]\s*[a-z][a-z0-9+.-]+:|proxy=|deep_link)", re.IGNORECASE)
 POLICY = (
     b"default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
@@ -24,20 +24,20 @@ POLICY = (
 
 
 class Guard:
-    """ASGI middleware that answers 403 to what the page itself never asks for.
+    """ASGI middleware that answers 403 to requests that the page itself never makes.
 
     Args:
-        app: what it stands before.
+        app: the application to protect.
         local: answer requests for "localhost" and loopback addresses only.
     """
 
     def __init__(self, app: Application, *, local: bool) -> None:
-        """Stand before `app`."""
+        """Wrap `app`."""
         self.app = app
         self.local = local
 
     async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
-        """Answer, or let through."""
+        """Refuse the request, or pass it on."""
         reason = self._refusal(scope) if scope["type"] == "http" else ""
         if not reason:
             await self.app(scope, receive, _with_policy(send))
@@ -48,10 +48,10 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> str:
         if FETCHES.search(scope["path"]):
-            return "Web addresses are not fetched."
+            return "URLs are not fetched."
         host = next((v for k, v in scope["headers"] if k == b"host"), b"").decode("latin-1")
         if self.local and not is_local(host.rpartition(":")[0] if _has_port(host) else host):
-            return "This page answers to the names of its own machine only."
+            return "This page answers only to the names of its own machine."
         return ""
 
 
@@ -66,7 +66,7 @@ def _with_policy(send: Send) -> Send:
 
 
 def is_local(host: str) -> bool:
-    """Tell whether a name or address, without a port, is this machine's loopback."""
+    """Whether a host name or address, without a port, is loopback."""
     name = host.strip("[]").lower()
     if name == "localhost":
         return True

@@ -1,29 +1,29 @@
-"""What happens when people do something on the page; knows nothing of gradio.
+"""Responses to what people do on the page, without gradio.
 
-Every method takes the key of the visitor's session first and returns what changes on the page: the
-names of its parts (see `page`) with a value, or with `Props` where more than the value changes.
+Every method takes the key of the visitor's session first and returns what changes on the page: for
+each part by its name (see `page`), its new HTML, or a dictionary of properties.
 """
 
 import secrets
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from ovss_refine.app import views
-from ovss_refine.app.choices import NUMBERS, describe_choice, options_of
-from ovss_refine.app.downloads import ENDINGS, write_downloads
+from ovss_refine.app.choices import HYPERPARAMETERS, describe_choice, options_of
+from ovss_refine.app.downloads import DOWNLOADS, write_downloads
 from ovss_refine.app.session import Result, Session, Sessions
-from ovss_refine.app.uploads import read_upload
-from ovss_refine.app.work import Example, OnStage, Worker, pick_example, staged
+from ovss_refine.app.uploads import NamedImage, read_upload
+from ovss_refine.app.work import Example, Worker, pick_example, staged
 from ovss_refine.method.modes import MODES
 from ovss_refine.segmentation import Segmentation
+from ovss_refine.sources.stages import OnStage
 
 OWN, MODELS = "own", "models"
-# What a visitor can cause, or a missing network or library; anything else is a fault of ours.
+# What a visitor, the network or a missing library can cause; anything else is a bug.
 EXPECTED = (
     OSError,
     TypeError,
@@ -32,86 +32,85 @@ EXPECTED = (
     MemoryError,
     torch.OutOfMemoryError,
 )
-FIRST = "astronaut"
 
-
-class Props(dict[str, Any]):
-    """Properties of a part of the page that change, "value" among them or not."""
-
-
-Changes = dict[str, Any]
+Changes = dict[str, str | dict[str, Any]]
+Work = Callable[[OnStage], Segmentation]
 
 
 class Handlers:
-    """Answers what people do.
+    """Responds to events.
 
     Args:
         worker: does the work.
-        sessions: what each visitor has.
-        max_bytes: most bytes of an upload.
-        max_pixels: most pixels of a picture.
+        sessions: the visitors' state.
+        max_bytes: the largest upload, in bytes.
     """
 
-    def __init__(
-        self, worker: Worker, sessions: Sessions, *, max_bytes: int, max_pixels: int
-    ) -> None:
+    def __init__(self, worker: Worker, sessions: Sessions, max_bytes: int) -> None:
         """Hold what is shared."""
         self.worker = worker
         self.sessions = sessions
-        self.limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
+        self.max_bytes = max_bytes
 
-    def pick(self, key: str, stem: str, mode: str, *numbers: float) -> Iterator[Changes]:
-        """Show a built-in photograph with its result."""
+    def pick(self, key: str, stem: str, mode: str, *values: float) -> Iterator[Changes]:
+        """Show a built-in image with its result."""
         session = self.sessions.of(key)
         session.forget_result()
-        session.picture = example = pick_example(stem)
-        yield {"source": Props(value=OWN, visible=True), **self.choose(key, OWN)}
-        yield from self._run(session, lambda _: self._example(example, mode, numbers))
+        session.image = example = pick_example(stem)
+        yield {"source": {"value": OWN, "visible": True}, **self.choose(key, OWN)}
+        yield from self._run_example(session, example, mode, values)
 
     def drop(self, key: str, path: str | None) -> Changes:
-        """Take an uploaded photograph."""
+        """Take an uploaded image."""
         session = self.sessions.of(key)
         if path is None:
             return {}
         try:
-            picture = read_upload(Path(path), **self.limits)
+            max_pixels = self.worker.segmenter.max_pixels
+            image = read_upload(Path(path), max_bytes=self.max_bytes, max_pixels=max_pixels)
         except EXPECTED as err:
             # Emptied, so that the next file can be dropped at once.
-            return {"drop": Props(value=None), "status": views.error(str(err))}
-        session.picture = picture
+            return {"drop": {"value": None}, "status": views.error(str(err))}
+        session.image = image
         session.forget_result()
+        H, W = image.pixels.shape[:2]
         return {
-            "drop": Props(value=None),
-            "source": Props(value=MODELS, visible=False),
+            "drop": {"value": None},
+            "source": {"value": MODELS, "visible": False},
             **self.choose(key, MODELS),
-            **_empty(),
-            "result": views.photograph(picture.pixels, picture.name),
+            "result": views.upload(image.pixels, image.name),
             "status": views.notice(
-                f"`{picture.name}`, {picture.pixels.shape[1]} x {picture.pixels.shape[0]} pixels, "
-                "is here. It stays on the machine that serves this page."
+                f"`{image.name}`, {W} x {H} pixels, is loaded. It stays on the machine that serves "
+                "this page."
             ),
+            "maps": views.notice("Maps come with the result."),
+            "patch": views.notice("Attention comes with the result."),
+            "photo": {"value": None, "visible": False},
+            "column": {"visible": False},
+            "row": {"visible": False},
+            **{name: {"value": None, "interactive": False} for name in DOWNLOADS},
         }
 
     def choose(self, key: str, source: str) -> Changes:
         """Show the fields that a choice of source needs."""
-        picture, models = self.sessions.of(key).picture, source == MODELS
-        names = picture.names if isinstance(picture, Example) else ()
-        text = views.facts([f"Its scores are for {len(names)} labels: {', '.join(names)}."])
+        image, models = self.sessions.of(key).image, source == MODELS
+        names = image.own_logits.names if isinstance(image, Example) else ()
+        text = f"Its logits are for {len(names)} classes: {', '.join(names)}."
         return {
-            "labels": Props(visible=models),
-            "sources": Props(visible=models),
-            "fixed": Props(visible=not models, value=text),
+            "labels": {"visible": models},
+            "sources": {"visible": models},
+            "fixed": {"visible": not models, "value": views.facts([text])},
         }
 
     def describe(self, key: str, logits: str, attention: str) -> Changes:
-        """Say what two sources load."""
+        """Describe what two sources load."""
         lines = [describe_choice("logits", logits), describe_choice("attention", attention)]
         return {"about": views.facts([views.sizes(self.worker.to_load(logits, attention)), *lines])}
 
-    def numbers(self, key: str, mode: str) -> Changes:
-        """Say what a mode does, and show the numbers that it uses."""
-        shown = {number.name: Props(visible=mode in number.modes) for number in NUMBERS}
-        return {"mode": Props(info=MODES[mode].summary), **shown}
+    def choose_mode(self, key: str, mode: str) -> Changes:
+        """Describe a mode, and show the hyperparameters that it reads."""
+        shown = {one.name: {"visible": mode in one.modes} for one in HYPERPARAMETERS}
+        return {"mode": {"info": MODES[mode].summary}, **shown}
 
     def run(
         self,
@@ -121,96 +120,89 @@ class Handlers:
         logits: str,
         attention: str,
         mode: str,
-        *numbers: float,
+        *values: float,
     ) -> Iterator[Changes]:
-        """Segment the picture of the session."""
+        """Segment the session's image."""
         session = self.sessions.of(key)
-        picture = session.picture
-        if picture is None:
-            # The server was started anew, or the session made room for others.
-            yield {"status": views.error("This page was left for long; pick a picture again.")}
-        elif source == OWN and isinstance(picture, Example):
-            yield from self._run(session, lambda _: self._example(picture, mode, numbers))
+        image = session.image
+        if image is None:
+            # The server was restarted, or the session was dropped to make room for others.
+            yield {"status": views.error("This session has expired; choose an image again.")}
+        elif source == OWN and isinstance(image, Example):
+            yield from self._run_example(session, image, mode, values)
         else:
-            last, known = session.result, None
-            if last is not None and last.attention == attention:
-                known = last.made.attention
+            last = session.result
+            known = last.made.attention if last and last.attention == attention else None
 
             def work(on_stage: OnStage) -> Segmentation:
-                options = _options(mode, numbers)
-                sources = (labels, logits, attention)
-                return self.worker.segment(picture, *sources, options, on_stage, known)
+                options = options_of(mode, values)
+                return self.worker.segment(
+                    image, labels, logits, attention, options, on_stage, known
+                )
 
-            yield from self._run(session, work, attention, self.worker.to_load(logits, attention))
+            to_load = self.worker.to_load(logits, attention)
+            yield from _run(session, image, work, attention, to_load)
             yield self.describe(key, logits, attention)
 
     def look(self, key: str, x: int, y: int) -> Changes:
-        """Show the attention of the patch at a place of the photograph as it is shown."""
+        """Show the attention of the patch at a pixel of the image at its displayed size."""
         last = self.sessions.of(key).result
         if last is None:
             return {}
-        made = last.made
-        H, W = made.image.shape[:2]
-        h, w = views.shown_size(H, W)
-        gh, gw = made.discrepancy.shape[1:]
-        return self.step(key, 1 + min(x * gw // w, gw - 1), 1 + min(y * gh // h, gh - 1))
+        h, w = views.shown_size(*last.made.image.shape[:2])
+        gh, gw = last.made.discrepancy.shape[1:]
+        return _attention(last.made, 1 + x * gw // w, 1 + y * gh // h)
 
     def step(self, key: str, column: int, row: int) -> Changes:
         """Show the attention of a patch, counted from one."""
         last = self.sessions.of(key).result
-        if last is None:
-            return {}
-        return _attention(last.made, int(column), int(row))
+        return {} if last is None else _attention(last.made, int(column), int(row))
 
-    def close(self, key: str) -> None:
-        """Forget a visitor who has left."""
-        self.sessions.drop(key)
-
-    def _example(self, example: Example, mode: str, numbers: tuple[float, ...]) -> Segmentation:
-        return self.worker.refine_example(example, _options(mode, numbers))
-
-    def _run(
-        self,
-        session: Session,
-        work: Callable[[OnStage], Segmentation],
-        attention: str = "",
-        to_load: Mapping[str, str] = MappingProxyType({}),
+    def _run_example(
+        self, session: Session, example: Example, mode: str, values: tuple[float, ...]
     ) -> Iterator[Changes]:
-        """Do the work, as long as its picture is there; the button rests meanwhile."""
-        picture = session.picture
-        yield {"run": Props(interactive=False)}
-        for changes in _done(session, work, attention, to_load):
-            if session.picture is not picture:
-                break  # another came meanwhile, and the page shows that
-            yield changes
-        yield {"run": Props(interactive=True)}
+        def work(on_stage: OnStage) -> Segmentation:
+            return self.worker.refine_example(example, options_of(mode, values))
+
+        yield from _run(session, example, work)
 
 
-def _done(
+def _run(
     session: Session,
-    work: Callable[[OnStage], Segmentation],
-    attention: str,
-    to_load: Mapping[str, str],
+    image: NamedImage,
+    work: Work,
+    attention: str = "",
+    to_load: dict[str, str] | None = None,
 ) -> Iterator[Changes]:
-    """Say what is being done; show what came out, or what went wrong."""
-    picture = session.picture
-    assert picture is not None  # noqa: S101 - or there was nothing to do
+    """Do the work with the button disabled, for as long as the image is not replaced."""
+    yield {"run": {"interactive": False}}
+    for changes in _progress(session, image, work, attention, to_load or {}):
+        if session.image is not image:
+            break  # the page shows another image
+        yield changes
+    yield {"run": {"interactive": True}}
+
+
+def _progress(
+    session: Session, image: NamedImage, work: Work, attention: str, to_load: dict[str, str]
+) -> Iterator[Changes]:
+    """Report each stage, then the result or the error."""
     try:
         for what in staged(work):
             if isinstance(what, str):
                 yield {"status": views.working(what, to_load)}
             else:
-                yield from _finish(session, Result(picture, what, attention))
+                yield from _finish(session, Result(image, what, attention))
     except EXPECTED as err:
         yield {"status": views.error(str(err) or type(err).__name__)}
     except Exception:
         traceback.print_exc()
-        yield {"status": views.error("This failed; the terminal of the server says why.")}
+        yield {"status": views.error("Internal error; details are in the terminal of the server.")}
 
 
 def _finish(session: Session, result: Result) -> Iterator[Changes]:
-    """Show a result, then offer its files, which take longer to write than it to show."""
-    if session.picture is not result.picture:
+    """Show a result, then offer its files, which take longer to write."""
+    if session.image is not result.image:
         return
     session.forget_result()
     session.last, made = result, result.made
@@ -218,41 +210,24 @@ def _finish(session: Session, result: Result) -> Iterator[Changes]:
     photo.write_bytes(views.jpeg(made.image))
     gh, gw = made.discrepancy.shape[1:]
     yield {
-        "status": views.summary(made, result.picture.name),
+        "status": views.summary(made, result.image.name),
         "result": views.result(made),
         "maps": views.maps(made),
-        "photo": Props(value=str(photo), visible=True),
+        "photo": {"value": str(photo), "visible": True},
         **_attention(made, gw // 2 + 1, gh // 2 + 1),
     }
-    paths = write_downloads(made, result.picture.name, session.folder)
-    yield {f"file_{k}": Props(value=str(path), interactive=True) for k, path in paths.items()}
+    paths = write_downloads(made, result.image.name, session.folder)
+    yield {name: {"value": str(path), "interactive": True} for name, path in paths.items()}
 
 
 def _attention(made: Segmentation, column: int, row: int) -> Changes:
-    """Draw the attention of a patch: at the pixel in its middle."""
+    """Draw the attention of a patch, counted from one: at the pixel in its middle."""
     H, W = made.image.shape[:2]
     gh, gw = made.discrepancy.shape[1:]
-    x, y = (2 * column - 1) * W // (2 * gw), (2 * row - 1) * H // (2 * gh)
-    drawn = made.attention_overlay(min(x, W - 1), min(y, H - 1))
+    column, row = min(column, gw), min(row, gh)  # a click on the edge may be rounded up
+    drawn = made.attention_overlay((2 * column - 1) * W // (2 * gw), (2 * row - 1) * H // (2 * gh))
     return {
         "patch": views.attention(drawn, column, row),
-        "column": Props(value=column, maximum=gw, visible=True),
-        "row": Props(value=row, maximum=gh, visible=True),
+        "column": {"value": column, "maximum": gw, "visible": True},
+        "row": {"value": row, "maximum": gh, "visible": True},
     }
-
-
-def _empty() -> Changes:
-    """Take away what belongs to another picture."""
-    return {
-        "maps": views.notice("Maps come with the result."),
-        "patch": views.notice("Attention comes with the result."),
-        "photo": Props(value=None, visible=False),
-        "column": Props(visible=False),
-        "row": Props(visible=False),
-        **{f"file_{key}": Props(value=None, interactive=False) for key in ENDINGS},
-    }
-
-
-def _options(mode: str, numbers: tuple[float, ...]) -> dict[str, Any]:
-    names = [number.name for number in NUMBERS]
-    return options_of(mode, dict(zip(names, numbers, strict=True)))

@@ -1,42 +1,39 @@
-"""How the page is laid out, and which part of it calls which method of `Handlers`.
+"""The page's layout, and which of its parts calls which method of `Handlers`.
 
-Gradio 6. It is imported by the functions, so that all else works without it. It hands a function
-what the annotations of its arguments ask for, which have to be set by hand for the same reason.
+Gradio 6. It is imported by the functions, so that everything else works without it. Gradio chooses
+a function's arguments by their annotations, which `_annotated` has to set for the same reason.
 """
 
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ovss_refine.app.choices import NUMBERS, list_sources
-from ovss_refine.app.downloads import ENDINGS
-from ovss_refine.app.handlers import FIRST, MODELS, OWN, Changes, Handlers, Props
+from ovss_refine.app.choices import HYPERPARAMETERS, list_sources
+from ovss_refine.app.downloads import DOWNLOADS
+from ovss_refine.app.handlers import MODELS, OWN, Changes, Handlers
 from ovss_refine.app.work import EXAMPLE_NAMES
+from ovss_refine.config import RefineConfig
 from ovss_refine.method.modes import MODES
 from ovss_refine.registry import require
+from ovss_refine.segment.request import SegmentRequest
 
-CSS = Path(__file__).with_name("page.css")
-LOGITS, ATTENTION, MODE = "kk-mean", "dinov2-b14-reg", "maximum_velocity"
+SOURCES = {field.name: field.default for field in fields(SegmentRequest)}
+MODE = RefineConfig().mode
 LABELS = "cat, dog/puppy, person, background: wall/floor/sky"
-# How often, and from what age in seconds, files are removed that people uploaded or may download.
+# Uploads and downloads are removed: how often, and from what age, in seconds.
 CLEANING = (300, 6 * 3600)
 HEADER = (
     "<header><h1>ovss_refine</h1><p>Refine an open-vocabulary segmentation with an attention map, "
-    "without training. Pictures stay on the machine that serves this page.</p></header>"
+    "without training. Images stay on the machine that serves this page.</p></header>"
 )
 FILES = (
-    '<p class="small">All pixels of the picture. The ZIP file has these, the baseline, the '
-    "comparison and the maps.</p>"
+    '<p class="small">At full resolution. The ZIP file has these, the baseline, the comparison and '
+    "the maps.</p>"
 )
-BUTTONS = {
-    "labels": "Label map (PNG)",
-    "overlay": "Overlay (PNG)",
-    "rle": "Masks (COCO RLE)",
-    "all": "All files (ZIP)",
-}
-# On a phone the status is above the button, out of sight.
+# On a phone the status is above the button, off screen.
 SHOW_STATUS = """(...values) => {
     const status = document.getElementById("status"), box = status.getBoundingClientRect()
     if (box.top < 0 || box.bottom > innerHeight) status.scrollIntoView()
@@ -46,51 +43,43 @@ Parts = dict[str, Any]
 
 
 def build_page(handlers: Handlers) -> Any:
-    """Make the page, a `gradio.Blocks`.
-
-    Args:
-        handlers: answer what people do.
+    """Build the page, a `gradio.Blocks`.
 
     Raises:
         ModuleNotFoundError: if gradio is not installed.
     """
     gr = require("gradio", "app")
-    parts: Parts = {}
     with gr.Blocks(title="ovss_refine", analytics_enabled=False, delete_cache=CLEANING) as page:
         gr.HTML(HEADER, elem_id="heading")
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=2, min_width=320, elem_id="controls"):
-                parts |= _picture(gr) | _sources(gr) | _numbers(gr)
+                parts = _image(gr) | _sources(gr) | _refinement(gr)
             with gr.Column(scale=5, min_width=320, elem_id="results"):
                 parts |= _results(gr)
+        for name, part in parts.items():
+            part.elem_id = name.replace("_", "-")
         _connect(gr, page, parts, handlers)
     page.queue(default_concurrency_limit=4, max_size=64, api_open=False)
     return page
 
 
-def look(gr: Any) -> dict[str, Any]:
-    """Return the arguments of `launch` that style the page: no font comes from elsewhere."""
-    theme = gr.themes.Default(
+def style() -> dict[str, Any]:
+    """Return the arguments of `launch` that style the page; all fonts are the system's."""
+    theme = require("gradio", "app").themes.Default(
         font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )
-    return {"theme": theme, "css": CSS.read_text(encoding="utf-8")}
+    return {"theme": theme, "css": Path(__file__).with_name("page.css").read_text(encoding="utf-8")}
 
 
-def _picture(gr: Any) -> Parts:
-    """Lay out where the picture comes from."""
-    parts: Parts = {
-        "drop": gr.File(
-            label="Your photograph: drop it here, or click to choose",
-            file_types=["image"],
-            height=170,
-            elem_id="drop",
-        )
-    }
-    _refuse_addresses(parts["drop"])
+def _image(gr: Any) -> Parts:
+    """Lay out where the image comes from."""
+    label = "Your image: drop it here, or click to choose"
+    parts: Parts = {"drop": gr.File(label=label, file_types=["image"], height=170)}
+    _refuse_urls(parts["drop"])
     gr.HTML('<p class="small">Or take an example:</p>')
     with gr.Row(elem_id="examples"):
         for stem, name in EXAMPLE_NAMES.items():
-            parts[f"example_{stem}"] = gr.Button(name, size="sm", elem_id=f"example-{stem}")
+            parts[f"example_{stem}"] = gr.Button(name, size="sm")
     return parts
 
 
@@ -98,142 +87,130 @@ def _sources(gr: Any) -> Parts:
     """Lay out labels and models; an example needs neither."""
     parts: Parts = {
         "source": gr.Radio(
-            [("Its own scores, no download", OWN), ("Models, with my labels", MODELS)],
+            [("Its own logits, no download", OWN), ("Models, with my labels", MODELS)],
             value=OWN,
             label="Segment this example with",
-            elem_id="source",
         ),
-        "fixed": gr.HTML("", elem_id="fixed"),
+        "fixed": gr.HTML(),
         "labels": gr.Textbox(
             LABELS,
             label="Labels",
-            info="With commas between them. cat/kitten are two words for one label; "
-            "background: wall/sky names one of several.",
+            info="Separated by commas. cat/kitten: two prompts for one class; background: wall/sky "
+            "names a class of several prompts.",
             lines=2,
             visible=False,
-            elem_id="labels",
         ),
     }
     with gr.Group(visible=False) as parts["sources"]:
-        for kind, first in (("logits", LOGITS), ("attention", ATTENTION)):
-            names = list_sources(kind)
-            value = first if first in names else next(iter(names), None)
-            label = f"{kind.capitalize()} from"
-            parts[kind] = gr.Dropdown(names, value=value, label=label, elem_id=kind)
-        parts["about"] = gr.HTML(elem_id="about")
-    parts["run"] = gr.Button("Segment", variant="primary", elem_id="run")
+        for kind in ("logits", "attention"):
+            parts[kind] = gr.Dropdown(
+                list_sources(kind), value=SOURCES[kind], label=f"{kind.capitalize()} from"
+            )
+        parts["about"] = gr.HTML()
+    parts["run"] = gr.Button("Segment", variant="primary")
     return parts
 
 
-def _numbers(gr: Any) -> Parts:
+def _refinement(gr: Any) -> Parts:
     """Lay out how to refine."""
-    parts: Parts = {
-        "mode": gr.Dropdown(
-            [(_title(name), name) for name in MODES],
-            value=MODE,
-            label="Refinement",
-            info=MODES[MODE].summary,
-            elem_id="mode",
-        )
-    }
-    with gr.Accordion("Numbers", open=False, elem_id="numbers"):
-        for number in NUMBERS:
-            parts[number.name] = gr.Slider(
-                number.low,
-                number.high,
-                value=number.default,
-                step=number.step,
-                label=f"{number.label} ({number.name})",
-                info=number.info,
-                visible=MODE in number.modes,
-                elem_id=number.name.replace("_", "-"),
+    titles = {name: mode.title for name, mode in MODES.items()}
+    titles[MODE] += " (default)"
+    choices = [(title, name) for name, title in titles.items()]
+    info = MODES[MODE].summary
+    parts: Parts = {"mode": gr.Dropdown(choices, value=MODE, label="Refinement", info=info)}
+    with gr.Accordion("Hyperparameters", open=False):
+        for one in HYPERPARAMETERS:
+            parts[one.name] = gr.Slider(
+                one.low,
+                one.high,
+                value=one.default,
+                step=one.step,
+                label=f"{one.label} ({one.name})",
+                info=one.info,
+                visible=MODE in one.modes,
             )
     return parts
 
 
-def _title(mode: str) -> str:
-    return f"{MODES[mode].title} (default)" if mode == MODE else MODES[mode].title
-
-
 def _results(gr: Any) -> Parts:
-    """Lay out what came out."""
-    parts: Parts = {"status": gr.HTML(elem_id="status")}
+    """Lay out the results."""
+    parts: Parts = {"status": gr.HTML()}
     with gr.Tabs():
         with gr.Tab("Result"):
-            parts["result"] = gr.HTML(elem_id="result")
+            parts["result"] = gr.HTML()
         with gr.Tab("Maps"):
-            parts["maps"] = gr.HTML(elem_id="maps")
+            parts["maps"] = gr.HTML()
         with gr.Tab("Attention"):
             gr.HTML(
-                '<p class="small">Click on the photograph, or move the sliders, to see what a '
-                "patch attends to.</p>"
+                '<p class="small">Click on the image, or move the sliders, to see what a patch '
+                "attends to.</p>"
             )
             with gr.Row():
                 with gr.Column(min_width=260):
                     parts["photo"] = gr.Image(
                         interactive=False,
                         type="filepath",
-                        label="Photograph",
+                        label="Image",
                         show_label=False,
                         buttons=[],
-                        elem_id="photo",
                     )
                 with gr.Column(min_width=260):
-                    parts["patch"] = gr.HTML(elem_id="patch")
+                    parts["patch"] = gr.HTML()
             with gr.Row():
                 for name in ("column", "row"):
-                    parts[name] = gr.Slider(
-                        1, 2, value=1, step=1, label=f"Patch {name}", elem_id=f"patch-{name}"
-                    )
+                    parts[name] = gr.Slider(1, 2, value=1, step=1, label=f"Patch {name}")
         with gr.Tab("Files"):
             gr.HTML(FILES)
             with gr.Row(elem_id="files"):
-                for key in ENDINGS:
-                    parts[f"file_{key}"] = gr.DownloadButton(
-                        BUTTONS[key], interactive=False, min_width=160, elem_id=f"file-{key}"
-                    )
+                for name, (_, text) in DOWNLOADS.items():
+                    parts[name] = gr.DownloadButton(text, interactive=False, min_width=160)
     return parts
 
 
 def _connect(gr: Any, page: Any, parts: Parts, handlers: Handlers) -> None:
-    """Tie what people do to the methods that answer it."""
-    refinement = [parts["mode"], *(parts[number.name] for number in NUMBERS)]
+    """Connect the events to the methods that respond."""
+    refinement = [parts["mode"], *(parts[one.name] for one in HYPERPARAMETERS)]
     chosen = [parts[name] for name in ("source", "labels", "logits", "attention")]
-    models = [parts["logits"], parts["attention"]]
+    models, place = chosen[2:], [parts["column"], parts["row"]]
     # Private: the page is for people; programs have `Segmenter`.
     quick = {
         "outputs": list(parts.values()),
         "show_progress": "hidden",
         "api_visibility": "private",
     }
-    # One piece of work at a time, whoever asked for it.
+    # One segmentation at a time, over all visitors.
     work = {**quick, "concurrency_limit": 1, "concurrency_id": "work"}
 
     def bind(method: Callable[..., Any], *first: Any) -> Callable[..., Any]:
         return _bound(gr, parts, method, *first)
 
-    page.load(bind(handlers.pick, FIRST), refinement, **work)
+    def clicked(request: Any, event: Any) -> Any:
+        return _updates(gr, parts, handlers.look(request.session_hash, *event.index))
+
+    def left(request: Any) -> None:
+        handlers.sessions.drop(request.session_hash)
+
+    page.load(bind(handlers.pick, next(iter(EXAMPLE_NAMES))), refinement, **work)
     page.load(bind(handlers.describe), models, **quick)
     for stem in EXAMPLE_NAMES:
         parts[f"example_{stem}"].click(bind(handlers.pick, stem), refinement, **work)
     parts["drop"].upload(bind(handlers.drop), parts["drop"], **quick)
     parts["source"].input(bind(handlers.choose), parts["source"], **quick)
-    parts["mode"].input(bind(handlers.numbers), parts["mode"], **quick)
+    parts["mode"].input(bind(handlers.choose_mode), parts["mode"], **quick)
     for model in models:
         model.input(bind(handlers.describe), models, **quick)
-    # The button is disabled while it works; gradio's own way swallows a click that comes early.
+    # The button is disabled while it works; gradio's own way loses a click that comes early.
     always = {"trigger_mode": "multiple", "js": SHOW_STATUS}
     for event in (parts["run"].click, parts["labels"].submit):
         event(bind(handlers.run), [*chosen, *refinement], **always, **work)
-    for name in ("column", "row"):
-        place = [parts["column"], parts["row"]]
-        parts[name].input(bind(handlers.step), place, trigger_mode="always_last", **quick)
-    parts["photo"].select(_clicked(gr, parts, handlers), **quick)
-    page.unload(_left(gr, handlers))
+    for slider in place:
+        slider.input(bind(handlers.step), place, trigger_mode="always_last", **quick)
+    parts["photo"].select(_annotated(gr, clicked), **quick)
+    page.unload(_annotated(gr, left))
 
 
 def _bound(gr: Any, parts: Parts, method: Callable[..., Any], *first: Any) -> Callable[..., Any]:
-    """Turn a method of `Handlers` into what gradio calls: with the request, for the parts."""
+    """Wrap a method of `Handlers` for gradio, which passes the request and expects updates."""
 
     def stream(request: Any, *values: Any) -> Iterator[Any]:
         for changes in method(request.session_hash, *first, *values):
@@ -242,44 +219,31 @@ def _bound(gr: Any, parts: Parts, method: Callable[..., Any], *first: Any) -> Ca
     def answer(request: Any, *values: Any) -> Any:
         return _updates(gr, parts, method(request.session_hash, *first, *values))
 
-    called = stream if inspect.isgeneratorfunction(method) else answer
-    called.__annotations__["request"] = gr.Request
-    return called
+    return _annotated(gr, stream if inspect.isgeneratorfunction(method) else answer)
 
 
-def _clicked(gr: Any, parts: Parts, handlers: Handlers) -> Callable[..., Any]:
-    def clicked(request: Any, event: Any) -> Any:
-        return _updates(gr, parts, handlers.look(request.session_hash, *event.index))
-
-    clicked.__annotations__ |= {"request": gr.Request, "event": gr.SelectData}
-    return clicked
-
-
-def _left(gr: Any, handlers: Handlers) -> Callable[..., None]:
-    def left(request: Any) -> None:
-        handlers.close(request.session_hash)
-
-    left.__annotations__["request"] = gr.Request
-    return left
+def _annotated(gr: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    function.__annotations__ |= {"request": gr.Request, "event": gr.SelectData}
+    return function
 
 
 def _updates(gr: Any, parts: Parts, changes: Changes) -> Any:
-    """Turn changes by name into gradio's, by part."""
+    """Turn changes by name into gradio's updates by part."""
     if not changes:
         return gr.skip()
     return {
-        parts[name]: gr.update(**value) if isinstance(value, Props) else value
-        for name, value in changes.items()
+        parts[name]: gr.update(**change) if isinstance(change, dict) else change
+        for name, change in changes.items()
     }
 
 
-def _refuse_addresses(part: Any) -> None:
-    """Keep gradio from fetching a web address that a request names in place of an upload."""
+def _refuse_urls(part: Any) -> None:
+    """Keep gradio from fetching a URL that a request names in place of an upload."""
     original = part.async_move_resource_to_block_cache
 
     async def move(path: str | Path | None) -> Any:
         if path is not None and re.match(r"\s*[a-z][a-z0-9+.-]+:", str(path), re.IGNORECASE):
-            raise ValueError("an upload must be a file; web addresses are not fetched.")
+            raise ValueError("an upload must be a file; got a URL, and URLs are not fetched.")
         return await original(path)
 
     part.async_move_resource_to_block_cache = move

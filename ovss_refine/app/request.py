@@ -1,4 +1,4 @@
-"""What `ovss-refine app` can be asked for: one field for each flag. Imports no torch."""
+"""The options of `ovss-refine app`, one field per flag. Imports no torch."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +18,11 @@ class AppRequest:
         default="127.0.0.1",
         metadata={
             "metavar": "ADDRESS",
-            "help": "address to listen on; any other than the default lets others in",
+            "help": "address to listen on; any but the default admits other machines",
         },
     )
     port: int = field(
-        default=7860, metadata={"metavar": "N", "help": "port to listen on; 0: any free one"}
+        default=7860, metadata={"metavar": "N", "help": "port to listen on; 0: any free port"}
     )
     device: str = field(
         default="auto",
@@ -30,15 +30,15 @@ class AppRequest:
     )
     models_dir: Path | None = field(
         default=None,
-        metadata={"metavar": "DIR", "help": "folder of weights, for machines without a network"},
+        metadata={"metavar": "DIR", "help": "folder of weights, for use without a network"},
     )
     max_bytes: int = field(
         default=32_000_000,
-        metadata={"parse": _count, "metavar": "N", "help": "most bytes of an upload"},
+        metadata={"parse": _count, "metavar": "N", "help": "largest upload, in bytes"},
     )
     max_pixels: int = field(
         default=16_000_000,
-        metadata={"parse": _count, "metavar": "N", "help": "most pixels of an image"},
+        metadata={"parse": _count, "metavar": "N", "help": "largest image, in pixels"},
     )
     browser: bool = field(
         default=True, metadata={"flag": "--no-browser", "help": "do not open a browser"}

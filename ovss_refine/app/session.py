@@ -1,4 +1,4 @@
-"""What each visitor has on the server: a picture, a result, a folder. Nobody else sees it."""
+"""What the server keeps for each visitor: an image, a result, a folder. Nobody else sees them."""
 
 import secrets
 import shutil
@@ -7,50 +7,44 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from ovss_refine.app.uploads import Upload
+from ovss_refine.app.uploads import NamedImage
 from ovss_refine.segmentation import Segmentation
 
-# A result holds 8 bytes a pixel, twice, and an attention map of up to some 70 MB.
+# A result holds 16 bytes per pixel, and an attention map of up to some 70 MB.
 CAPACITY = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
-    """What was made of a picture.
+    """A segmentation, its image, and the name of its attention source; "" for an example's own."""
 
-    Attributes:
-        picture: of which.
-        made: the segmentation.
-        attention: the name of the source of its attention, "" for an example's own.
-    """
-
-    picture: Upload
+    image: NamedImage
     made: Segmentation
     attention: str
 
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """What one open page has.
+    """The state of one open page.
 
     Attributes:
-        folder: for its downloads; the name cannot be guessed.
-        picture: what was uploaded or picked last, or None.
-        last: what was made last, or None. It may be of a picture that was replaced meanwhile.
+        folder: of its downloads, under a name that cannot be guessed.
+        image: uploaded or picked last, or None.
+        last: the last result, or None; its image may have been replaced since.
     """
 
     folder: Path
-    picture: Upload | None = None
+    image: NamedImage | None = None
     last: Result | None = None
 
     @property
     def result(self) -> Result | None:
-        """What was made of the picture that is there now, if anything was."""
+        """The result of the present image, if there is one."""
         last = self.last
-        return last if last is not None and last.picture is self.picture else None
+        return last if last is not None and last.image is self.image else None
 
     def forget_result(self) -> None:
-        """Drop the result and its files, before another is made."""
+        """Drop the result and its files."""
         self.last = None
         for path in self.folder.iterdir():
             path.unlink(missing_ok=True)
@@ -60,32 +54,31 @@ class Sessions:
     """The open pages, by the key that gradio gives each.
 
     Args:
-        root: folder that theirs are made in, readable for nobody else.
-        capacity: how many are kept; the one that was idle longest goes first.
+        root: the parent of their folders, private to this user.
+        capacity: how many are kept; beyond that, the one idle longest is dropped.
     """
 
     def __init__(self, root: Path, capacity: int = CAPACITY) -> None:
-        """Start without any."""
+        """Start with no session."""
         self.root = root
         self.capacity = capacity
         self._kept: OrderedDict[str, Session] = OrderedDict()
         self._lock = Lock()
 
     def of(self, key: str) -> Session:
-        """Return the session of a page, a new one at first."""
+        """Return the session of a page, created on first use."""
         with self._lock:
             if key not in self._kept:
                 folder = self.root / secrets.token_hex(16)
                 folder.mkdir(mode=0o700)
                 self._kept[key] = Session(folder)
             self._kept.move_to_end(key)
-            session = self._kept[key]
-            while len(self._kept) > self.capacity:
+            if len(self._kept) > self.capacity:
                 _remove(self._kept.popitem(last=False)[1])
-        return session
+            return self._kept[key]
 
     def drop(self, key: str) -> None:
-        """Forget a page that was closed, and remove its files."""
+        """Forget a page and remove its files; unknown keys are ignored."""
         with self._lock:
             session = self._kept.pop(key, None)
         if session is not None:

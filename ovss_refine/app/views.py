@@ -1,7 +1,7 @@
-"""What the page shows, as HTML: pictures go inside it, so that no file of them is ever served.
+"""What the page shows, as HTML. Images are embedded, so that no file of them is served.
 
-Everything that people typed, or that an error says, is escaped. Each picture has a text for those
-who cannot see it, and the legend is a table beside the picture, not paint on it.
+Everything that people type, or that an error says, is escaped. Each image has a text for those who
+cannot see it, and the legend is a table beside the image, not drawn on it.
 """
 
 import base64
@@ -18,11 +18,11 @@ from ovss_refine.images import draw
 from ovss_refine.images.read import RGB
 from ovss_refine.segmentation import Segmentation
 
-# Longest side of what the page shows; downloads have all pixels.
+# Longest side of what the page shows; downloads have every pixel.
 SHOWN_PX = 1024
 STAGES = {
     "loading": "Embedding the labels",
-    "logits": "Scoring the labels",
+    "logits": "Computing the logits",
     "attention": "Computing the attention",
     "baseline": "Deciding without refinement",
     "refinement": "Refining",
@@ -30,54 +30,44 @@ STAGES = {
 
 
 def shown_size(H: int, W: int) -> tuple[int, int]:
-    """Return (height, width) at which the page shows a picture of H x W pixels."""
+    """Return (height, width) at which the page shows an image of H x W pixels."""
     zoom = min(1.0, SHOWN_PX / max(H, W))
     return max(1, round(H * zoom)), max(1, round(W * zoom))
 
 
-def jpeg(picture: RGB) -> bytes:
-    """Encode a picture as the page shows it, colours as sharp as brightness."""
-    h, w = shown_size(*picture.shape[:2])
-    image = Image.fromarray(picture)
-    if (w, h) != image.size:
-        image = image.resize((w, h), Image.Resampling.LANCZOS)
+def jpeg(image: RGB) -> bytes:
+    """Encode an image at the size the page shows, with full-resolution colour."""
+    h, w = shown_size(*image.shape[:2])
+    resized = Image.fromarray(image).resize((w, h), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=90, subsampling=0)
+    resized.save(file, "JPEG", quality=90, subsampling=0)
     return file.getvalue()
 
 
-def figure(picture: RGB, caption: str, alt: str) -> str:
-    """Show a picture with its caption."""
-    return _figure(_data("jpeg", jpeg(picture)), caption, alt)
-
-
-def photograph(picture: RGB, name: str) -> str:
-    """Show a photograph that waits for its labels."""
-    hint = "<p>Type labels and press <em>Segment</em>.</p>"
-    return f'<div class="pair">{figure(picture, name, f"Photograph {name}")}</div>{hint}'
+def upload(image: RGB, name: str) -> str:
+    """Show an image that is waiting for its labels."""
+    shown = _figure(jpeg(image), name, f"Image {name}")
+    return f'<div class="pair">{shown}</div><p>Type labels and press <em>Segment</em>.</p>'
 
 
 def result(made: Segmentation) -> str:
-    """Show baseline and refined side by side, and their legend below."""
+    """Show baseline and refined result side by side, with their legend below."""
     colours = draw.palette(made.names)
-    assert made.baseline is not None  # noqa: S101 - the page always asks for it
-    shown = {"Baseline: scores alone": made.baseline, "Refined": made.labels}
-    figures = []
-    for caption, labels in shown.items():
-        array = labels.numpy()
-        top = draw.areas(array, made.names)[:3]
-        says = ", ".join(f"{name} {share:.0%}" for _, name, share in top)
-        tinted = draw.overlay(made.image, array, colours)
-        figures.append(figure(tinted, caption, f"{caption}. Largest: {says}"))
-    return f'<div class="pair">{"".join(figures)}</div>{legend(made, colours)}'
+    figures = ""
+    captions = ("Baseline: logits alone", "Refined")
+    for caption, labels in zip(captions, _label_maps(made), strict=True):
+        top = draw.areas(labels, made.names)[:3]
+        largest = ", ".join(f"{name} {share:.0%}" for _, name, share in top)
+        tinted = draw.overlay(made.image, labels, colours)
+        figures += _figure(jpeg(tinted), caption, f"{caption}. Largest: {largest}")
+    return f'<div class="pair">{figures}</div>{legend(made, colours)}'
 
 
 def legend(made: Segmentation, colours: RGB) -> str:
-    """Tabulate the labels that occur: colour, name, share before and after."""
-    assert made.baseline is not None  # noqa: S101 - the page always asks for it
+    """Tabulate the classes that occur: colour, name, share before and after."""
     before, after = (
-        {index: share for index, _, share in draw.areas(x.numpy(), made.names)}
-        for x in (made.baseline, made.labels)
+        {index: share for index, _, share in draw.areas(labels, made.names)}
+        for labels in _label_maps(made)
     )
     order = sorted(before | after, key=lambda i: (-after.get(i, 0.0), -before.get(i, 0.0), i))
     rows = "".join(
@@ -85,7 +75,7 @@ def legend(made: Segmentation, colours: RGB) -> str:
         f"<td>{_percent(before.get(i, 0.0))}</td><td>{_percent(after.get(i, 0.0))}</td></tr>"
         for i in order
     )
-    head = '<th scope="col">label</th><th scope="col">baseline</th><th scope="col">refined</th>'
+    head = '<th scope="col">class</th><th scope="col">baseline</th><th scope="col">refined</th>'
     return (
         '<table class="legend"><caption>Share of the pixels</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
@@ -93,86 +83,68 @@ def legend(made: Segmentation, colours: RGB) -> str:
 
 
 def maps(made: Segmentation) -> str:
-    """Show the discrepancy map of every kept label, on one common scale."""
-    kept = made.kept.nonzero().flatten().tolist()
-    values = made.discrepancy[kept].numpy()  # [m, gh, gw], finite
+    """Show the discrepancy map of every kept class, all on one scale."""
+    names = [made.names[c] for c in made.kept.nonzero().flatten().tolist()]
+    values = made.discrepancy[made.kept].numpy()  # [m, gh, gw], finite
     low, high = float(values.min()), float(values.max())
-    # Where nothing differs the label has won everywhere, and is bright.
+    # Where nothing differs, the class has won everywhere and is bright.
     scaled = (values - low) / (high - low) if high > low else np.ones_like(values)
-    order = np.argsort([-float(m.max()) for m in scaled], kind="stable")
     H, W = made.image.shape[:2]
-    figures = "".join(
-        _figure(
-            _data("png", _png(heat(scaled[place]))),
-            made.names[kept[place]],
-            f"Map of {made.names[kept[place]]}: bright where the label is likely",
-            style=f"aspect-ratio: {W} / {H}",
-        )
-        for place in order
-    )
-    rejected = [name for name, k in zip(made.names, made.kept.tolist(), strict=True) if not k]
+    figures = ""
+    for m in np.argsort(-scaled.max(axis=(1, 2)), kind="stable"):
+        file = io.BytesIO()
+        draw.write_png(file, draw.heat(scaled[m]))
+        alt = f"Map of {names[m]}: bright where the class is likely"
+        figures += _figure(file.getvalue(), names[m], alt, "png", f"aspect-ratio: {W} / {H}")
+    rejected = [name for name in made.names if name not in names]
     without = f" No patch is sure of: {html.escape(', '.join(rejected))}." if rejected else ""
     return (
-        "<p>One map a label, from dark (unlikely) to bright (likely), all on one scale; the "
-        f'refined picture follows the brightest.{without}</p><div class="maps">{figures}</div>'
+        "<p>One map per class, from dark (unlikely) to bright (likely), all on one scale; the "
+        f'refined result follows the brightest.{without}</p><div class="maps">{figures}</div>'
     )
 
 
-def attention(picture: RGB, column: int, row: int) -> str:
+def attention(image: RGB, column: int, row: int) -> str:
     """Show what the patch in a column and row, counted from one, attends to."""
     where = f"column {column}, row {row}"
-    return figure(picture, f"Attention of the patch in {where}", f"Attention map of {where}")
+    return _figure(jpeg(image), f"Attention of the patch in {where}", f"Attention map of {where}")
 
 
 def summary(made: Segmentation, name: str) -> str:
-    """Say in a line what was done, and tabulate the time of each stage."""
+    """Summarise what was done in one line, and tabulate the time of each stage."""
     H, W = made.image.shape[:2]
     gh, gw = made.discrepancy.shape[1:]
-    assert made.baseline is not None  # noqa: S101 - the page always asks for it
-    changed = float((made.labels != made.baseline).double().mean())
+    before, after = _label_maps(made)
     line = (
         f"<strong>{html.escape(name)}</strong>, {W} x {H} pixels, {gw} x {gh} patches, "
-        f"{len(made.names)} labels: refinement changed <strong>{changed:.1%}</strong> of the "
-        "pixels."
+        f"{len(made.names)} classes: refinement changed "
+        f"<strong>{np.mean(before != after):.1%}</strong> of the pixels."
     )
     times = {**made.seconds, "total": sum(made.seconds.values())}
     cells = "".join(f"<div><dt>{k}</dt><dd>{v:.2f} s</dd></div>" for k, v in times.items())
-    return f'<div class="status" role="status"><p>{line}</p><dl class="times">{cells}</dl></div>'
+    return _status(line, f'<dl class="times">{cells}</dl>')
 
 
 def working(stage: str, to_load: Mapping[str, str]) -> str:
-    """Say what is being done.
-
-    Args:
-        stage: its name, see `Segmenter`.
-        to_load: what the stage "loading" loads, with the size of its download.
-    """
-    text = STAGES.get(stage, stage)
-    if stage == "loading" and to_load:
-        text = f"Loading {_with_sizes(to_load)}, from huggingface.co unless the weights are at hand"
-    return f'<div class="status busy" role="status"><p>{sentence(text)} ...</p></div>'
+    """Describe a stage, a key of `STAGES`; `to_load` has the download sizes of what it loads."""
+    loads = stage == "loading" and to_load
+    text = f"Loading {_with_sizes(to_load)}" if loads else STAGES[stage]
+    return _status(f"{sentence(text)} ...", kind="busy")
 
 
 def notice(text: str) -> str:
-    """Say something that is no error."""
-    return f'<div class="status" role="status"><p>{sentence(text)}</p></div>'
+    """Show a message that is not an error."""
+    return _status(sentence(text))
 
 
 def error(text: str) -> str:
-    """Say what went wrong."""
-    return f'<div class="status error" role="alert"><p>{sentence(text)}</p></div>'
+    """Show what went wrong."""
+    return _status(sentence(text), kind="error", role="alert")
 
 
 def sentence(text: str) -> str:
-    """Escape a text; what stands between backticks is code."""
+    """Escape a text; what stands between backticks becomes code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
-
-
-def heat(scaled: NDArray[np.float32]) -> RGB:
-    """Colour [gh, gw] values in [0, 1], from dark to bright: [gh, gw, 3]."""
-    stops = np.linspace(0, 1, len(draw.HEAT))
-    channels = [np.interp(scaled, stops, draw.HEAT[:, c]) for c in range(3)]
-    return np.round(np.stack(channels, axis=-1)).astype(np.uint8)
 
 
 def facts(lines: Sequence[str]) -> str:
@@ -183,19 +155,23 @@ def facts(lines: Sequence[str]) -> str:
 def sizes(to_load: Mapping[str, str]) -> str:
     """Say what the next run has to load."""
     if not to_load:
-        return "Loaded: nothing is downloaded any more."
-    return (
-        f"The first run loads {_with_sizes(to_load)}, from huggingface.co unless the weights are "
-        "at hand."
-    )
+        return "Loaded: no further downloads."
+    return f"The first run loads {_with_sizes(to_load)}."
 
 
 def _with_sizes(to_load: Mapping[str, str]) -> str:
-    return " and ".join(f"`{name}` ({size})" for name, size in to_load.items())
+    named = " and ".join(f"`{name}` ({size})" for name, size in to_load.items())
+    return f"{named}, from huggingface.co unless the weights are already on disk"
+
+
+def _label_maps(made: Segmentation) -> tuple[draw.LabelMap, draw.LabelMap]:
+    """Return the classes [H, W] before and after refinement."""
+    assert made.baseline is not None  # noqa: S101 - the page always asks for it
+    return made.baseline.numpy(), made.labels.numpy()
 
 
 def _percent(share: float) -> str:
-    """Write a share; what is there is never written as nothing."""
+    """Format a share; one above zero never reads as zero."""
     return "&lt;0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
 
 
@@ -204,19 +180,13 @@ def _swatch(colour: NDArray[np.uint8]) -> str:
     return f'<span class="swatch" style="background: rgb({r}, {g}, {b})"></span>'
 
 
-def _figure(source: str, caption: str, alt: str, style: str = "") -> str:
-    look = f' style="{style}"' if style else ""
+def _status(line: str, more: str = "", *, kind: str = "", role: str = "status") -> str:
+    return f'<div class="status {kind}" role="{role}"><p>{line}</p>{more}</div>'
+
+
+def _figure(file: bytes, caption: str, alt: str, kind: str = "jpeg", style: str = "") -> str:
+    data = base64.b64encode(file).decode("ascii")
     return (
-        f'<figure><img src="{source}" alt="{html.escape(alt)}"{look}>'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        f'<figure><img src="data:image/{kind};base64,{data}" alt="{html.escape(alt)}" '
+        f'style="{style}"><figcaption>{html.escape(caption)}</figcaption></figure>'
     )
-
-
-def _data(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _png(picture: RGB) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
-    return file.getvalue()

@@ -11,11 +11,11 @@ def add_app(commands: Any) -> None:
     """Add the command to what `add_subparsers` returned."""
     app = commands.add_parser(
         "app",
-        help="open a page: drop a photograph, type labels, look",
+        help="open a page: drop an image, type labels, see the result",
         allow_abbrev=False,
         description=(
-            "Serve a page on this machine: drop a photograph, type labels, see baseline and "
-            "refined side by side. Works at once with the built-in examples. Ctrl-C stops it."
+            "Serve a page on this machine: drop an image, type labels, compare baseline and "
+            "refined result. The built-in examples need no models. Ctrl-C stops it."
         ),
     )
     app.set_defaults(run=_run)

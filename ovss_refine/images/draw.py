@@ -141,10 +141,17 @@ def heat_maps(maps: NDArray[np.float32], names: Sequence[str], size: tuple[int, 
     return np.concatenate(sheet)
 
 
-def heat_overlay(image: RGB, heat: NDArray[np.float32], x: int, y: int) -> RGB:
+def heat(scaled: NDArray[np.float32]) -> RGB:
+    """Colour values [...] in [0, 1] from dark to bright: [..., 3]."""
+    stops = np.linspace(0, 1, len(HEAT))
+    channels = [np.interp(scaled, stops, HEAT[:, c]) for c in range(3)]
+    return np.round(np.stack(channels, axis=-1)).astype(np.uint8)
+
+
+def heat_overlay(image: RGB, values: NDArray[np.float32], x: int, y: int) -> RGB:
     """Draw one map [gh, gw] over the image and a ring around the pixel in column `x`, row `y`."""
     H, W = image.shape[:2]
-    coloured = Image.fromarray(_heat(heat)).resize((W, H), Image.Resampling.BILINEAR)
+    coloured = Image.fromarray(_heat(values)).resize((W, H), Image.Resampling.BILINEAR)
     page = Image.fromarray(_blend(image, np.asarray(coloured), OPACITY))
     radius = max(2, max(H, W) // 100)
     draw = ImageDraw.Draw(page)
@@ -198,7 +205,4 @@ def _heat(maps: NDArray[np.float32]) -> RGB:
     """Colour maps of any shape [...] on one scale from their lowest to their highest: [..., 3]."""
     low = float(maps.min())
     span = float(maps.max()) - low
-    scaled = (maps - low) / (span if span > 0 else 1.0)
-    stops = np.linspace(0, 1, len(HEAT))
-    channels = [np.interp(scaled, stops, HEAT[:, c]) for c in range(3)]
-    return np.round(np.stack(channels, axis=-1)).astype(np.uint8)
+    return heat((maps - low) / (span if span > 0 else 1.0))

@@ -1,4 +1,4 @@
-"""A server of its own and a real browser, where there is one."""
+"""A server process and a real browser, where one is installed."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import pytest
 
 HERE = Path(__file__).parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-# Nothing of the browser's own may ask for anything.
+# The browser itself must make no requests.
 QUIET = (
     "--no-sandbox",
     "--disable-gpu",
@@ -26,11 +26,11 @@ WAIT_MS = 20_000
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    """The page with made-up models: its address, and the folder that its files lie in."""
+    """The page with tiny models: its address, and the folder of its files."""
     pytest.importorskip("gradio", reason="gradio is not installed ([app])")
     temporary = tmp_path_factory.mktemp("server")
     command = [sys.executable, HERE / "tiny_page.py"]
-    # Gradio's own settings must not matter; those below would share and serve everything.
+    # Gradio's own settings must be ignored; these would share and serve everything.
     odd = {"GRADIO_SHARE": "True", "GRADIO_ALLOWED_PATHS": "/", "GRADIO_SERVER_NAME": "0.0.0.0"}
     env = os.environ | odd | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -47,7 +47,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chromium():
-    """A real Chromium without a window."""
+    """A real, headless Chromium."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
@@ -61,7 +61,7 @@ def chromium():
 
 @pytest.fixture
 def visit(chromium, server):
-    """Open the page as another visitor each time; nothing may be asked of other machines."""
+    """Open the page as a new visitor each time; no request may go to another host."""
     problems, contexts = [], []
     logged = len(server.log.read_text())
 

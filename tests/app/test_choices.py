@@ -5,32 +5,37 @@ from dataclasses import fields
 import pytest
 
 from ovss_refine import RefineConfig, list_attention, list_logits
-from ovss_refine.app.choices import (
-    NUMBERS,
-    describe_choice,
-    list_sources,
-    options_of,
-)
+from ovss_refine.app.choices import HYPERPARAMETERS, describe_choice, list_sources, options_of
 from ovss_refine.method.modes import MODES
 
-VALUES = {number.name: number.default for number in NUMBERS}
+VALUES = {one.name: one.default for one in HYPERPARAMETERS}
 
 
-@pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number.name)
-def test_numbers_have_the_defaults_and_lie_in_range(number):
-    assert number.name in {field.name for field in fields(RefineConfig)}
-    assert getattr(RefineConfig(), number.name) == number.default
-    assert number.low <= number.default <= number.high
-    steps = (number.default - number.low) / number.step
-    assert steps == pytest.approx(round(steps))  # or the slider could not come back to it
-    for mode in number.modes:
-        for value in (number.low, number.high):
-            RefineConfig(**options_of(mode, VALUES | {number.name: value}))
+@pytest.mark.parametrize("one", HYPERPARAMETERS, ids=lambda one: one.name)
+def test_hyperparameters_have_their_defaults_and_valid_ranges(one):
+    assert one.name in {field.name for field in fields(RefineConfig)}
+    assert getattr(RefineConfig(), one.name) == one.default
+    assert one.low <= one.default <= one.high
+    steps = (one.default - one.low) / one.step
+    assert steps == pytest.approx(round(steps))  # or the slider could not return to it
+    for mode in one.modes:
+        for value in (one.low, one.high):
+            options = options_of(mode, list((VALUES | {one.name: value}).values()))
+            assert options[one.name] == value
+            RefineConfig(**options)
+
+
+def test_a_slider_explains_itself():
+    info = {one.name: one.info for one in HYPERPARAMETERS}
+    assert info["epsilon"] == (
+        "Entropy weight of the optimal path, >= 0.02. Higher: smoother maps."
+    )
+    assert info["propagation_steps"] == "Steps of propagation and anchored, >= 0."
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_mode_gets_the_numbers_that_it_uses(mode):
-    options = options_of(mode, {name: float(value) for name, value in VALUES.items()})
+def test_a_mode_gets_the_hyperparameters_that_it_reads(mode):
+    options = options_of(mode, [float(value) for value in VALUES.values()])
     assert options["mode"] == mode
     assert RefineConfig(**options) == RefineConfig(mode=mode)
     assert ("tau" in options) == (mode in ("maximum_velocity", "fusion"))

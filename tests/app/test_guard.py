@@ -1,4 +1,4 @@
-"""What the server refuses before gradio sees it."""
+"""Requests that the server refuses before gradio sees them."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from ovss_refine.app.guard import Guard, is_local
 
 
 def ask(path, host="127.0.0.1:7860", *, local=True, kind="http"):
-    """Return what the guard sends, or "through" where it lets the request pass."""
+    """Return what the guard sends, or "through" if it passes the request on."""
     sent = []
 
     async def inner(scope, receive, send):
@@ -46,11 +46,11 @@ def test_the_page_itself_passes(path):
         "/gradio_api/deep_link",
     ],
 )
-def test_no_address_is_fetched(path):
+def test_urls_are_not_fetched(path):
     assert refused(ask(path), "not fetched")
 
 
-def test_a_drive_of_windows_is_a_file():
+def test_a_windows_drive_is_a_file():
     assert ask("/gradio_api/file=C:/Temp/x.png") == ["through"]
 
 
@@ -65,11 +65,11 @@ def test_other_names_are_refused_on_a_local_page(host):
     assert ask("/", host, local=False) == ["through"]
 
 
-def test_other_kinds_of_message_pass():
+def test_other_scopes_pass():
     assert ask("/file=http://x", kind="lifespan") == ["through"]
 
 
-def test_what_is_local():
+def test_loopback_is_local():
     assert is_local("LOCALHOST")
     assert is_local("::1")
     assert not is_local("0.0.0.0")
@@ -77,7 +77,7 @@ def test_what_is_local():
     assert not is_local("localhost.example.org")
 
 
-def test_the_browser_is_told_to_load_nothing_from_elsewhere():
+def test_the_policy_allows_nothing_from_other_hosts():
     sent = []
 
     async def page(scope, receive, send):

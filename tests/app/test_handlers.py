@@ -1,4 +1,4 @@
-"""What happens when people do something, without gradio and without a browser."""
+"""The responses to events, without gradio and without a browser."""
 
 import threading
 from dataclasses import replace
@@ -10,17 +10,17 @@ from PIL import Image
 
 from app.tiny_page import LIMITS, ColourAttention, ColourLogits, sources
 from ovss_refine import registry
-from ovss_refine.app.choices import NUMBERS
+from ovss_refine.app.choices import HYPERPARAMETERS
 from ovss_refine.app.handlers import Handlers
 from ovss_refine.app.session import Sessions
-from ovss_refine.app.work import GivenAttention, Worker, pick_example, staged
+from ovss_refine.app.work import FixedAttention, Worker, pick_example, staged
 from ovss_refine.attention import Attention
 from ovss_refine.config import RefineConfig
 from ovss_refine.examples import read_example
 from ovss_refine.refiner import refine
 from ovss_refine.segmenter import Segmenter
 
-NUMBER_VALUES = [number.default for number in NUMBERS]
+VALUES = [one.default for one in HYPERPARAMETERS]
 RGB = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 MODE = "maximum_velocity"
 
@@ -31,7 +31,7 @@ def handlers(tmp_path, monkeypatch):
     root = tmp_path / "sessions"
     root.mkdir()
     worker = Worker(Segmenter(device="cpu", max_pixels=LIMITS["max_pixels"]))
-    return Handlers(worker, Sessions(root), **LIMITS)
+    return Handlers(worker, Sessions(root), LIMITS["max_bytes"])
 
 
 @pytest.fixture
@@ -42,15 +42,15 @@ def photo(tmp_path):
 
 
 def last(changes):
-    """Put all changes together, as the page does."""
+    """Merge all changes, as the page does."""
     page = {}
     for change in changes:
         page |= change
     return page
 
 
-def run(handlers, key="one", labels="fire, grass", logits="kk-mean", numbers=NUMBER_VALUES):
-    return handlers.run(key, "models", labels, logits, "dinov2-b14-reg", MODE, *numbers)
+def run(handlers, key="one", labels="fire, grass", logits="kk-mean", values=VALUES):
+    return handlers.run(key, "models", labels, logits, "dinov2-b14-reg", MODE, *values)
 
 
 def made_of(handlers, key="one"):
@@ -58,8 +58,8 @@ def made_of(handlers, key="one"):
 
 
 @pytest.mark.parametrize("stem", ["chelsea", "astronaut"])
-def test_an_example_is_refined_as_the_library_does(handlers, stem):
-    page = last(handlers.pick("one", stem, "optimal_path", *NUMBER_VALUES))
+def test_an_example_is_refined_as_by_the_library(handlers, stem):
+    page = last(handlers.pick("one", stem, "optimal_path", *VALUES))
     assert handlers.sessions.of("one").result is not None, page["status"]
     made = made_of(handlers)
     want = read_example(stem).refine(RefineConfig(mode="optimal_path"))
@@ -70,12 +70,12 @@ def test_an_example_is_refined_as_the_library_does(handlers, stem):
     assert page["file_labels"]["value"].endswith(f"{stem}_labels.png")
 
 
-def test_an_example_is_shown_whatever_the_limit(tmp_path):
+def test_an_example_is_shown_whatever_the_pixel_limit(tmp_path):
     worker = Worker(Segmenter(device="cpu", max_pixels=10))
     assert worker.refine_example(pick_example("chelsea"), {}).labels.shape == (300, 451)
 
 
-def test_a_photograph_is_segmented(handlers, photo):
+def test_an_upload_is_segmented(handlers, photo):
     page = handlers.drop("one", photo)
     assert page["source"] == {"value": "models", "visible": False}
     assert page["file_all"]["interactive"] is False
@@ -83,7 +83,7 @@ def test_a_photograph_is_segmented(handlers, photo):
     for text in ("Loading", "kk-mean", "0.6 GB", "dinov2-b14-reg", "0.3 GB", "huggingface.co"):
         assert text in stages[0]
     later = [stage for stage in stages if "Loading" not in stage]
-    for stage, text in zip(later, ("Scoring", "Computing", "Deciding", "Refining"), strict=False):
+    for stage, text in zip(later, ("logits", "attention", "Deciding", "Refining"), strict=False):
         assert text in stage
     made = made_of(handlers)
     pixels = torch.from_numpy(RGB.transpose(2, 0, 1).copy())[None] / 255
@@ -93,19 +93,17 @@ def test_a_photograph_is_segmented(handlers, photo):
     assert torch.equal(made.labels, want.labels[0])
 
 
-def test_numbers_reach_the_refinement(handlers, photo):
+def test_hyperparameters_reach_the_refinement(handlers, photo):
     handlers.drop("one", photo)
     last(run(handlers))
     first = made_of(handlers)
-    names = [number.name for number in NUMBERS]
-    values = list(NUMBER_VALUES)
-    values[names.index("tau")] = 0.9
-    last(run(handlers, numbers=values))
+    values = [0.9 if one.name == "tau" else one.default for one in HYPERPARAMETERS]
+    last(run(handlers, values=values))
     second = made_of(handlers)
     assert not torch.equal(first.discrepancy, second.discrepancy)
 
 
-def test_attention_of_the_same_photograph_is_computed_once(handlers, photo, monkeypatch):
+def test_attention_of_the_same_image_is_computed_once(handlers, photo, monkeypatch):
     calls = []
     original = ColourAttention.attention
     monkeypatch.setattr(
@@ -119,10 +117,10 @@ def test_attention_of_the_same_photograph_is_computed_once(handlers, photo, monk
     again = made_of(handlers)
     assert calls == [1]
     assert torch.equal(first.labels, again.labels)
-    handlers.drop("one", photo)  # for all we know another photograph of the same name
+    handlers.drop("one", photo)  # may be another image of the same name
     last(run(handlers))
     assert calls == [1, 1]
-    last(handlers.pick("one", "chelsea", MODE, *NUMBER_VALUES))
+    last(handlers.pick("one", "chelsea", MODE, *VALUES))
     last(run(handlers))
     assert calls == [1, 1, 1]
 
@@ -142,7 +140,7 @@ def test_models_are_kept_from_run_to_run(handlers, photo):
     assert "Embedding the labels" in stages[0]
 
 
-def test_models_that_were_chosen_are_kept_and_take_the_place_of_others(handlers, photo):
+def test_newly_chosen_models_are_kept_and_replace_the_others(handlers, photo):
     handlers.drop("one", photo)
     last(run(handlers))
     last(run(handlers, logits="sclip"))
@@ -151,53 +149,51 @@ def test_models_that_were_chosen_are_kept_and_take_the_place_of_others(handlers,
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"labels": "a, a"}, "no name twice"),
         ({"labels": ""}, "no empty name"),
         ({"logits": "clip"}, "<code>tiny/clip</code> must be available"),
     ],
 )
-def test_what_goes_wrong_is_said_and_the_result_stays(handlers, photo, changes, said):
+def test_errors_are_reported_and_the_result_stays(handlers, photo, changes, message):
     handlers.drop("one", photo)
     last(run(handlers))
     before = made_of(handlers)
     page = last(run(handlers, **changes))
-    assert said in page["status"]
+    assert message in page["status"]
     assert 'role="alert"' in page["status"]
     assert "result" not in page
     assert made_of(handlers) is before
-    # The models that were there have not been given up for those that could not be had.
+    # The loaded models have not been dropped for unavailable ones.
     assert handlers.worker.to_load("kk-mean", "dinov2-b14-reg") == {}
 
 
-def test_a_fault_of_ours_is_no_secret_and_no_trace_on_the_page(
-    handlers, photo, monkeypatch, capsys
-):
+def test_a_bug_shows_its_traceback_in_the_terminal_alone(handlers, photo, monkeypatch, capsys):
     handlers.drop("one", photo)
 
     def broken(*_):
-        raise ZeroDivisionError("inner matters")
+        raise ZeroDivisionError("internal detail")
 
     monkeypatch.setattr(handlers.worker, "segment", broken)
     page = last(run(handlers))
-    assert "the terminal of the server says why" in page["status"]
-    assert "inner matters" not in page["status"]
-    assert "ZeroDivisionError: inner matters" in capsys.readouterr().err
+    assert "in the terminal of the server" in page["status"]
+    assert "internal detail" not in page["status"]
+    assert "ZeroDivisionError: internal detail" in capsys.readouterr().err
 
 
-def test_a_bad_file_leaves_the_picture_that_was_there(handlers, photo, tmp_path):
+def test_a_bad_file_leaves_the_image_that_was_there(handlers, photo, tmp_path):
     handlers.drop("one", photo)
     bad = tmp_path / "bad.png"
-    bad.write_text("no picture")
+    bad.write_text("not an image")
     page = handlers.drop("one", str(bad))
     assert "<code>bad.png</code> must be a readable image" in page["status"]
     assert page["drop"] == {"value": None}
-    assert handlers.sessions.of("one").picture.name == "photo"
+    assert handlers.sessions.of("one").image.name == "photo"
 
 
-def test_a_session_that_was_forgotten_is_said(handlers):
-    assert "pick a picture again" in last(run(handlers))["status"]
+def test_an_expired_session_is_reported(handlers):
+    assert "choose an image again" in last(run(handlers))["status"]
     assert handlers.look("one", 3, 4) == {}
     assert handlers.step("one", 1, 1) == {}
 
@@ -205,17 +201,17 @@ def test_a_session_that_was_forgotten_is_said(handlers):
 def test_sessions_share_nothing(handlers, photo):
     handlers.drop("one", photo)
     last(run(handlers))
-    assert "pick a picture again" in last(run(handlers, key="two"))["status"]
+    assert "choose an image again" in last(run(handlers, key="two"))["status"]
     assert handlers.sessions.of("two").result is None
 
 
-def test_a_place_of_the_photograph_is_a_patch(handlers, photo):
+def test_a_click_selects_the_patch_under_it(handlers, photo):
     handlers.drop("one", photo)
     last(run(handlers))
     for (x, y), (column, row) in {
         (0, 0): (1, 1),
         (63, 47): (16, 12),
-        (64, 48): (16, 12),  # the rim, which a browser may round up to
+        (64, 48): (16, 12),  # the edge, to which a browser may round up
         (5, 20): (2, 6),
     }.items():
         page = handlers.look("one", x, y)
@@ -224,8 +220,7 @@ def test_a_place_of_the_photograph_is_a_patch(handlers, photo):
     assert handlers.step("one", 3, 4)["patch"] != handlers.step("one", 4, 4)["patch"]
 
 
-def test_the_shown_patch_is_the_clicked_one(handlers, photo):
-    """The middle of the patch that is drawn belongs to that patch."""
+def test_the_drawn_attention_is_that_of_the_chosen_patch(handlers, photo):
     handlers.drop("one", photo)
     last(run(handlers))
     made = made_of(handlers)
@@ -246,7 +241,7 @@ def test_the_shown_patch_is_the_clicked_one(handlers, photo):
     assert torch.equal(drawn[0], rows[(7 - 1) * 16 + (5 - 1)])
 
 
-def test_a_result_for_a_picture_that_was_replaced_is_dropped(handlers, photo, tmp_path):
+def test_the_result_of_a_replaced_image_is_dropped(handlers, photo, tmp_path):
     handlers.drop("one", photo)
     work = run(handlers)
     next(work)
@@ -259,56 +254,56 @@ def test_a_result_for_a_picture_that_was_replaced_is_dropped(handlers, photo, tm
     assert handlers.sessions.of("one").result is None
 
 
-def test_files_of_a_picture_that_was_replaced_are_not_offered(handlers, photo):
-    """And that its folder was emptied while they were written is no error to tell."""
-    work = handlers.pick("one", "chelsea", MODE, *NUMBER_VALUES)
+def test_files_of_a_replaced_image_are_not_offered(handlers, photo):
+    """Nor is it an error that their folder was emptied while they were written."""
+    work = handlers.pick("one", "chelsea", MODE, *VALUES)
     assert any("result" in changes for changes in work)  # stops before the files are written
     handlers.drop("one", photo)
     assert last(work) == {"run": {"interactive": True}}
 
 
-def test_files_of_the_last_result_only_are_kept(handlers, photo):
+def test_only_the_files_of_the_last_result_are_kept(handlers, photo):
     handlers.drop("one", photo)
     last(run(handlers))
-    page = last(handlers.pick("one", "chelsea", MODE, *NUMBER_VALUES))
+    page = last(handlers.pick("one", "chelsea", MODE, *VALUES))
     names = {path.name for path in handlers.sessions.of("one").folder.iterdir()}
     assert {"chelsea_all.zip", "chelsea_labels.png"} <= names
     assert not any("photo" in name for name in names)
-    handlers.close("one")
+    handlers.sessions.drop("one")
     assert page["file_all"]["value"].startswith(str(handlers.sessions.root))
     assert list(handlers.sessions.root.iterdir()) == []
 
 
-def test_stages_come_as_they_begin():
+def test_stages_are_reported_as_they_begin():
     go = threading.Event()
 
     def work(on_stage):
         on_stage("logits")
         assert go.wait(10)
-        raise ValueError("in the end")
+        raise ValueError("at last")
 
     stages = staged(work)
     assert next(stages) == "logits"
     go.set()
-    with pytest.raises(ValueError, match="in the end"):
+    with pytest.raises(ValueError, match="at last"):
         next(stages)
 
 
-def test_given_attention_may_be_factors():
+def test_fixed_attention_may_be_factors():
     q, k = (torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
     attention = Attention.from_factors(q, k, 0.5, (2, 3))
-    held = GivenAttention(attention).attention(torch.zeros(1, 3, 4, 6))
+    held = FixedAttention(attention).attention(torch.zeros(1, 3, 4, 6))
     assert held.shape == (1, 6, 6)
     x = torch.rand(1, 2, 6)
     assert torch.equal(held.left_matmul(x), attention.left_matmul(x))
 
 
-def test_without_weights_and_network_one_sentence_says_what_to_do(tmp_path, photo, monkeypatch):
+def test_without_weights_and_network_the_error_says_what_to_do(tmp_path, photo, monkeypatch):
     pytest.importorskip("open_clip", reason="open_clip is not installed ([models])")
     hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     segmenter = Segmenter(device="cpu", models_dir=tmp_path / "models")
-    handlers = Handlers(Worker(segmenter), Sessions(tmp_path), **LIMITS)
+    handlers = Handlers(Worker(segmenter), Sessions(tmp_path), LIMITS["max_bytes"])
     handlers.drop("one", photo)
     page = last(run(handlers))
     assert "must be available" in page["status"]
@@ -316,8 +311,8 @@ def test_without_weights_and_network_one_sentence_says_what_to_do(tmp_path, phot
     assert page["status"].count("<p>") == 1
 
 
-def test_real_models_work_too(tmp_path, photo):
-    """Tiny ones of the real libraries, through the sources that the page starts with."""
+def test_real_models_work(tmp_path, photo):
+    """Tiny models of the real libraries, through the page's default sources."""
     pytest.importorskip("open_clip", reason="open_clip is not installed ([models])")
     pytest.importorskip("timm", reason="timm is not installed ([models])")
     from adapters.tiny_clip import tiny_clip
@@ -328,8 +323,8 @@ def test_real_models_work_too(tmp_path, photo):
         logits_options={"model": tiny_clip(), "short_side": None, "cache_dir": None},
         attention_options={"model": tiny_vit("registers")},
     )
-    handlers = Handlers(Worker(segmenter), Sessions(tmp_path), **LIMITS)
+    handlers = Handlers(Worker(segmenter), Sessions(tmp_path), LIMITS["max_bytes"])
     handlers.drop("one", photo)
     page = last(run(handlers, labels="cat/kitten, background: wall/sky"))
-    assert "2 labels" in page["status"]
+    assert "2 classes" in page["status"]
     assert made_of(handlers).names == ("cat", "background")

@@ -20,8 +20,8 @@ expect = sync_api.expect
 REFUSED = 403
 
 
-def photograph(size=(320, 240), seed=0):
-    """A PNG with a red disc on green, and some noise."""
+def disc_png(size=(320, 240), seed=0):
+    """A PNG of a red disc on green, with some noise."""
     W, H = size
     pixels = np.random.default_rng(seed).integers(0, 20, (H, W, 3), dtype=np.uint8)
     y, x = np.mgrid[:H, :W]
@@ -33,7 +33,7 @@ def photograph(size=(320, 240), seed=0):
     return file.getvalue()
 
 
-def blank(size):
+def blank_png(size):
     """A PNG of any size in a few bytes."""
     file = io.BytesIO()
     Image.new("RGB", size).save(file, "PNG")
@@ -41,12 +41,12 @@ def blank(size):
 
 
 def upload(page, content=None, name="holiday.png"):
-    file = {"name": name, "mimeType": "image/png", "buffer": content or photograph()}
+    file = {"name": name, "mimeType": "image/png", "buffer": content or disc_png()}
     page.locator("#drop input[type=file]").set_input_files(file)
 
 
 def done(page, text):
-    """Wait until the status says so."""
+    """Wait until the status contains `text`."""
     expect(page.locator("#status")).to_contain_text(text)
 
 
@@ -57,7 +57,7 @@ def segment(page, labels=None):
 
 
 def sources_of(page, where="#result"):
-    """Addresses of the pictures in a part of the page."""
+    """The sources of the images in a part of the page."""
     return page.locator(f"{where} img").evaluate_all("images => images.map(i => i.src)")
 
 
@@ -65,16 +65,16 @@ def tab(page, name):
     page.get_by_role("tab", name=name).click()
 
 
-def test_the_example_is_there_at_once(visit):
+def test_an_example_is_shown_at_once(visit):
     page = visit()
-    done(page, "astronaut, 512 x 512 pixels, 33 x 33 patches, 21 labels")
+    done(page, "astronaut, 512 x 512 pixels, 33 x 33 patches, 21 classes")
     expect(page.locator("#status")).to_contain_text(re.compile(r"refinement\s*[\d.]+ s"))
     before, after = sources_of(page)
     assert before.startswith("data:image/jpeg")
     assert before != after
     expect(page.get_by_role("row", name=re.compile("person"))).to_be_visible()
     expect(page.locator("#labels")).to_be_hidden()
-    expect(page.locator("#fixed")).to_contain_text("21 labels: background, aeroplane")
+    expect(page.locator("#fixed")).to_contain_text("21 classes: background, aeroplane")
 
 
 def test_another_example_and_another_mode(visit):
@@ -86,7 +86,7 @@ def test_another_example_and_another_mode(visit):
     first = sources_of(page)
     page.get_by_label("Refinement").click()
     page.get_by_role("option", name="Optimal path").click()
-    page.get_by_role("button", name="Numbers").click()
+    page.get_by_role("button", name="Hyperparameters").click()
     expect(page.locator("#epsilon")).to_be_visible()
     expect(page.locator("#tau")).to_be_hidden()
     segment(page)
@@ -96,20 +96,20 @@ def test_another_example_and_another_mode(visit):
     assert sources_of(page)[0] == first[0]  # the baseline is the same
 
 
-def test_a_photograph_with_my_labels(visit):
+def test_an_upload_with_my_labels(visit):
     page = visit()
     done(page, "astronaut")
     upload(page)
-    done(page, "holiday, 320 x 240 pixels, is here")
+    done(page, "holiday, 320 x 240 pixels, is loaded")
     expect(page.locator("#result img")).to_have_count(1)
     expect(page.locator("#about")).to_contain_text("The first run loads kk-mean (0.6 GB)")
     segment(page, "fire, grass/lawn, background: sea/sky")
-    done(page, "holiday, 320 x 240 pixels, 16 x 12 patches, 3 labels")
+    done(page, "holiday, 320 x 240 pixels, 16 x 12 patches, 3 classes")
     for name in ("fire", "grass"):
         expect(page.get_by_role("rowheader", name=name)).to_be_visible()
     before, after = sources_of(page)
     assert before != after
-    expect(page.locator("#about")).to_contain_text("Loaded: nothing is downloaded any more")
+    expect(page.locator("#about")).to_contain_text("Loaded: no further downloads")
     tab(page, "Maps")
     expect(page.get_by_alt_text(re.compile("^Map of fire"))).to_be_visible()
 
@@ -117,21 +117,21 @@ def test_a_photograph_with_my_labels(visit):
 def test_a_bad_file_is_explained(visit):
     page = visit()
     done(page, "astronaut")
-    for content, said in (
-        (b"not a picture", "broken.png must be a readable image"),
-        (photograph()[:5000], "broken.png must be a readable image; got image file is truncated"),
-        (blank((600, 600)), "at most 300,000 pixels; got 600 x 600"),
+    for content, message in (
+        (b"not an image", "broken.png must be a readable image"),
+        (disc_png()[:5000], "broken.png must be a readable image; got image file is truncated"),
+        (blank_png((600, 600)), "at most 300,000 pixels; got 600 x 600"),
     ):
         upload(page, content, "broken.png")
-        expect(page.get_by_role("alert")).to_contain_text(said)
-    upload(page)  # and the next is taken
+        expect(page.get_by_role("alert")).to_contain_text(message)
+    upload(page)  # and the next is accepted
     done(page, "holiday, 320 x 240")
 
 
 def test_too_many_bytes_are_not_sent(visit):
     page = visit()
     done(page, "astronaut")
-    upload(page, blank((9, 9)) + bytes(400_000), "large.png")
+    upload(page, blank_png((9, 9)) + bytes(400_000), "large.png")
     expect(page.get_by_text("exceed the maximum allowed size")).to_be_visible()
 
 
@@ -140,16 +140,16 @@ def test_bad_labels_are_explained(visit):
     done(page, "astronaut")
     upload(page)
     done(page, "holiday")
-    for labels, said in (
+    for labels, message in (
         ("cat, dog, Cat", "got 'Cat' twice"),
-        ("cat,, dog", "Look for a comma too many"),
+        ("cat,, dog", "Check for a comma at"),
         ("dog: puppy/", "no empty prompt; got one in 'dog'"),
     ):
         segment(page, labels)
-        expect(page.get_by_role("alert")).to_contain_text(said)
+        expect(page.get_by_role("alert")).to_contain_text(message)
 
 
-def test_weights_that_cannot_be_had_are_explained(visit):
+def test_unavailable_weights_are_explained(visit):
     page = visit()
     done(page, "astronaut")
     page.get_by_label("Models, with my labels").check()
@@ -171,7 +171,7 @@ def test_a_clicked_patch_shows_its_attention(visit):
     expect(page.locator("#patch")).to_contain_text("column 2, row 32")
     (second,) = sources_of(page, "#patch")
     assert first != second
-    # The same without a mouse.
+    # The same from the keyboard.
     slider = page.get_by_role("slider", name=re.compile("Patch column"))
     slider.focus()
     slider.press("ArrowRight")
@@ -191,7 +191,7 @@ def test_downloads(visit):
     upload(page)
     done(page, "holiday")
     segment(page, "fire, grass")
-    done(page, "2 labels")
+    done(page, "2 classes")
     tab(page, "Files")
     expect(page.locator("#file-all")).to_be_enabled()
     name, content = fetch(page, "Label map")
@@ -209,7 +209,7 @@ def test_downloads(visit):
 
 
 def status_of(server, path):
-    """Ask for a file as gradio serves it; return the status."""
+    """Request a file as gradio serves it; return the status."""
     address = f"{server.address}gradio_api/file={urllib.parse.quote(str(path))}"
     try:
         with urllib.request.urlopen(address) as answer:
@@ -224,12 +224,12 @@ def test_two_visitors_do_not_see_each_other(visit, server):
     done(two, "astronaut")
     upload(one)
     done(one, "holiday")
-    upload(two, photograph(seed=1, size=(200, 280)), "secret.png")
+    upload(two, disc_png(seed=1, size=(200, 280)), "secret.png")
     done(two, "secret")
     segment(one, "fire, grass")
     segment(two, "poppies, lawn, sea")
-    done(one, "holiday, 320 x 240 pixels, 16 x 12 patches, 2 labels")
-    done(two, "secret, 200 x 280 pixels, 16 x 12 patches, 3 labels")
+    done(one, "holiday, 320 x 240 pixels, 16 x 12 patches, 2 classes")
+    done(two, "secret, 200 x 280 pixels, 16 x 12 patches, 3 classes")
     expect(one.get_by_role("rowheader", name="poppies")).to_have_count(0)
     expect(two.get_by_role("rowheader", name="fire")).to_have_count(0)
     tab(one, "Attention")
@@ -238,7 +238,7 @@ def test_two_visitors_do_not_see_each_other(visit, server):
     assert two.locator("#photo img").evaluate("i => i.naturalWidth") == 200
 
 
-def test_files_of_a_visitor_are_out_of_others_reach_and_go_when_he_leaves(visit, server):
+def test_files_are_private_and_removed_when_the_visitor_leaves(visit, server):
     page = visit()
     done(page, "astronaut")
     tab(page, "Files")
@@ -264,7 +264,7 @@ def test_files_of_a_visitor_are_out_of_others_reach_and_go_when_he_leaves(visit,
     assert status_of(server, archive) == REFUSED
 
 
-def test_on_a_phone_the_status_comes_into_sight(visit):
+def test_on_a_phone_the_status_scrolls_into_view(visit):
     page = visit(390, 844)
     done(page, "astronaut")
     page.get_by_label("Models, with my labels").check()
@@ -272,7 +272,7 @@ def test_on_a_phone_the_status_comes_into_sight(visit):
     expect(page.get_by_role("alert")).to_be_in_viewport()
 
 
-def test_a_narrow_page_has_everything_below_each_other(visit):
+def test_a_narrow_page_is_one_column(visit):
     page = visit(390, 844)
     done(page, "astronaut")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -282,7 +282,7 @@ def test_a_narrow_page_has_everything_below_each_other(visit):
     assert second["y"] + second["height"] <= legend["y"]
 
 
-def test_a_wide_page_has_the_pictures_side_by_side(visit):
+def test_a_wide_page_has_the_images_side_by_side(visit):
     page = visit()
     done(page, "astronaut")
     first, second = (box.bounding_box() for box in page.locator("#result figure").all())
@@ -296,7 +296,7 @@ def test_every_field_has_a_name(visit):
     page = visit()
     done(page, "astronaut")
     page.get_by_label("Models, with my labels").check()
-    page.get_by_role("button", name="Numbers").click()
+    page.get_by_role("button", name="Hyperparameters").click()
     expect(page.locator("#tau")).to_be_visible()
     nameless = page.evaluate(
         """() => [...document.querySelectorAll('input, textarea, button, img')].filter(e => {

@@ -1,4 +1,4 @@
-"""The server as a process: what it says, what it listens on, and that it leaves nothing behind."""
+"""The server as a process: its output, its address, and that it leaves nothing behind."""
 
 import json
 import os
@@ -19,7 +19,7 @@ REFUSED = 403
 RUN = "import sys; from ovss_refine.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
-def test_a_signal_stops_it_and_its_folder_goes(tmp_path):
+def test_sigterm_stops_the_server_and_removes_its_folder(tmp_path):
     command = [sys.executable, "-c", RUN, "app", "--port", "0", "--device", "cpu"]
     env = os.environ | {"TMPDIR": str(tmp_path)}
     env.pop("DISPLAY", None)
@@ -48,35 +48,35 @@ def ask(server, path, data=None, **headers):
         return error.code, error.read().decode()
 
 
-def test_it_fetches_no_address(server):
-    # TEST-NET-1: whoever asked it would wait long.
+def test_urls_are_not_fetched(server):
+    # TEST-NET-1: a request to it would hang.
     status, text = ask(server, "gradio_api/file=http://192.0.2.1/x.png")
-    assert (status, text) == (REFUSED, "Web addresses are not fetched.")
+    assert (status, text) == (REFUSED, "URLs are not fetched.")
 
 
-def test_it_fetches_no_address_in_place_of_an_upload(server):
+def test_urls_are_not_fetched_in_place_of_an_upload(server):
     _, text = ask(server, "config")
     config = json.loads(text)
     drop = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == "drop")
     upload = next(d["id"] for d in config["dependencies"] if d["targets"] == [[drop, "upload"]])
     file = {"path": "http://192.0.2.1/x.png", "meta": {"_type": "gradio.FileData"}}
-    body = {"data": [file], "fn_index": upload, "session_hash": "addresses", "trigger_id": drop}
+    body = {"data": [file], "fn_index": upload, "session_hash": "urls", "trigger_id": drop}
     kind = {"Content-Type": "application/json"}
     status, _ = ask(server, "gradio_api/queue/join?", json.dumps(body).encode(), **kind)
     assert status == 200
-    _, text = ask(server, "gradio_api/queue/data?session_hash=addresses")
+    _, text = ask(server, "gradio_api/queue/data?session_hash=urls")
     (done,) = re.findall(r'\{"msg":"process_completed".*?\n', text)
     assert json.loads(done)["success"] is False
-    assert "web addresses are not fetched" in server.log.read_text()
+    assert "URLs are not fetched" in server.log.read_text()
 
 
-def test_it_answers_to_its_own_name_only(server):
+def test_requests_under_another_host_name_are_refused(server):
     status, text = ask(server, "", Host="evil.example:7860")
     assert status == REFUSED
     assert "its own machine" in text
 
 
-def test_gradio_is_told_to_keep_quiet(server):
+def test_gradio_reports_no_usage_and_has_no_public_endpoints(server):
     _, text = ask(server, "config")
     config = json.loads(text)
     assert config["analytics_enabled"] is False

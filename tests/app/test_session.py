@@ -1,11 +1,11 @@
-"""What each visitor has on the server, and for how long."""
+"""What the server keeps for each visitor, and for how long."""
 
 import stat
 
 from ovss_refine.app.session import Result, Sessions
 
 
-def test_each_has_a_folder_that_nobody_guesses(tmp_path):
+def test_each_session_has_an_unguessable_private_folder(tmp_path):
     sessions = Sessions(tmp_path)
     one, two = sessions.of("one"), sessions.of("two")
     assert sessions.of("one") is one
@@ -15,26 +15,26 @@ def test_each_has_a_folder_that_nobody_guesses(tmp_path):
     assert "one" not in one.folder.name
 
 
-def test_names_of_folders_do_not_follow_from_keys(tmp_path):
+def test_folder_names_do_not_depend_on_keys(tmp_path):
     assert Sessions(tmp_path).of("one").folder != Sessions(tmp_path).of("one").folder
 
 
-def test_leaving_removes_the_files(tmp_path):
+def test_dropping_a_session_removes_its_files(tmp_path):
     sessions = Sessions(tmp_path)
     folder = sessions.of("one").folder
     (folder / "x.png").write_bytes(b"x")
     other = sessions.of("two").folder
     sessions.drop("one")
-    sessions.drop("one")  # twice is no error
+    sessions.drop("one")  # ignored
     assert not folder.exists()
     assert other.exists()
     assert sessions.of("one").folder != folder
 
 
-def test_the_longest_idle_makes_room(tmp_path):
+def test_the_longest_idle_session_makes_room(tmp_path):
     sessions = Sessions(tmp_path, capacity=2)
     one, two = sessions.of("one"), sessions.of("two")
-    one.picture = "kept"
+    one.image = "kept"
     sessions.of("one")
     sessions.of("three")
     assert sessions.of("one") is one
@@ -42,10 +42,10 @@ def test_the_longest_idle_makes_room(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_result_takes_its_files_along(tmp_path):
+def test_forgetting_a_result_removes_its_files(tmp_path):
     session = Sessions(tmp_path).of("one")
-    session.picture = object()
-    session.last = Result(session.picture, None, "")
+    session.image = object()
+    session.last = Result(session.image, None, "")
     (session.folder / "x.png").write_bytes(b"x")
     assert session.result is session.last
     session.forget_result()
@@ -53,9 +53,9 @@ def test_a_result_takes_its_files_along(tmp_path):
     assert list(session.folder.iterdir()) == []
 
 
-def test_a_result_belongs_to_its_picture(tmp_path):
+def test_a_result_belongs_to_its_image(tmp_path):
     session = Sessions(tmp_path).of("one")
-    session.picture = object()
-    session.last = Result(session.picture, None, "")
-    session.picture = object()
+    session.image = object()
+    session.last = Result(session.image, None, "")
+    session.image = object()
     assert session.result is None

@@ -1,4 +1,4 @@
-"""What the page shows, as HTML."""
+"""The HTML that the page shows."""
 
 import base64
 import io
@@ -37,7 +37,7 @@ def made(**changes):
 
 
 class Reader(HTMLParser):
-    """Collects texts, and the attributes of pictures."""
+    """Collects texts, tags, and the attributes of images."""
 
     def __init__(self, page):
         super().__init__()
@@ -54,31 +54,31 @@ class Reader(HTMLParser):
 
 
 def decode(image):
-    with Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))) as picture:
-        return np.asarray(picture)
+    with Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))) as opened:
+        return np.asarray(opened)
 
 
-def test_the_result_has_both_pictures_and_a_legend():
+def test_the_result_has_both_images_and_a_legend():
     read = Reader(views.result(made()))
     assert len(read.images) == 2
     for image, labels in zip(read.images, (made().baseline, made().labels), strict=True):
         want = draw.overlay(RGB, labels.numpy(), draw.palette(NAMES))
         assert decode(image).shape == want.shape
         assert np.abs(decode(image).astype(int) - want).mean() < 8  # it is a JPEG
-    assert read.images[0]["alt"] == "Baseline: scores alone. Largest: sky 67%, <b>cat</b> 33%"
+    assert read.images[0]["alt"] == "Baseline: logits alone. Largest: sky 67%, <b>cat</b> 33%"
     shares = [text for text in read.texts if "%" in text]
     assert shares == ["66.7%", "75.0%", "33.3%", "25.0%"]
     assert "dog" not in read.texts  # occurs nowhere
-    assert "b" not in read.tags  # a label is text
+    assert "b" not in read.tags  # names are escaped
 
 
-def test_the_legend_has_the_colours_of_the_picture():
+def test_the_legend_has_the_colours_of_the_overlay():
     colours = draw.palette(NAMES)
     found = re.findall(r"rgb\((\d+), (\d+), (\d+)\)", views.legend(made(), colours))
     assert_array_equal(np.array(found, dtype=int), colours[:2])
 
 
-def test_labels_that_refinement_took_away_are_listed_too():
+def test_classes_that_refinement_removed_are_listed_too():
     page = views.legend(made(labels=torch.full((20, 30), 2)), draw.palette(NAMES))
     shares = [text for text in Reader(page).texts if "%" in text]
     assert shares == ["0.0%", "100.0%", "66.7%", "0.0%", "33.3%", "0.0%"]
@@ -99,12 +99,12 @@ def test_maps_are_on_one_scale_and_the_rejected_are_named():
     assert "b" not in read.tags
 
 
-def test_a_label_that_has_won_everywhere_is_bright():
+def test_a_class_that_has_won_everywhere_is_bright():
     flat = made(discrepancy=torch.zeros(3, 1, 2), kept=torch.tensor([True] * 3))
     assert_array_equal(decode(Reader(views.maps(flat)).images[0])[0, 0], draw.HEAT[-1])
 
 
-def test_little_is_not_nothing():
+def test_a_small_share_does_not_read_as_zero():
     many = torch.zeros(100, 100, dtype=torch.int64)
     many[0, 0] = 1
     page = views.legend(made(labels=many, baseline=many), draw.palette(NAMES))
@@ -115,30 +115,30 @@ def test_little_is_not_nothing():
 def test_the_summary_counts_what_changed():
     read = Reader(views.summary(made(), "a<i>b"))
     text = "".join(read.texts)
-    assert "a<i>b, 30 x 20 pixels, 2 x 1 patches, 3 labels" in text
+    assert "a<i>b, 30 x 20 pixels, 2 x 1 patches, 3 classes" in text
     assert "changed 41.7% of the pixels" in text
     assert "total1.25 s" in text
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20, 30), (3000, 10), (1024, 2048)])
-def test_pictures_are_shown_small_enough(size):
+def test_images_are_shown_at_limited_size(size):
     h, w = views.shown_size(*size)
     assert 1 <= max(h, w) <= 1024
     assert min(h, w) >= 1
-    picture = np.zeros((*size, 3), dtype=np.uint8)
-    with Image.open(io.BytesIO(views.jpeg(picture))) as shown:
+    image = np.zeros((*size, 3), dtype=np.uint8)
+    with Image.open(io.BytesIO(views.jpeg(image))) as shown:
         assert shown.size == (w, h)
 
 
-def test_messages_are_text_and_backticks_are_code():
+def test_messages_are_escaped_and_backticks_become_code():
     page = views.error("`x` must be <1; got `<script>`.")
     assert "<code>x</code> must be &lt;1; got <code>&lt;script&gt;</code>." in page
     assert 'role="alert"' in page
-    assert "alert" not in views.notice("all is well")
+    assert "alert" not in views.notice("fine")
 
 
-def test_what_is_to_load_is_said():
+def test_pending_downloads_are_listed():
     text = views.sizes({"kk-mean": "0.6 GB"})
     assert "`kk-mean` (0.6 GB)" in text
     assert "huggingface.co" in text
-    assert "nothing is downloaded" in views.sizes({})
+    assert "no further downloads" in views.sizes({})

@@ -1,7 +1,7 @@
-"""Serve the page with small made-up models in place of downloads.
+"""Serve the page with tiny models in place of downloads.
 
-`python tiny_page.py` prints the address, then serves until its input is closed. Every name of a
-source stands for the same model, but "clip", whose weights cannot be had.
+`python tiny_page.py` prints the address, then serves until its standard input is closed. All names
+of sources stand for the same model, except "clip", whose weights are unavailable.
 """
 
 import sys
@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 
 from ovss_refine import Attention, Logits, registry
+from ovss_refine.app.request import AppRequest
 from ovss_refine.app.server import running
-from ovss_refine.segmenter import Segmenter
 
 GRID = (12, 16)
 LIMITS = {"max_bytes": 400_000, "max_pixels": 300_000}
 
 
 class ColourLogits:
-    """Scores labels by colour: the first is for red, then green, then blue."""
+    """Logits by colour: the first class is red, the second green, the third blue."""
 
     def __init__(self, classes):
         self.classes = classes
@@ -35,7 +35,7 @@ class ColourLogits:
 
 
 class ColourAttention:
-    """Patches attend to patches of their colour."""
+    """Patches attend to patches of the same colour."""
 
     def attention(self, images):
         small = F.adaptive_avg_pool2d(images, GRID).flatten(2)
@@ -60,8 +60,7 @@ def sources(kind, registered=registry._registered):
 if __name__ == "__main__":
     registry._registered = sources
     torch.set_num_threads(1)
-    segmenter = Segmenter(device="cpu", max_pixels=LIMITS["max_pixels"])
-    with running(segmenter, host="127.0.0.1", port=0, **LIMITS) as address:
+    with running(AppRequest(port=0, device="cpu", **LIMITS)) as address:
         sys.stdout.write(address + "\n")
         sys.stdout.flush()
         sys.stdin.read()
