@@ -233,9 +233,9 @@ def test_two_visitors_do_not_see_each_other(visit, server):
     expect(one.get_by_role("rowheader", name="poppies")).to_have_count(0)
     expect(two.get_by_role("rowheader", name="fire")).to_have_count(0)
     tab(one, "Attention")
-    assert one.locator("#photo img").evaluate("i => i.naturalWidth") == 320
+    expect(one.locator("#photo img")).to_have_js_property("naturalWidth", 320)
     tab(two, "Attention")
-    assert two.locator("#photo img").evaluate("i => i.naturalWidth") == 200
+    expect(two.locator("#photo img")).to_have_js_property("naturalWidth", 200)
 
 
 def test_files_are_private_and_removed_when_the_visitor_leaves(visit, server):
