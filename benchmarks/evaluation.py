@@ -87,8 +87,9 @@ def write_set(root: Path, count: int, distinct: int = 20) -> DataSet:
 def make_job(root: Path, dataset: DataSet, rows: Mapping[str, Row], out: Path) -> Job:
     """Describe the evaluation of a folder."""
     out.mkdir()
+    source = Chosen(f"npz:{root / 'arrays'}")
     return Job(
-        dataset=dataset,
+        request=EvaluateRequest(dataset=dataset, root=root, logits=source, attention=source),
         items=dataset.items(root),
         logits=load_logits("npz", folder=root / "arrays"),
         attention=NpzAttention(root / "arrays"),

@@ -1,7 +1,4 @@
-"""Command-line flags of `ovss-refine reproduce`.
-
-Torch is imported only once there is work to do.
-"""
+"""The command `reproduce`. Torch is imported only once there is work to do."""
 
 import argparse
 from typing import Any
@@ -14,14 +11,14 @@ ALL = "all"
 
 
 def add_reproduce(commands: Any) -> argparse.ArgumentParser:
-    """Add the command to what `add_subparsers` gave, and return it; `reproduced` does the work."""
+    """Add the command to what `add_subparsers` returned; return its parser."""
     reproduce: argparse.ArgumentParser = commands.add_parser(
         "reproduce",
         help="measure the tables and curves of the paper",
         allow_abbrev=False,
         description=(
-            "Measure a table of the paper with the weights and data sets that are found, and list "
-            "what is missing for the rest. What has been measured is not measured again. Under "
+            "Measure tables of the paper with the weights and data sets that are found, and list "
+            "what is missing for the rest. Existing results are not measured again. Under "
             "torchrun, the processes share the images."
         ),
     )
@@ -35,7 +32,7 @@ def add_reproduce(commands: Any) -> argparse.ArgumentParser:
 
 
 def reproduced(args: argparse.Namespace) -> str | None:
-    """Do what was asked; return the text to print, or None in a process that does not lead."""
+    """Run the command; return the text to print, or None in a process other than the first."""
     names = TABLES if args.table == ALL else (args.table,)
     request = request_of(args, ReproduceRequest, tables=names)
     if not args.published:

@@ -1,7 +1,7 @@
-"""Evaluation: baseline against refined, by mIoU, on eight data sets and on a folder of your own.
+"""Evaluation: baseline against refined, by mIoU, on eight data sets and on your own folder.
 
-`dataset` describes data sets, `check` and `convert` verify and prepare them, `engine.evaluate` does
-the work, `run` goes from a request to the tables.
+`dataset` describes data sets, `check` and `convert` verify and prepare them, `engine.evaluate`
+measures, and `run` turns a request into tables.
 """
 
 from ovss_refine.method.modes import CONTROLS

@@ -1,4 +1,4 @@
-"""Images put together into batches: those of one size, in the order in which they come.
+"""Batches of images of one size, in the order in which they are read.
 
 Axes: B images, K prompts, N patches, (H, W) pixels.
 """
@@ -20,14 +20,14 @@ WAITING = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """All of an image that lies in files.
+    """Everything about an image that is read from files.
 
     Attributes:
         id: of the image.
         image: [H, W, 3] uint8 RGB.
         truth: [H, W] uint8 classes.
-        logits: [K, h, w] scores, where they lie in files.
-        attention: one map without a batch axis, where it lies in a file.
+        logits: [K, h, w], if they are read from files.
+        attention: one map without a batch axis, if it is read from a file.
     """
 
     id: str
@@ -36,8 +36,8 @@ class Sample:
     logits: Logits | None
     attention: Attention | None
 
-    def like(self) -> tuple[object, ...]:
-        """Return what samples of one batch have to agree on."""
+    def shapes(self) -> tuple[object, ...]:
+        """Return what the samples of a batch must agree on."""
         logits, attention = self.logits, self.attention
         index = None if logits is None else logits.prompt_index
         return (
@@ -50,11 +50,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Samples that are alike.
-
-    Attributes:
-        samples: B of them.
-    """
+    """B samples with the same shapes."""
 
     samples: tuple[Sample, ...]
 
@@ -64,26 +60,27 @@ class Batch:
         return stacked.to(device).permute(0, 3, 1, 2).contiguous().float() / 255
 
     def logits(self, device: torch.device) -> Logits:
-        """Stack the logits that lay in files."""
+        """Stack the logits that were read from files."""
         read = [sample.logits for sample in self.samples if sample.logits is not None]
         values = torch.stack([one.values for one in read]).to(device)
         return Logits(values, read[0].scale, read[0].prompt_index, read[0].names)
 
     def attention(self, device: torch.device) -> Attention:
-        """Stack the attention that lay in files."""
+        """Stack the attention that was read from files."""
         read = [sample.attention for sample in self.samples if sample.attention is not None]
         return Attention.stack(read).to(device)
 
 
 def batches(samples: Iterable[Sample], size: int) -> Iterator[Batch]:
-    """Collect up to `size` samples that are alike; none waits for long, none is lost."""
+    """Yield batches of up to `size` samples with the same shapes; every sample is in one."""
     waiting: dict[tuple[object, ...], list[Sample]] = {}
     for sample in samples:
-        group = waiting.setdefault(sample.like(), [])
+        shapes = sample.shapes()
+        group = waiting.setdefault(shapes, [])
         group.append(sample)
         if len(group) == size:
-            yield Batch(tuple(waiting.pop(sample.like())))
+            yield Batch(tuple(waiting.pop(shapes)))
         elif sum(map(len, waiting.values())) >= WAITING * size:
-            yield Batch(tuple(waiting.pop(next(iter(waiting)))))  # the one that waits longest
+            yield Batch(tuple(waiting.pop(next(iter(waiting)))))  # the oldest
     for rest in waiting.values():
         yield Batch(tuple(rest))

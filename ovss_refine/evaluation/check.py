@@ -1,4 +1,4 @@
-"""Is a data set where it should be, and as it should be? Looks at every file of its split."""
+"""Check that a data set is complete and sound: every file of its split is read."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ovss_refine.evaluation.dataset import IGNORE, DataSet, Item
-from ovss_refine.evaluation.reading import read_mask, to_labels
+from ovss_refine.evaluation.reading import check_size, read_mask, to_labels
 
 SHOWN = 10
 
@@ -22,10 +22,10 @@ class Findings:
 
     Attributes:
         base: folder in which the data set begins.
-        images: number of images of the split.
-        good: how many of them have an image and a sound mask of its size.
-        pixels: number of pixels of each raw value, in the sound masks.
-        problems: sentences, the general ones first.
+        images: number of images in the split.
+        good: how many of them exist and have a sound mask of the same size.
+        pixels: number of pixels of each raw value in the sound masks.
+        problems: sentences, general ones first.
         notes: what is unusual but allowed.
     """
 
@@ -38,11 +38,11 @@ class Findings:
 
 
 def check(dataset: DataSet, root: Path, *, workers: int = 2, quiet: bool = False) -> Findings:
-    """Look for every image and mask, decode every mask, and compare sizes and values.
+    """Find every image and mask, decode every mask, and compare sizes and values.
 
     Raises:
         FileNotFoundError: if a folder or the list of images is missing.
-        ValueError: if there is not even one image.
+        ValueError: if there are no images.
     """
     base = dataset.locate(root)
     items = dataset.items(root)
@@ -50,89 +50,72 @@ def check(dataset: DataSet, root: Path, *, workers: int = 2, quiet: bool = False
     if lack := dataset.without_masks(base):
         found.problems.append(lack)
     with ThreadPoolExecutor(workers) as pool:
-        looked = pool.map(lambda item: _look(dataset, item), items)
-        for outcome in tqdm(looked, total=len(items), unit="mask", disable=quiet):
+        outcomes = pool.map(lambda item: _check_item(dataset, item), items)
+        for outcome in tqdm(outcomes, total=len(items), unit="mask", disable=quiet):
             if isinstance(outcome, str):
                 found.problems.append(outcome)
             else:
                 found.good += 1
                 found.pixels.update(outcome)
-    found.problems += _strangers(dataset, base, items)
+    found.problems += _orphans(dataset, base, items)
     official = dataset.official_images
     if official is not None and len(items) != official:
         found.notes.append(f"{len(items)} images; the official set has {official}.")
-    absent = [dataset.names[c] for c in range(dataset.M) if not found.pixels[_raw(dataset, c)]]
+    first = int(dataset.first_is_ignored)  # the raw value of class 0
+    absent = [name for raw, name in enumerate(dataset.names, first) if not found.pixels[raw]]
     if absent:
-        found.notes.append(f"{len(absent)} classes occur nowhere: {_some(absent)}.")
+        found.notes.append(f"{len(absent)} classes do not occur: {_some(absent)}.")
     return found
 
 
 def expected(dataset: DataSet) -> str:
-    """Say which files the data set consists of."""
+    """Describe the files that the data set consists of."""
     star = "**/*" if dataset.recursive else "*"
     images = " or ".join(dataset.image_suffix)
-    lines = [
-        f"{dataset.name}: {dataset.title}",
-        f"  images  {dataset.images}/{star}{images}",
-        f"  masks   {dataset.masks}/{star}{dataset.mask_suffix}",
-        f"  split   {dataset.split or 'all images of the folder'}",
-        f"  values  {_values(dataset)}",
-    ]
-    return "\n".join(lines)
+    low, ignored = (1, "0 and {} are") if dataset.first_is_ignored else (0, "{} is")
+    return (
+        f"{dataset.name}: {dataset.title}\n"
+        f"  images  {dataset.images}/{star}{images}\n"
+        f"  masks   {dataset.masks}/{star}{dataset.mask_suffix}\n"
+        f"  split   {dataset.split or 'all images of the folder'}\n"
+        f"  values  {low} to {dataset.highest}, the classes; {ignored.format(IGNORE)} ignored"
+    )
 
 
 def report(found: Findings, dataset: DataSet) -> str:
-    """Tell what was found."""
+    """Describe the data set and what was found."""
     lines = [expected(dataset), f"found in {found.base}"]
     lines.append(f"  {found.good} of {found.images} images are sound")
     lines += [f"  note: {note}" for note in found.notes]
     lines += [f"  problem: {problem}" for problem in found.problems[:SHOWN]]
     if len(found.problems) > SHOWN:
-        lines.append(f"  and {len(found.problems) - SHOWN} problems more")
+        lines.append(f"  and {len(found.problems) - SHOWN} more problems")
     return "\n".join(lines)
 
 
-def _values(dataset: DataSet) -> str:
-    if dataset.first_is_ignored:
-        return f"1 to {dataset.highest}, the classes; 0 and {IGNORE} are ignored"
-    return f"0 to {dataset.highest}, the classes; {IGNORE} is ignored"
-
-
-def _look(dataset: DataSet, item: Item) -> str | dict[int, int]:
-    """Return what is wrong with an image, or how many pixels its mask has of each raw value."""
+def _check_item(dataset: DataSet, item: Item) -> str | dict[int, int]:
+    """Return what is wrong with an image, or the pixels of each raw value of its mask."""
     if not item.image.is_file():
-        return f"`{item.image}` is missing" + (
-            ", though it has a mask." if item.mask.is_file() else "."
-        )
+        though = ", though it has a mask" if item.mask.is_file() else ""
+        return f"`{item.image}` is missing{though}."
     try:
         raw = read_mask(item.mask)
         to_labels(raw, dataset, str(item.mask))
-        with Image.open(item.image) as picture:  # the head only
-            size = picture.size
+        with Image.open(item.image) as image:  # reads the header only
+            check_size(item, raw, image.size)
     except (OSError, ValueError, SyntaxError) as err:
         return str(err)
-    if raw.shape != size[::-1]:
-        return (
-            f"`{item.mask}` must have the size of its image, {size[0]} x {size[1]}; got "
-            f"{raw.shape[1]} x {raw.shape[0]}."
-        )
     counts = np.bincount(raw.ravel())
     return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
 
 
-def _strangers(dataset: DataSet, base: Path, items: Sequence[Item]) -> Iterator[str]:
-    """Name what a split file lists of neither images nor masks: nothing, in most folders."""
+def _orphans(dataset: DataSet, base: Path, items: Sequence[Item]) -> Iterator[str]:
+    """Report masks that have no image and are in no split."""
     if dataset.split is None or not items:
         return
-    known = {item.id for item in items}
-    masks = [id for id in dataset.mask_ids(base / dataset.masks) if id not in known]
-    images = set(dataset.image_ids(base / dataset.images))
-    if orphans := [id for id in masks if id not in images]:
-        yield f"{len(orphans)} masks have no image, in no split: {_some(orphans)}."
-
-
-def _raw(dataset: DataSet, label: int) -> int:
-    return label + 1 if dataset.first_is_ignored else label
+    known = {*dataset.image_ids(base / dataset.images), *(item.id for item in items)}
+    if orphans := [id for id in dataset.mask_ids(base / dataset.masks) if id not in known]:
+        yield f"{len(orphans)} masks have no image and are in no split: {_some(orphans)}."
 
 
 def _some(names: Sequence[str]) -> str:

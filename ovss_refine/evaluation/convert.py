@@ -1,19 +1,20 @@
-"""Label maps as the publishers ship them, into those that the benchmarks are scored with.
+"""Convert published label maps into those that the benchmarks are scored with.
 
-* coco-stuff: `stuffthingmaps` (values 0 to 181, 255) to train ids: 80 things, then 91 of stuff.
-* coco-object: the same maps to 0 for whatever is no thing, unlabelled pixels included, 1 to 80.
+* coco-stuff: `stuffthingmaps` (values 0 to 181, 255) to train ids, 80 things and then 91 of stuff.
+* coco-object: the same maps to 0 for everything that is not a thing, unlabelled pixels included,
+  and 1 to 80.
 * cityscapes: `labelIds` to the 19 train ids.
-* context: maps of PASCAL Context's 459 or 59 labels, with their list of names, to 0 for whatever is
-  none of the 59 frequent classes, and 1 to 59 in order of the alphabet.
+* context: maps of PASCAL Context's 459 or 59 classes, with their list of names, to 0 for everything
+  that is not one of the 59 frequent classes, and 1 to 59 in alphabetical order.
 
-Every output value is looked up by the input value, so that no replacement can hit another's result.
+Every output value is looked up by its input value, so replacements cannot interfere.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,9 +43,9 @@ class Conversion:
     """How to convert one kind of map.
 
     Attributes:
-        table: output value of each input value, -1 where no input may have it.
-        ends: ends of the names of inputs, tried in this order; outputs lose it.
-        suffix: end of the names of outputs.
+        table: output value of each input value, -1 for input values that do not occur.
+        ends: suffixes of input files, tried in this order; the output's suffix replaces them.
+        suffix: suffix of output files.
     """
 
     table: Table
@@ -71,17 +72,16 @@ def conversion(name: str, names: Path | None = None) -> Conversion:
             f"for {name!r}."
         )
     if names is not None:
-        return Conversion(context_table(names), (".mat", ".png"), ".png")
+        return Conversion(_context_table(names), (".mat", ".png"), ".png")
     if name == "cityscapes":
-        return Conversion(
-            cityscapes_table(), ("_gtFine_labelIds.png",), "_gtFine_labelTrainIds.png"
-        )
+        end, suffix = "_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"
+        return Conversion(_cityscapes_table(), (end,), suffix)
     if name == "coco-stuff":
-        return Conversion(coco_stuff_table(), (".png",), "_labelTrainIds.png")
-    return Conversion(coco_object_table(), (".png",), "_instanceTrainIds.png")
+        return Conversion(_coco_stuff_table(), (".png",), "_labelTrainIds.png")
+    return Conversion(_coco_object_table(), (".png",), "_instanceTrainIds.png")
 
 
-def coco_stuff_table() -> Table:
+def _coco_stuff_table() -> Table:
     """Number the 171 values that are classes, in their order; 255 stays."""
     table = np.full(IGNORE + 1, -1)
     classes = [value for value in range(COCO_VALUES) if value not in COCO_GAPS]
@@ -90,27 +90,23 @@ def coco_stuff_table() -> Table:
     return table
 
 
-def coco_object_table() -> Table:
-    """Number the 80 things from 1 on; stuff, and 255 as well, become 0."""
-    table = coco_stuff_table()
+def _coco_object_table() -> Table:
+    """Number the 80 things from 1; stuff and 255 become 0."""
+    table = _coco_stuff_table()
     things = (table >= 0) & (np.arange(len(table)) < COCO_LAST_THING)
     return np.where(things, table + 1, np.where(table >= 0, 0, -1))
 
 
-def cityscapes_table() -> Table:
-    """Number the 19 evaluated classes; all others, and 255, become 255."""
+def _cityscapes_table() -> Table:
+    """Number the 19 evaluated classes; all others and 255 become 255."""
     table = np.full(IGNORE + 1, -1)
     table[:CITYSCAPES_VALUES] = table[IGNORE] = IGNORE
     table[list(CITYSCAPES_IDS)] = np.arange(len(CITYSCAPES_IDS))
     return table
 
 
-def context_table(names: Path) -> Table:
-    """Number the 59 frequent classes by their names in a list "number: name"; others become 0.
-
-    Raises:
-        ValueError: if the file is not UTF-8, a line is no such pair, or a class is not in the list.
-    """
+def _context_table(names: Path) -> Table:
+    """Number the 59 frequent classes by their names in a list "number: name"; others become 0."""
     numbers: dict[str, int] = {}
     for at, line in enumerate(read_lines(names), start=1):
         number, colon, label = line.partition(":")
@@ -128,13 +124,12 @@ def context_table(names: Path) -> Table:
             "first."
         )
     table = np.zeros(max(numbers.values()) + 1, dtype=np.int64)
-    for index, name in enumerate(classes, start=1):
-        table[numbers[name]] = index
+    table[[numbers[name] for name in classes]] = np.arange(1, len(classes) + 1)
     return table
 
 
 def apply(table: Table, raw: NDArray[np.int64], origin: str) -> NDArray[np.uint8]:
-    """Look every value up.
+    """Look up every value of a map; `origin` names the map in a message.
 
     Raises:
         ValueError: on a value that such maps do not have.
@@ -145,20 +140,20 @@ def apply(table: Table, raw: NDArray[np.int64], origin: str) -> NDArray[np.uint8
         known = np.flatnonzero(table >= 0)
         wrong = sorted(set(np.unique(raw).tolist()) - set(known.tolist()))
         raise ValueError(
-            f"`{origin}` must be a map as it was published; got the values {wrong[:5]}. Was it "
-            "converted before?"
+            f"`{origin}` must be a map as it was published; got the values {wrong[:5]}. Has it "
+            "been converted already?"
         )
     return out.astype(np.uint8)
 
 
 def convert(how: Conversion, source: Path, target: Path, *, overwrite: bool) -> int:
-    """Convert all maps of a folder and its folders; return how many.
+    """Convert all maps of a folder and its subfolders; return how many.
 
     Args:
         how: the conversion.
         source: folder of the published maps.
-        target: folder for the results, which have the same places in it.
-        overwrite: replace results that exist.
+        target: folder for the results, with the same subfolders.
+        overwrite: replace existing results.
 
     Raises:
         FileNotFoundError: if there is no such folder, or nothing to convert in it.
@@ -174,21 +169,21 @@ def convert(how: Conversion, source: Path, target: Path, *, overwrite: bool) -> 
         raise FileNotFoundError(
             f"`source` must have files that end in {' or '.join(how.ends)}; got none in `{source}`."
         )
-    there = [path for _, path in pairs if path.exists()]
-    if there and not overwrite:
+    existing = [path for _, path in pairs if path.exists()]
+    if existing and not overwrite:
         raise FileExistsError(
-            f"`{there[0]}` exists ({len(there)} of {len(pairs)} results do); pass --overwrite to "
-            "replace them."
+            f"`{existing[0]}` exists ({len(existing)} of {len(pairs)} results do); pass "
+            "--overwrite to replace them."
         )
     for path, result in tqdm(pairs, unit="map"):
-        labels = apply(how.table, _read(path), str(path))
+        labels = Image.fromarray(apply(how.table, _read(path), str(path)))
         result.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(result, partial(_write, labels=labels))
+        write_whole(result, partial(labels.save, format="PNG"))
     return len(pairs)
 
 
 def _inputs(how: Conversion, source: Path) -> Iterator[tuple[Path, str]]:
-    """List the maps, without those that are results of a conversion: (path, relative stem)."""
+    """Yield the maps that are not results of a conversion: (path, relative stem)."""
     results = ("_labelTrainIds.png", "_instanceTrainIds.png")
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source).as_posix()
@@ -198,14 +193,10 @@ def _inputs(how: Conversion, source: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _read(path: Path) -> NDArray[np.int64]:
-    """Read a label map: a PNG, or MATLAB's with the variable `LabelMap`."""
+    """Read a label map: a PNG, or a MATLAB file with the variable `LabelMap`."""
     if path.suffix != ".mat":
         return read_mask(path)
     content: Mapping[str, Any] = require("scipy.io", "models").loadmat(path)
     if "LabelMap" not in content:
-        raise ValueError(f"`{path}` must have the variable LabelMap; it has not.")
+        raise ValueError(f"`{path}` must have the variable LabelMap; it is missing.")
     return np.asarray(content["LabelMap"]).astype(np.int64)
-
-
-def _write(file: BinaryIO, labels: NDArray[np.uint8]) -> None:
-    Image.fromarray(labels).save(file, "PNG")

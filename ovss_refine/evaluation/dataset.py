@@ -1,10 +1,9 @@
-"""Data sets: where the files lie, what their labels mean, which settings were published for them.
+"""Data sets: their folders, the meaning of their labels, the settings published for them.
 
-Each is a TOML file in `data_sets/`. The folders are those that the open-vocabulary repositories use
-(and with them whoever has run one), so that nothing has to be moved.
+Each is a TOML file in `data_sets/`. The folders are those of the open-vocabulary repositories, so
+that whoever has run one of them need not move files.
 
-This file imports neither torch nor numpy: the command line needs the names of the data sets
-without them.
+This file imports neither torch nor numpy, because the command line needs the names of data sets.
 """
 
 import difflib
@@ -30,7 +29,7 @@ class Item:
 
     Attributes:
         id: name without suffix, relative to the folder of images, "/" between folders.
-        image: path of the picture.
+        image: path of the image.
         mask: path of the label map.
     """
 
@@ -41,26 +40,26 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSet:
-    """What a data set is, apart from where.
+    """A data set, wherever it is stored.
 
     Attributes:
         name: as on the command line.
-        title: for people.
+        title: shown to users.
         names: M class names, in the order of the labels.
-        images: folder of the pictures, relative to the root.
+        images: folder of the images, relative to the root.
         masks: folder of the label maps.
-        split: file with one image id a line; None: all pictures, sorted by path.
-        image_suffix: end of a picture's name after its id; several where any will do.
-        mask_suffix: the same of its label map.
-        other_mask_suffixes: ends of label maps that mean something else, to warn of.
+        split: file with one image id a line; None: all images, sorted by path.
+        image_suffix: what follows the id in the name of an image; any of several.
+        mask_suffix: the same for its label map.
+        other_mask_suffixes: suffixes of label maps with another meaning, named in messages.
         inside: folders under the root in which the data set may begin.
-        recursive: pictures lie in folders of their own.
+        recursive: images are in subfolders.
         first_is_ignored: raw value 0 is ignored and 1 is class 0.
-        official_images: how many images the official set has; None: there is no official one.
+        official_images: number of images of the official set; None: there is no official set.
         palette: "voc", "distinct", or M colours.
-        prompts: for a family of prompts: class name to prompts; True under "joined" where
-            blanks of the other names are dropped.
-        methods: published settings of a method on this data set.
+        prompts: for each family of prompts, the prompts by class name; True under "joined" if
+            spaces in the other names are removed.
+        methods: published settings of each method on this data set.
     """
 
     name: str
@@ -91,11 +90,7 @@ class DataSet:
         return self.M if self.first_is_ignored else self.M - 1
 
     def locate(self, root: Path) -> Path:
-        """Find the folder in which the data set begins.
-
-        Raises:
-            FileNotFoundError: if it is neither `root` nor a folder in it.
-        """
+        """Find the folder in which the data set begins; raises FileNotFoundError."""
         tried = [root / part for part in self.inside]
         for base in tried:
             if (base / self.images).is_dir():
@@ -106,20 +101,20 @@ class DataSet:
         )
 
     def items(self, root: Path) -> list[Item]:
-        """List the images of the split in its order, or all of them sorted by path.
+        """List the images in the order of the split file, or all images sorted by path.
 
-        Without a split file, a mask that has no image is listed as well: reading it will fail.
+        Without a split file, a mask without an image is listed as well; reading it will fail.
 
         Raises:
             FileNotFoundError: if a folder or the split file is missing.
-            ValueError: if there is nothing to list, or an id is there twice.
+            ValueError: if there is nothing to list, or an id occurs twice.
         """
         base = self.locate(root)
         images, masks = base / self.images, base / self.masks
         if not masks.is_dir():
             raise FileNotFoundError(f"`root` must hold masks of {self.name}; `{masks}` is missing.")
         found = {} if self.split else self._ids(images, self.image_suffix)
-        ids = self.split_ids(base) if self.split else sorted({*found, *self.mask_ids(masks)})
+        ids = self._split_ids(base) if self.split else sorted({*found, *self.mask_ids(masks)})
         if not ids:
             raise ValueError(
                 f"`root` must hold images of {self.name}; got none in `{images}` that end in "
@@ -130,16 +125,10 @@ class DataSet:
             Item(id, images / f"{id}{suffix[id]}", masks / f"{id}{self.mask_suffix}") for id in ids
         ]
 
-    def split_ids(self, base: Path) -> list[str]:
-        """Read the split file.
-
-        Raises:
-            FileNotFoundError: if it is missing.
-            ValueError: if it has an id twice, or is not UTF-8.
-        """
+    def _split_ids(self, base: Path) -> list[str]:
         path = base / str(self.split)
         if not path.is_file():
-            raise FileNotFoundError(f"`root` must hold the list of images `{path}`; it does not.")
+            raise FileNotFoundError(f"`root` must hold the list of images `{path}`; it is missing.")
         ids = [line.strip() for line in read_lines(path) if line.strip()]
         if twice := [id for id, count in Counter(ids).items() if count > 1]:
             raise ValueError(f"`{path}` must list every image once; got {twice[0]!r} twice.")
@@ -150,26 +139,26 @@ class DataSet:
         return sorted(self._ids(masks, (self.mask_suffix,)))
 
     def image_ids(self, images: Path) -> list[str]:
-        """List the ids that have a picture."""
+        """List the ids that have an image."""
         return sorted(self._ids(images, self.image_suffix))
 
     def without_masks(self, base: Path) -> str:
-        """Return which masks lie in the folder `base`, if none is of the right kind; else ""."""
+        """Describe the masks under `base` if none has the right suffix; otherwise return ""."""
         masks = base / self.masks
         if self.mask_ids(masks):
             return ""
-        paths = [path.name for path in masks.rglob("*") if path.is_file()]
+        names = sorted(path.name for path in masks.rglob("*") if path.is_file())
         wanted = f"`{masks}` must have masks that end in {self.mask_suffix}; got"
         for suffix in self.other_mask_suffixes:
-            if others := sorted(name for name in paths if name.endswith(suffix)):
+            if others := [name for name in names if name.endswith(suffix)]:
                 return (
                     f"{wanted} {len(others)} that end in {suffix}, `{others[0]}` the first. "
-                    "`ovss-refine dataset convert` makes the others."
+                    "`ovss-refine dataset convert` makes the missing masks."
                 )
         return f"{wanted} none."
 
     def _ids(self, folder: Path, suffixes: Sequence[str]) -> dict[str, str]:
-        """Map the ids in a folder to the suffix that they were found with."""
+        """Map the ids in a folder to the suffixes of their files."""
         found: dict[str, str] = {}
         for path in folder.rglob("*") if self.recursive else folder.iterdir():
             name = path.relative_to(folder).as_posix()
@@ -185,17 +174,17 @@ class DataSet:
         return found
 
     def method(self, name: str) -> dict[str, Any]:
-        """Return the settings of a method, published or the default."""
+        """Return the published settings of a method, or the default ones."""
         return dict(self.methods.get(name, self.methods.get("default", {})))
 
     def published(self, method: str) -> Published:
-        """Return how a method was run on this data set.
+        """Return the published settings of a method on this data set.
 
         Args:
             method: "sclip", "clearclip", "naclip", "proxyclip", "sc-clip", "cass" or "rf-clip".
 
         Raises:
-            ValueError: if there are no published settings of that method.
+            ValueError: if that method has none.
         """
         known = sorted({*self.methods} - {"default"})
         if method not in known:
@@ -222,12 +211,12 @@ class DataSet:
         return Labels(self.names, tuple(tuple(row) for row in found))
 
     def prompts_of(self, family: str) -> list[str]:
-        """Return the prompts of each class, "/" between synonyms. Raises as `labels` does."""
+        """Return the prompts of each class, "/" between synonyms; raises as `labels` does."""
         return list(self.labels(family).prompts)
 
 
 def list_datasets() -> list[str]:
-    """Name the data sets, `folder` last."""
+    """Return the names of the data sets, `folder` last."""
     return [*sorted(path.stem for path in DESCRIPTIONS.glob("*.toml")), FOLDER]
 
 
@@ -235,11 +224,11 @@ def load_dataset(name: str, *, names: str | Path | None = None) -> DataSet:
     """Read the description of a data set.
 
     Args:
-        name: one of `list_datasets()`. "folder" is images/ and masks/ of one's own.
-        names: for "folder": the file of class names, for `read_labels`.
+        name: one of `list_datasets()`. "folder" is your own images/ and masks/.
+        names: for "folder": the file of class names, as `read_labels` reads it.
 
     Raises:
-        ValueError: on an unknown name, a missing or superfluous `names`, or names that will not do.
+        ValueError: on an unknown name, a missing or superfluous `names`, or invalid class names.
         FileNotFoundError: if there is no such file.
     """
     if name == FOLDER:
@@ -265,17 +254,17 @@ def _own_folder(names: str | Path | None) -> DataSet:
         raise ValueError(
             "`names` must be a file with one class name a line for the data set 'folder'; got None."
         )
-    from ovss_refine.images.read import IMAGE_SUFFIXES  # brings numpy, which `--help` does without
+    from ovss_refine.images.read import IMAGE_SUFFIXES  # imports numpy, which `--help` must not
 
     labels = read_labels(names)
     if len(labels) > IGNORE:
         raise ValueError(
-            f"`{names}` must name at most {IGNORE} classes, as {IGNORE} is not labelled; got "
+            f"`{names}` must name at most {IGNORE} classes, as {IGNORE} marks ignored pixels; got "
             f"{len(labels)}."
         )
     return DataSet(
         name=FOLDER,
-        title=f"images and masks of one's own, {len(labels)} classes",
+        title=f"your own images and masks, {len(labels)} classes",
         names=labels.names,
         images="images",
         masks="masks",

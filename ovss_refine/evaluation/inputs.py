@@ -1,4 +1,4 @@
-"""Where logits and attention come from: a registered source, or one file for each image.
+"""Sources of logits and attention: a registered source, or one file for each image.
 
 Axes: K prompts, (h, w) grid, N = gh * gw patches.
 """
@@ -25,15 +25,15 @@ Value = TypeVar("Value", covariant=True)
 
 @runtime_checkable
 class PerImage(Protocol[Value]):
-    """A source that knows images by their id; asked ahead, in another thread.
+    """A source that is given the id of an image, ahead of its use and in another thread.
 
-    It may have a method `read(image_id)` too, which reads and leaves the rest to what it returns:
-    a function that makes the value. That is called in the thread of the models. torch starts a
-    team of threads in every thread that computes, and one team waits for the cores of another.
+    It may also have a method `read(image_id)`, which reads the file and returns a function that
+    computes the value. That function is called in the thread of the models: torch starts a thread
+    pool in every thread that computes, and the pools compete for cores.
     """
 
     def for_image(self, image_id: str) -> Value:
-        """Return what belongs to one image, without a batch axis."""
+        """Return the value for one image, without a batch axis."""
         ...
 
 
@@ -46,14 +46,14 @@ class NpzAttention:
     """Attention from files: `<image id>.npz` with `attention` [N, N] or `features` [C, gh, gw].
 
     Attributes:
-        folder: where the files are.
-        temperature: of the affinity that is made of features, > 0.
-        key: name of the array, "features..." for features; None: whichever of the two is there.
+        folder: of the files.
+        temperature: of the affinity of features, > 0.
+        key: name of the array, "features..." for features; None: whichever of the two exists.
 
     Raises:
         FileNotFoundError: if there is no such folder.
         ValueError: on a temperature that is not > 0.
-        TypeError: on a temperature that is no number.
+        TypeError: on a temperature that is not a number.
     """
 
     folder: Path
@@ -72,12 +72,15 @@ class NpzAttention:
 
         Raises:
             FileNotFoundError: if it has no file.
-            ValueError: if the file is damaged, lacks the array, or the array is no attention.
+            ValueError: if the file is damaged, or its array is missing or not valid attention.
         """
         return self.read(image_id)()
 
     def read(self, image_id: str) -> Callable[[], Attention]:
-        """Read the file of one image; return what makes attention of it. Raises as `for_image`."""
+        """Read the file of one image; return a function that makes the attention.
+
+        Raises as `for_image` does.
+        """
         wanted = ["attention", "features"] if self.key is None else [self.key]
         path = self.folder / f"{image_id}.npz"
         if not path.is_file():
@@ -94,7 +97,7 @@ class NpzAttention:
 
 
 def read_ahead(source: PerImage[Value], image_id: str) -> Callable[[], Value]:
-    """Read what belongs to an image; return what makes the value, once it is wanted."""
+    """Read the value for an image; return a function that completes it."""
     if hasattr(source, "read"):
         make: Callable[[], Value] = source.read(image_id)
         return make
@@ -103,23 +106,23 @@ def read_ahead(source: PerImage[Value], image_id: str) -> Callable[[], Value]:
 
 
 def weights_digest(source: object) -> str | None:
-    """Hash the models and tensors that a source holds; None where it holds none.
+    """Hash the models and tensors that a source holds; None if it holds none.
 
-    Two runs are of the same weights exactly if this is the same, whatever they are called.
+    Equal digests mean equal weights, whatever the names of the sources.
     """
-    digest, any_found = hashlib.blake2b(digest_size=8), False
-    for part in _weights(source, depth=4, seen=set()):
-        any_found = True
+    digest = hashlib.blake2b(digest_size=8)
+    parts = list(_weights(source, depth=4, seen=set()))
+    for part in parts:
         tensors = {"": part} if isinstance(part, Tensor) else part.state_dict()
         for key, value in sorted(tensors.items()):
             digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
             flat = value.detach().cpu().contiguous().reshape(-1)
             digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest() if any_found else None
+    return digest.hexdigest() if parts else None
 
 
 def files_digest(paths: Sequence[Path]) -> str:
-    """Hash the sizes and times of files, instead of gigabytes of arrays; -1 for missing ones."""
+    """Hash sizes and times instead of gigabytes of contents; both are -1 for a missing file."""
     digest = hashlib.blake2b(digest_size=8)
     for path in paths:
         size = time = -1
@@ -130,7 +133,7 @@ def files_digest(paths: Sequence[Path]) -> str:
 
 
 def _weights(thing: object, depth: int, seen: set[int]) -> Iterator[nn.Module | Tensor]:
-    """Find models and tensors among the attributes of an object, and of its attributes."""
+    """Yield the models and tensors among the attributes of an object, and of its attributes."""
     if depth < 0 or id(thing) in seen:
         return
     seen.add(id(thing))
@@ -138,12 +141,12 @@ def _weights(thing: object, depth: int, seen: set[int]) -> Iterator[nn.Module | 
         yield thing
         return
     for part in _parts(thing):
-        if not isinstance(part, PLAIN):  # a vocabulary has a hundred thousand of them
+        if not isinstance(part, PLAIN):  # a vocabulary holds a hundred thousand of them
             yield from _weights(part, depth - 1, seen)
 
 
 def _parts(thing: object) -> Iterable[object]:
-    """Return what a collection holds, or the attributes of anything else."""
+    """Return the members of a collection, or the attributes of any other object."""
     if isinstance(thing, Mapping):
         return thing.values()
     if isinstance(thing, (list, tuple)):

@@ -2,8 +2,8 @@
 
 The rule is MMSegmentation's, which all published numbers use: pixels of the ignored label do not
 count; IoU_c = I_c / (P_c + G_c - I_c) of sums over all images; classes that occur neither in the
-truth nor in the predictions are left out of the mean. Counts are whole numbers here, so that
-the order of images does not matter.
+truth nor in the predictions are left out of the mean. Counts are integers, so that the order of
+images does not matter.
 
 Axes: M classes.
 """
@@ -36,7 +36,7 @@ def confusion(truth: NDArray[np.uint8], labels: NDArray[np.int64], M: int, ignor
         raise ValueError(f"`labels` must have shape {list(truth.shape)}; got {list(labels.shape)}.")
     if labels.size and not 0 <= labels.min() <= labels.max() < M:
         raise ValueError(f"`labels` must be in [0, M={M}); got {labels.min()} to {labels.max()}.")
-    # One row for each value that a byte can have is cheaper than picking the known pixels.
+    # Counting all 256 values of a byte is faster than selecting the labelled pixels.
     index = truth.astype(np.int64)
     index *= M
     index += labels
@@ -50,7 +50,7 @@ def confusion(truth: NDArray[np.uint8], labels: NDArray[np.int64], M: int, ignor
 
 
 def pack(counts: Counts) -> list[list[int]]:
-    """Keep the entries of [M, M] counts that are not 0: their places and values."""
+    """Return the flat positions and the values of the nonzero entries of [M, M] counts."""
     places = np.flatnonzero(counts)
     return [places.tolist(), counts.ravel()[places].tolist()]
 
@@ -63,13 +63,13 @@ def add_packed(total: Counts, packed: list[list[int]]) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """What a confusion matrix says; all in [0, 1], NaN where there is nothing to divide by.
+    """Metrics of a confusion matrix, in [0, 1]; NaN where the denominator is 0.
 
     Attributes:
-        iou: [M] intersection over union; NaN for classes that occur nowhere.
-        class_accuracy: [M] share of a class's pixels that were found.
+        iou: [M] intersection over union.
+        class_accuracy: [M] share of each class's pixels that are correct.
         miou: mean of `iou` over the classes that occur.
-        accuracy: share of all pixels that are right.
+        accuracy: share of all pixels that are correct.
         mean_accuracy: mean of `class_accuracy` over the classes of the truth.
     """
 
@@ -81,7 +81,7 @@ class Scores:
 
 
 def scores(counts: Counts) -> Scores:
-    """Evaluate a confusion matrix [M, M], row = truth."""
+    """Compute the metrics of a confusion matrix [M, M], row = truth."""
     hits = counts.diagonal().astype(np.float64)
     truth, predicted = counts.sum(axis=1), counts.sum(axis=0)
     iou = _ratio(hits, truth + predicted - hits)

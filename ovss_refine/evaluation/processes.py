@@ -1,7 +1,7 @@
-"""The processes that share one evaluation, alone or under torchrun.
+"""The processes that share an evaluation: one, or several under torchrun.
 
-Every process takes each K-th image of one common list, so that nothing is padded, dropped or done
-twice, whatever the number of images.
+Of K processes, each takes every K-th image of a common list, so that no image is padded, dropped or
+evaluated twice.
 """
 
 import os
@@ -16,20 +16,20 @@ from ovss_refine.registry import require
 from ovss_refine.sources.device import resolve_device
 
 T = TypeVar("T")
-# The slowest process may have that much more to do than the fastest; the default of ten to thirty
-# minutes is less than an evaluation.
-PATIENCE = timedelta(days=7)
+# How long the fastest process waits for the slowest. An evaluation takes longer than the default of
+# ten to thirty minutes.
+TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessGroup:
-    """One process among those that share the work.
+    """The group of processes, as one of them sees it.
 
     Attributes:
-        rank: number of this process, 0 for the one that reports.
+        rank: number of this process; process 0 reports.
         world: number of processes.
         device: where this process computes.
-        state: what accelerate keeps of the others; None for a process alone.
+        state: accelerate's state of the group; None for a single process.
     """
 
     rank: int
@@ -39,35 +39,34 @@ class ProcessGroup:
 
     @property
     def leads(self) -> bool:
-        """Whether this process prepares the folder and reports."""
+        """Whether this process is the one that prepares the folder and reports."""
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Return this process's part of a list that all have alike."""
+        """Return this process's share of a list that is the same in all processes."""
         return items[self.rank :: self.world]
 
     def wait(self) -> None:
-        """Wait until all processes have come here."""
+        """Wait until all processes have reached this call."""
         if self.state is not None:
             self.state.wait_for_everyone()
 
     def leave(self) -> None:
-        """Take leave of the other processes."""
+        """Leave the group."""
         if self.state is not None:
             self.state.destroy_process_group()
 
 
 def join(device: str = "auto") -> ProcessGroup:
-    """Find out, from what torchrun says in the environment, who shares the work.
+    """Join the group of processes that torchrun's environment variables describe.
 
     Args:
-        device: "auto" (a GPU of its own for each process where there is one), "cpu", or a
-            device's name for a process alone.
+        device: "auto" (a GPU for each process, if there are GPUs), "cpu", or, for a single process,
+            the name of a device.
 
     Raises:
         ModuleNotFoundError: under torchrun without accelerate.
-        ValueError: if several processes are given one device, torch does not know it, or there is
-            no such GPU.
+        ValueError: if several processes are given one device, or it is unknown or unavailable.
         RuntimeError: if accelerate does not find the other processes.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -76,12 +75,12 @@ def join(device: str = "auto") -> ProcessGroup:
     if device not in ("auto", "cpu"):
         raise ValueError(f"`device` must be 'auto' or 'cpu' for {world} processes; got {device!r}.")
     accelerate = require("accelerate", "eval")
-    # Left to itself, accelerate takes processes without a GPU for single ones.
+    # Without `cpu`, accelerate treats processes without a GPU as single ones.
     on_cpu = device == "cpu" or not torch.cuda.is_available()
-    state = accelerate.PartialState(cpu=on_cpu, timeout=PATIENCE)
+    state = accelerate.PartialState(cpu=on_cpu, timeout=TIMEOUT)
     if state.num_processes != world:
         raise RuntimeError(
-            f"accelerate must join {world} processes; got {state.num_processes}. The environment "
-            "variables that begin with ACCELERATE_ may say otherwise."
+            f"accelerate must join {world} processes; got {state.num_processes}. Check the "
+            "environment variables that begin with ACCELERATE_."
         )
     return ProcessGroup(state.process_index, state.num_processes, state.device, state)

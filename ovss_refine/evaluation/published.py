@@ -1,4 +1,4 @@
-"""Published settings of a method on a data set, split by who takes them."""
+"""Published settings of a method on a data set, split by the part that takes them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,16 +13,15 @@ WHOLE = "whole"  # TOML has no None
 class Published:
     """How a method was run on a data set.
 
-    They belong together: a threshold means something only with its prompts, scale and windows.
-    Those of CASS and RF-CLIP were chosen on the test sets.
+    The settings belong together: a threshold is meaningful only with its prompts, scale and
+    windows. Those of CASS and RF-CLIP were chosen on the test sets.
 
     Attributes:
         prompts: family of prompts, for `DataSet.labels`.
-        source: options for `load_logits`, besides `classes`. What is not among them stays as the
-            source has it.
-        decision: keywords of `decide`, besides the sizes.
-        enlarged_twice: the scores are upsampled to the resized image first, then to full size.
-        pamr_iterations: rounds of PAMR on the scores at full size; 0: none.
+        source: options for `load_logits` besides `classes`; others keep the source's defaults.
+        decision: keywords of `decide` besides the sizes.
+        enlarged_twice: the logits are upsampled to the resized image first, then to full size.
+        pamr_iterations: rounds of PAMR on the logits at full size; 0: none.
     """
 
     prompts: str = "names"
@@ -33,7 +32,7 @@ class Published:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
-        """Split settings as the TOML files have them; what nobody else takes is the source's."""
+        """Split settings of a TOML file; the source takes those that no other part takes."""
         source = {k: v for k, v in settings.items() if k not in (*OF_DECISION, *OF_BASELINE)}
         if source.get("window") == WHOLE:
             source["window"] = None

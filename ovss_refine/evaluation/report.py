@@ -1,13 +1,11 @@
-"""Results for people and for programs: tables, JSON, CSV, pictures.
+"""Results as Markdown, JSON, CSV and images.
 
 Axes: M classes, (H, W) pixels.
 """
 
-import csv
-import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,15 +17,23 @@ from ovss_refine.evaluation.batches import Sample
 from ovss_refine.evaluation.dataset import IGNORE, DataSet
 from ovss_refine.evaluation.metric import scores
 from ovss_refine.evaluation.totals import Totals
-from ovss_refine.folders.files import write_whole
+from ovss_refine.folders.files import write_text, write_whole
+from ovss_refine.folders.tables import markdown_table, write_csv
 from ovss_refine.images import draw
 
 UNLABELLED = (255, 255, 255)
 
 
 def results(dataset: DataSet, totals: Totals) -> dict[str, Any]:
-    """Return the results as JSON takes them; percentages as in papers, None where undefined."""
+    """Return the results in a form for JSON: percentages as in papers, None where undefined."""
     images = len(totals.done)
+
+    def mean_seconds(part: str) -> float | None:
+        return totals.seconds.get(part, 0.0) / images if images else None
+
+    def by_class(shares: Iterable[float]) -> dict[str, float | None]:
+        return dict(zip(dataset.names, map(_percent, shares), strict=True))
+
     rows = {}
     for name, counts in totals.counts.items():
         found = scores(counts)
@@ -35,66 +41,45 @@ def results(dataset: DataSet, totals: Totals) -> dict[str, Any]:
             "miou": _percent(found.miou),
             "accuracy": _percent(found.accuracy),
             "mean_accuracy": _percent(found.mean_accuracy),
-            "seconds_per_image": totals.seconds.get(name, 0.0) / images if images else None,
-            "iou": {n: _percent(x) for n, x in zip(dataset.names, found.iou, strict=True)},
-            "class_accuracy": {
-                n: _percent(x) for n, x in zip(dataset.names, found.class_accuracy, strict=True)
-            },
+            "seconds_per_image": mean_seconds(name),
+            "iou": by_class(found.iou),
+            "class_accuracy": by_class(found.class_accuracy),
         }
     return {
         "dataset": dataset.name,
         "images": images,
         "skipped": dict(sorted(totals.failures.items())),
-        "sources_seconds_per_image": totals.seconds.get("sources", 0.0) / images
-        if images
-        else None,
+        "sources_seconds_per_image": mean_seconds("sources"),
         "rows": rows,
     }
 
 
 def summary(found: dict[str, Any]) -> str:
-    """Lay the rows out as a Markdown table."""
+    """Lay out the rows as a Markdown table."""
     skipped = f", {len(found['skipped'])} skipped" if found["skipped"] else ""
     title = f"{found['dataset']}, {found['images']} images{skipped}"
-    cells = [
-        [title, "mIoU", "accuracy", "mean accuracy", "s/image"],
-        ["---"] + ["---:"] * 4,
-    ]
+    cells = [[title, "mIoU", "accuracy", "mean accuracy", "s/image"]]
     for name, row in found["rows"].items():
         numbers = [_cell(row[key]) for key in ("miou", "accuracy", "mean_accuracy")]
         cells.append([name, *numbers, f"{row['seconds_per_image'] or 0:.3f}"])
-    return _table(cells)
-
-
-def per_class(found: dict[str, Any]) -> str:
-    """Lay the IoU of every class out as a Markdown table."""
-    rows = found["rows"]
-    first = next(iter(rows.values()))["iou"]
-    cells = [["class", *rows], ["---"] + ["---:"] * len(rows)]
-    for name in first:
-        cells.append([name, *(_cell(row["iou"][name]) for row in rows.values())])
-    return _table(cells)
+    return markdown_table(cells, text_columns=1)
 
 
 def write_results(out: Path, dataset: DataSet, totals: Totals) -> dict[str, Any]:
     """Write results.json, results.md, per_class.csv and confusion.npz; return the first."""
     found = results(dataset, totals)
-    text = f"# {dataset.title}\n\n{summary(found)}\n\n## IoU by class\n\n{per_class(found)}\n"
+    rows = found["rows"].values()
+    header = ["class", *found["rows"]]
+    by_class = [[name, *(row["iou"][name] for row in rows)] for name in dataset.names]
+    cells = [header, *([name, *map(_cell, values)] for name, *values in by_class)]
+    text = f"# {dataset.title}\n\n{summary(found)}\n\n## IoU by class\n\n"
+    text += f"{markdown_table(cells, text_columns=1)}\n"
     if found["skipped"]:
         lines = "\n".join(f"- {id}: {why}" for id, why in found["skipped"].items())
         text += f"\n## Skipped\n\n{lines}\n"
-    sheet = io.StringIO()
-    table = csv.writer(sheet, lineterminator="\n")
-    table.writerow(["class", *found["rows"]])
-    for name in dataset.names:
-        table.writerow([name, *(row["iou"][name] for row in found["rows"].values())])
-    contents = {
-        "results.json": json.dumps(found, indent=1).encode() + b"\n",
-        "results.md": text.encode(),
-        "per_class.csv": sheet.getvalue().encode(),
-    }
-    for name, content in contents.items():
-        write_whole(out / name, partial(_put, content=content))
+    write_text(out / "results.json", json.dumps(found, indent=1) + "\n")
+    write_text(out / "results.md", text)
+    write_csv(out / "per_class.csv", [header, *by_class])
     counts: dict[str, Any] = dict(totals.counts)
     write_whole(out / "confusion.npz", lambda file: np.savez_compressed(file, **counts))
     return found
@@ -103,7 +88,7 @@ def write_results(out: Path, dataset: DataSet, totals: Totals) -> dict[str, Any]
 def draw_rows(
     out: Path, dataset: DataSet, sample: Sample, labels: dict[str, NDArray[np.int64]]
 ) -> None:
-    """Write the truth, and the labels of every row, side by side over the image."""
+    """Draw the truth and the labels of every row over the image, side by side."""
     colours = np.vstack([colours_of(dataset), [UNLABELLED]]).astype(np.uint8)
     truth = np.where(sample.truth == IGNORE, dataset.M, sample.truth).astype(np.int64)
     panels = {"truth": truth, **labels}
@@ -127,7 +112,7 @@ def colours_of(dataset: DataSet) -> NDArray[np.uint8]:
 
 
 def _voc_colour(index: int) -> list[int]:
-    """PASCAL VOC's colour map: three bits of the index give the next high bit of R, G and B."""
+    """Return a colour of PASCAL VOC: three bits of the index give the next bit of R, G and B."""
     colour = [0, 0, 0]
     for shift in range(7, -1, -1):
         for channel in range(3):
@@ -136,17 +121,9 @@ def _voc_colour(index: int) -> list[int]:
     return colour
 
 
-def _put(file: Any, content: bytes) -> None:
-    file.write(content)
-
-
 def _percent(share: float) -> float | None:
     return None if math.isnan(share) else 100 * float(share)
 
 
 def _cell(percent: float | None) -> str:
     return "-" if percent is None else f"{percent:.2f}"
-
-
-def _table(cells: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in cells)

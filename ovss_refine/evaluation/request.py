@@ -1,4 +1,4 @@
-"""What `ovss-refine evaluate` can be asked for: one field for each flag. Imports no torch."""
+"""The request of `ovss-refine evaluate`: one field for each flag. Imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,13 +20,18 @@ if TYPE_CHECKING:
 FILES = "npz:"
 
 
+def flag(group: str, text: str, **more: Any) -> dict[str, Any]:
+    """Return the metadata of a field that is a flag."""
+    return {"group": group, "help": text, **more}
+
+
 @dataclass(frozen=True, slots=True)
 class Chosen:
     """A source as the user named it.
 
     Attributes:
         name: as registered, or "npz:" and a folder.
-        options: what it is made with.
+        options: keywords of the source.
     """
 
     name: str = field(metadata={"flag": "--{}", "metavar": "SOURCE"})
@@ -42,11 +47,11 @@ class Chosen:
 
     @property
     def folder(self) -> str | None:
-        """The folder of the files, or None."""
+        """The folder of the files; None for a registered source."""
         return self.name.removeprefix(FILES) if self.name.startswith(FILES) else None
 
     def logits(self, labels: Labels, device: "torch.device") -> "LogitsFrom":
-        """Make a source of logits for these classes; files have theirs already."""
+        """Make a source of logits for these classes; logits from files are already made."""
         from ovss_refine.registry import load_logits
 
         if self.folder is not None:
@@ -64,15 +69,24 @@ class Chosen:
         return load_attention(self.name, **{**_placed(device), **self.options})
 
     def settings(self) -> dict[str, Any]:
-        """Return what two runs have to agree on."""
+        """Return what two runs must agree on."""
         folder = self.folder
         name = self.name if folder is None else FILES + str(Path(folder).resolve())
         return {"name": name, **{f"option {key}": value for key, value in self.options.items()}}
 
 
 def _placed(device: "torch.device") -> dict[str, str]:
-    """Return the option that places models on a device; none for the CPU, where they start."""
+    """Return the option that moves models to a device; none for the CPU, the default."""
     return {} if device.type == "cpu" else {"device": str(device)}
+
+
+def check_work(limit: int | None, on_error: str, batch_size: int, workers: int) -> None:
+    """Check the options that control the work; raises TypeError or ValueError."""
+    check_choice("on_error", on_error, ["skip", "stop"])
+    check_count("batch_size", batch_size, 1)
+    check_count("workers", workers, 1)
+    if limit is not None:
+        check_count("limit", limit, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,110 +95,82 @@ class EvaluateRequest:
 
     Attributes:
         dataset: the data set.
-        variants: rows beside `rows`, by name.
-        extra: what else to keep in the manifest.
+        variants: rows besides `rows`, by name.
+        extra: additional entries of the manifest.
 
     Raises:
         TypeError: on a count of the wrong type.
         ValueError: on a value out of range.
     """
 
-    dataset: DataSet  # --dataset, and --names for a folder of one's own
+    dataset: DataSet  # --dataset, and --names for your own folder
     root: Path = field(metadata={"metavar": "ROOT", "help": "where the data set is"})
     logits: Chosen = field(
-        metadata={
-            "group": "sources",
-            "help": "name of a source, or npz:DIR with an array `logits` in <image id>.npz",
-        }
+        metadata=flag(
+            "sources", "name of a source, or npz:DIR with an array `logits` in <image id>.npz"
+        )
     )
     attention: Chosen = field(
-        metadata={
-            "group": "sources",
-            "help": "name of a source, or npz:DIR with an array `attention` or `features` in "
+        metadata=flag(
+            "sources",
+            "name of a source, or npz:DIR with an array `attention` or `features` in "
             "<image id>.npz",
-        }
+        )
     )
-    device: str = field(
-        default="auto", metadata={"group": "sources", "help": "auto, cpu, cuda ..."}
-    )
+    device: str = field(default="auto", metadata=flag("sources", "auto, cpu, cuda ..."))
     limit: int | None = field(
-        default=None,
-        metadata={"group": "protocol", "metavar": "N", "help": "only the first N images"},
+        default=None, metadata=flag("protocol", "only the first N images", metavar="N")
     )
     rows: tuple[str, ...] = field(
         default=ROWS,
-        metadata={
-            "group": "protocol",
-            "choices": ROWS,
-            "metavar": "ROW",
-            "help": f"some of {', '.join(ROWS)}",
-        },
+        metadata=flag("protocol", f"some of {', '.join(ROWS)}", choices=ROWS, metavar="ROW"),
     )
     variants: "Mapping[str, Variant]" = field(default_factory=dict)
     prompts: str | None = field(
         default=None,
-        metadata={
-            "group": "protocol",
-            "metavar": "FAMILY",
-            "help": "family of class prompts (default: the method's)",
-        },
+        metadata=flag(
+            "protocol", "family of class prompts (default: the method's)", metavar="FAMILY"
+        ),
     )
     probability_threshold: float | None = field(
         default=None,
-        metadata={
-            "group": "protocol",
-            "metavar": "P",
-            "help": "of the baseline: less confident pixels become class 0 (default: the published "
-            "one, or 0)",
-        },
+        metadata=flag(
+            "protocol",
+            "of the baseline: less confident pixels become class 0 (default: the published value, "
+            "or 0)",
+            metavar="P",
+        ),
     )
     area_threshold: float | None = field(
         default=None,
-        metadata={
-            "group": "protocol",
-            "metavar": "SHARE",
-            "help": "of the baseline: smaller classes are dropped (default: the published one, or "
-            "none)",
-        },
+        metadata=flag(
+            "protocol",
+            "of the baseline: smaller classes are dropped (default: the published value, or none)",
+            metavar="SHARE",
+        ),
     )
     drop_background: bool = field(
         default=False,
-        metadata={
-            "group": "protocol",
-            "help": "drop class 0 of the logits, for a data set without background",
-        },
+        metadata=flag("protocol", "drop class 0 of the logits, for a data set without background"),
     )
     out: Path | None = field(
         default=None,
-        metadata={
-            "group": "work",
-            "metavar": "DIR",
-            "help": "folder for the results (default: one named after the settings)",
-        },
+        metadata=flag(
+            "work", "folder for the results (default: one named after the settings)", metavar="DIR"
+        ),
     )
     on_error: Literal["skip", "stop"] = field(
-        default="stop",
-        metadata={"group": "work", "help": "what to do about a file that cannot be read"},
+        default="stop", metadata=flag("work", "what to do about a file that cannot be read")
     )
-    batch_size: int = field(
-        default=1, metadata={"group": "work", "metavar": "B", "help": "images at a time"}
-    )
-    workers: int = field(
-        default=2, metadata={"group": "work", "metavar": "N", "help": "threads that read files"}
-    )
-    pictures: int = field(
-        default=0, metadata={"group": "work", "metavar": "N", "help": "draw the first N images"}
-    )
+    batch_size: int = field(default=1, metadata=flag("work", "images at a time", metavar="B"))
+    workers: int = field(default=2, metadata=flag("work", "threads that read files", metavar="N"))
+    pictures: int = field(default=0, metadata=flag("work", "draw the first N images", metavar="N"))
     config: RefineConfig = field(default_factory=RefineConfig, metadata={"group": "refinement"})
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the choices and counts."""
-        check_choice("on_error", self.on_error, ["skip", "stop"])
-        for name in ("batch_size", "workers"):
-            check_count(name, getattr(self, name), 1)
+        check_work(self.limit, self.on_error, self.batch_size, self.workers)
         check_count("pictures", self.pictures, 0)
-        if self.limit is not None:
-            check_count("limit", self.limit, 1)
         if taken := [name for name in self.variants if name in ROWS]:
-            raise ValueError(f"`variants` must have names that no row has; got {taken}.")
+            raise ValueError(f"`variants` must not have the names of rows; got {taken}.")

@@ -1,10 +1,11 @@
-"""The rows of a comparison: every way from one forward pass to a label map.
+"""The rows of a comparison: functions from one forward pass to a label map.
 
 Axes: B images, K prompts, M classes, (h, w) grid, (H, W) pixels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -32,12 +33,13 @@ class Baseline:
     """The decision of a published method without refinement.
 
     Attributes:
-        probability_threshold: pixels whose best class has less become class 0, in [0, 1].
-        area_threshold: share of the foreground at which a class is dropped; None: none is.
-        short_side: what the method resizes images to; None: nothing.
-        enlarged_twice: the scores are enlarged to the resized image, and from there to the image.
-        pamr_iterations: rounds of pixel-adaptive refinement of the enlarged scores, >= 0.
-        logit_scale: factor on the scores beside their own, as in `RefineConfig`.
+        probability_threshold: pixels whose best class has a lower confidence become class 0, in
+            [0, 1].
+        area_threshold: classes up to this share of the foreground are dropped; None: none.
+        short_side: to which the method resizes images; None: not resized.
+        enlarged_twice: the logits are upsampled to the resized image first, then to the image.
+        pamr_iterations: rounds of pixel-adaptive refinement of the upsampled logits, >= 0.
+        logit_scale: factor on the logits in addition to their own, as in `RefineConfig`.
     """
 
     probability_threshold: float = 0.0
@@ -48,7 +50,7 @@ class Baseline:
     logit_scale: float = 1.0
 
     def label(self, logits: Logits, attention: Attention, images: Tensor) -> Tensor:
-        """Decide on [B, H, W] labels by the scores alone."""
+        """Label [B, 3, H, W] images by the logits alone: [B, H, W]."""
         H, W = images.shape[2:]
         resized = (H, W) if self.short_side is None else resized_size(H, W, self.short_side)
         through = resized if self.enlarged_twice else None
@@ -67,7 +69,7 @@ class Baseline:
     def _refined(
         self, logits: Logits, images: Tensor, through: Size | None, resized: Size
     ) -> Logits:
-        """Move the scores, enlarged, along the colours of the resized image."""
+        """Upsample the logits and refine them by PAMR, guided by the resized image."""
         values = logits.values.float()
         for size in (through, images.shape[2:]):
             if size is not None:
@@ -78,12 +80,12 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """A row beside the usual ones, a refinement with options of its own.
+    """A row besides the usual ones: a refinement with its own options.
 
     Attributes:
         config: the options.
-        upsampling: how the classes' discrepancies are enlarged: along the image's "edges", as a
-            refinement does, or "bilinear", for ablations.
+        upsampling: of the classes' discrepancies: along the image's "edges", as in a refinement, or
+            "bilinear", for ablations.
     """
 
     config: RefineConfig
@@ -97,11 +99,11 @@ class Variant:
         """Label [B, 3, H, W] images: [B, H, W]."""
         if self.upsampling == "edges":
             return refine(logits, attention, images, self.config).labels
-        guide = _resize(images, attention.grid)  # guides nothing that is looked at
+        guide = _resize(images, attention.grid)  # affects the labels only, which are not used
         result = refine(logits, attention, guide, self.config)
-        classes = result.kept.any(dim=0).nonzero()[:, 0]  # those that any of the images keeps
+        classes = result.kept.any(dim=0).nonzero()[:, 0]  # kept in any of the images
         large = _resize(result.discrepancy[:, classes], images.shape[2:])  # [B, m, H, W]
-        # Of the others: -inf times a weight of 0 is no number.
+        # The discrepancy of other classes is -inf, and -inf times a weight of 0 is NaN.
         rejected = ~result.kept[:, classes, None, None]
         return classes[large.masked_fill(rejected, -torch.inf).argmax(dim=1)]
 
@@ -115,42 +117,37 @@ def make_rows(config: RefineConfig, baseline: Baseline) -> dict[str, Row]:
     """Make the rows of one mode.
 
     * baseline: the published decision, without refinement;
-    * upsampling: the classes' confidence, enlarged along the image's edges and nothing else;
+    * upsampling: the classes' confidence, upsampled along the image's edges and nothing else;
     * refined: `config`;
     * the controls, with the other options of `config`.
     """
-    table: dict[str, Row] = {
+    return {
         "baseline": replace(baseline, logit_scale=config.logit_scale).label,
-        "upsampling": _upsampled(config),
-        "refined": _refined(config),
+        "upsampling": partial(_upsampled, config),
+        "refined": Variant(config=config).label,
+        **{name: Variant(config=replace(config, mode=name)).label for name in CONTROLS},
     }
-    return table | {name: _refined(replace(config, mode=name)) for name in CONTROLS}
 
 
-def _refined(config: RefineConfig) -> Row:
-    return lambda logits, attention, images: refine(logits, attention, images, config).labels
-
-
-def _upsampled(config: RefineConfig) -> Row:
-    def label(logits: Logits, attention: Attention, images: Tensor) -> Tensor:
-        prompts = None if logits.prompt_index is None else torch.as_tensor(logits.prompt_index)
-        values = logits.values.float()
-        index = None if prompts is None else prompts.to(values.device)
-        scale = config.logit_scale * logits.scale
-        with torch.no_grad(), torch.autocast(values.device.type, enabled=False):
-            P, _ = confidence(values.flatten(2), index, scale, config.background)
-            low = P.view(*P.shape[:2], *values.shape[2:])
-            spread = (config.sigma_spatial, config.sigma_range, config.radius)
-            return joint_bilateral_upsample(low, images, *spread).argmax(dim=1)
-
-    return label
+def _upsampled(
+    config: RefineConfig, logits: Logits, attention: Attention, images: Tensor
+) -> Tensor:
+    values, index = logits.values.float(), logits.prompt_index
+    if index is not None:
+        index = torch.as_tensor(index, device=values.device)
+    scale = config.logit_scale * logits.scale
+    with torch.no_grad(), torch.autocast(values.device.type, enabled=False):
+        P, _ = confidence(values.flatten(2), index, scale, config.background)
+        low = P.view(*P.shape[:2], *values.shape[2:])
+        spread = (config.sigma_spatial, config.sigma_range, config.radius)
+        return joint_bilateral_upsample(low, images, *spread).argmax(dim=1)
 
 
 def choose(table: Mapping[str, Row], names: tuple[str, ...]) -> dict[str, Row]:
     """Pick rows by name, in the order of the table.
 
     Raises:
-        ValueError: on an unknown name, or none at all.
+        ValueError: on an unknown name, or if there are no names.
     """
     unknown = [name for name in names if name not in table]
     if unknown or not names:
@@ -159,7 +156,7 @@ def choose(table: Mapping[str, Row], names: tuple[str, ...]) -> dict[str, Row]:
 
 
 def without_background(logits: Logits) -> Logits:
-    """Drop class 0, and its prompts, of logits for a data set that has no background.
+    """Drop class 0 and its prompts, for a data set without background.
 
     Raises:
         ValueError: if there is no other class.
@@ -168,7 +165,7 @@ def without_background(logits: Logits) -> Logits:
     index = torch.arange(K) if logits.prompt_index is None else torch.as_tensor(logits.prompt_index)
     rest = index > 0
     if not bool(rest.any()):
-        raise ValueError("`logits` must have a class beside class 0 to drop it; got M=1.")
+        raise ValueError("`logits` must have a class besides class 0, which is dropped; got M=1.")
     kept: dict[str, Any] = {"names": tuple(logits.names)[1:]}
     if logits.prompt_index is not None:
         kept["prompt_index"] = index[rest] - 1

@@ -1,4 +1,4 @@
-"""What all records of a run add up to.
+"""The sums over all records of a run.
 
 Axes: M classes.
 """
@@ -21,7 +21,7 @@ class Totals:
         counts: for each row, [M, M] pixels by true and predicted class.
         seconds: for each part of the work, seconds over all images.
         done: ids of the images that have a result.
-        failures: for each image that could not be read and has no result, why.
+        failures: for each image that could not be read and has no result, the reason.
     """
 
     counts: dict[str, Counts]
@@ -31,9 +31,7 @@ class Totals:
 
 
 def add_up(folder: Path, rows: Sequence[str], M: int) -> Totals:
-    """Add up the records in a folder, one after the other.
-
-    A result takes the place of an earlier failure with the same image.
+    """Add up the records in a folder; a result replaces an earlier failure of the same image.
 
     Raises:
         ValueError: if a file is damaged, or an image has two results.

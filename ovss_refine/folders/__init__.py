@@ -1,1 +1,1 @@
-"""Folders of results: whole files, settings, records of what is finished."""
+"""Results folders: whole files, settings, tables, records of what is finished."""

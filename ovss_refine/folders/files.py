@@ -1,4 +1,4 @@
-"""Reading arrays, and writing files whole or not at all."""
+"""Read arrays; write files whole or not at all."""
 
 import os
 import zipfile
@@ -18,8 +18,8 @@ def read_arrays(
 
     Args:
         path: the file.
-        wanted: for each array that is needed, the keys that it may have, best first.
-        optional: keys of arrays that are read if they are there.
+        wanted: for each required array, its possible keys, best first.
+        optional: keys of arrays that are read if present.
 
     Returns:
         The arrays under their keys.
@@ -29,7 +29,7 @@ def read_arrays(
         ValueError: if the file is damaged or lacks an array; the message names the file.
     """
     try:
-        # Opened here, because np.load leaves a damaged archive that it opened itself open.
+        # np.load does not close a damaged archive that it opened itself.
         with path.open("rb") as file:
             arrays = np.load(file, allow_pickle=False)
             if not isinstance(arrays, np.lib.npyio.NpzFile):
@@ -50,9 +50,9 @@ def read_arrays(
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file under a temporary name beside `path`, then rename it.
 
-    Whoever looks at `path` sees the old file, or none, or all of the new one.
+    A reader of `path` sees the old file, no file, or the complete new one.
     """
-    # Not the whole name again: with more letters it might be too long for a file.
+    # A hash instead of the name: a longer name may exceed the limit of the file system.
     temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.part")
     try:
         with temporary.open("wb") as file:
@@ -60,3 +60,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text by `write_whole`."""
+    write_whole(path, lambda file: file.write(text.encode()))

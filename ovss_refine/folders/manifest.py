@@ -1,4 +1,4 @@
-"""What results were made with: settings in a form that can be compared, and the environment."""
+"""Settings in a form that can be compared and hashed; the environment of a run."""
 
 import datetime
 import hashlib
@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,28 +14,21 @@ from typing import Any
 import torch
 
 PACKAGES = (
-    "ovss-refine",
-    "torch",
-    "numpy",
-    "pillow",
-    "timm",
-    "open_clip_torch",
-    "diffusers",
-    "transformers",
-    "accelerate",
+    *("ovss-refine", "torch", "numpy", "pillow", "timm", "open_clip_torch"),
+    *("diffusers", "transformers", "accelerate"),
 )
 
 
 def digest(settings: Mapping[str, Any]) -> str:
-    """Hash settings, so that a folder can be named after them."""
+    """Hash settings to eight hexadecimal digits, for the name of a folder."""
     text = json.dumps(plain(settings), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def environment(command: Sequence[str] | None = None) -> dict[str, Any]:
-    """Describe this start: command line, versions, machine, time."""
+def environment() -> dict[str, Any]:
+    """Describe this run: command line, versions, machine, time."""
     return {
-        "command": list(sys.argv if command is None else command),
+        "command": sys.argv,
         "folder": str(Path.cwd()),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -48,7 +41,7 @@ def environment(command: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Turn a value into what JSON gives back, so that it can be compared with what was read."""
+    """Return a value as it is read back from JSON."""
     return json.loads(json.dumps(value, default=str))
 
 

@@ -1,8 +1,8 @@
-"""Results of single images on disk, one line each, so that a run goes on where it was stopped.
+"""Results of single images on disk, one line each, so that an interrupted run can be resumed.
 
 A line is a checksum and a JSON object. It is written by one call and is on the disk before the
-next begins; whatever a kill leaves behind its last line is not a line (no newline, or another
-checksum) and is cut off by the next run.
+next begins. Whatever a kill leaves after the last whole line (no newline, or a wrong checksum) is
+cut off by the next run.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ PATTERN = "records.{rank}.jsonl"
 
 
 class Records:
-    """The records of one process, open for more; nobody else may write them meanwhile.
+    """The records of one process, open for appending and locked against other runs.
 
     Args:
         folder: where the file is, or will be.
-        rank: number of this process; every process has a file of its own.
+        rank: number of this process; every process has its own file.
 
     Raises:
         BlockingIOError: if another process has the file open.
@@ -31,7 +31,7 @@ class Records:
     """
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
-        """Open the file, lock it, and cut off a line that was never finished."""
+        """Open and lock the file, and cut off an unfinished line."""
         self.path = folder / PATTERN.format(rank=rank)
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
@@ -53,8 +53,8 @@ class Records:
         """Write a record; it is on the disk on return.
 
         Raises:
-            OSError: if that is impossible, for example as the disk is full; the file then
-                ends with the record before.
+            OSError: if it cannot be written, for example because the disk is full; the file then
+                ends with the previous record.
         """
         line = encode(record)
         try:
@@ -63,12 +63,12 @@ class Records:
                 written += os.write(self._fd, line[written:])
             os.fsync(self._fd)
         except OSError as err:
-            with contextlib.suppress(OSError):  # else the next run cuts the rest off
+            with contextlib.suppress(OSError):  # otherwise the next run cuts the line off
                 os.ftruncate(self._fd, self._end)
             raise OSError(
                 err.errno,
-                f"a result could not be written ({err.strerror}); those before it are safe. Make "
-                "room and give the same command again to go on",
+                f"a result could not be written ({err.strerror}); earlier results are safe. Make "
+                "room and run the same command again to resume",
                 str(self.path),
             ) from err
         self._end += len(line)
@@ -80,7 +80,7 @@ class Records:
         self._end = 0
 
     def close(self) -> None:
-        """Close the file, which frees it for others."""
+        """Close the file, which releases the lock."""
         os.close(self._fd)
 
 
@@ -91,7 +91,7 @@ def encode(record: Record) -> bytes:
 
 
 def iterate(path: Path) -> Iterator[tuple[Record, int]]:
-    """Walk over the whole records of a file: (record, where its line ends).
+    """Yield the whole records of a file: (record, byte at which its line ends).
 
     Raises:
         ValueError: if a line before the last is damaged.
@@ -111,14 +111,14 @@ def iterate(path: Path) -> Iterator[tuple[Record, int]]:
 
 
 def read_all(folder: Path) -> Iterator[Record]:
-    """Walk over the records of all processes that ever wrote into a folder."""
+    """Yield the records that all processes have ever written into a folder."""
     for path in sorted(folder.glob(PATTERN.format(rank="*"))):
         for record, _ in iterate(path):
             yield record
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the name of a new file on the disk, not only its content."""
+    """Flush the folder, so that the name of a new file is on the disk as well."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)

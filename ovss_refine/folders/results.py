@@ -1,7 +1,7 @@
-"""May a folder be used for results? Who owns it, which settings do its results have?
+"""Whether a folder may be used for results, and the settings of the results in it.
 
-A results folder has a manifest with the settings and every start, and a record of every finished
-image. Its settings are binding from the first record on.
+A results folder has a manifest with the settings and every start of a run, and a record of every
+finished image. From the first record on, a run with other settings is refused.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ovss_refine.folders.files import write_whole
+from ovss_refine.folders.files import write_text
 from ovss_refine.folders.manifest import environment, plain
 from ovss_refine.folders.records import PATTERN, Records
 
@@ -26,18 +26,18 @@ class ResultsFolder:
     Args:
         path: the folder; created if it is missing.
         settings: everything that the results depend on.
-        started: what to note of this start, besides its environment.
-        manifest: name of the manifest.
+        started: what the manifest notes about this start besides its environment.
+        manifest: file name of the manifest.
         overwrite: discard results of other settings, and accept a folder with other files; None:
-            do neither, and do not suggest a flag for it.
+            do neither, and suggest no flag for it.
 
     Attributes:
         path: the folder.
-        records: those of this process, open for more.
+        records: those of this process, open for appending.
 
     Raises:
         FileExistsError: if `path` is a file, or a folder with other files.
-        ValueError: if the results have other settings, listing the differences; or if the
+        ValueError: if the results have other settings, with a list of the differences; or if the
             manifest is damaged.
         OSError: if the folder cannot be written, or another run is writing into it.
     """
@@ -51,7 +51,7 @@ class ResultsFolder:
         manifest: str = MANIFEST,
         overwrite: bool | None = None,
     ) -> None:
-        """Check the folder, lock it and note this start."""
+        """Check and lock the folder, and note this start in the manifest."""
         check_writable(path)
         self.path, self._manifest, self._overwrite = path, path / manifest, overwrite
         self._check_owner()
@@ -65,11 +65,11 @@ class ResultsFolder:
             raise
 
     def has_results(self) -> bool:
-        """Whether anything has been finished, by whichever process."""
+        """Whether any process has finished an image."""
         return any(path.stat().st_size for path in self.path.glob(ALL_RECORDS))
 
     def close(self) -> None:
-        """Unlock the folder. A run without results removes what it has created."""
+        """Unlock the folder; remove what this run created if there are no results."""
         own = {self._manifest.name, self.records.path.name}
         try:
             if not self.has_results() and set(_visible(self.path)) <= own:
@@ -77,7 +77,7 @@ class ResultsFolder:
                 self.records.path.unlink()
         finally:
             self.records.close()
-        with contextlib.suppress(OSError):  # a folder with files stays
+        with contextlib.suppress(OSError):  # a folder with files remains
             for folder in self._created:
                 folder.rmdir()
 
@@ -88,7 +88,7 @@ class ResultsFolder:
         if self._manifest.is_file():
             self._read()
             return
-        # A run that was killed early leaves an empty file of records and nothing else.
+        # A run that was killed early leaves nothing but an empty file of records.
         begun = {path.name for path in self.path.glob(ALL_RECORDS) if not path.stat().st_size}
         if others := [name for name in _visible(self.path) if name not in begun]:
             among = self._hint(", or pass --overwrite to write among its files")
@@ -98,7 +98,7 @@ class ResultsFolder:
             )
 
     def _start(self, settings: dict[str, Any], started: dict[str, Any]) -> None:
-        """Compare the settings with those of the results, and add this start to the manifest."""
+        """Compare the settings with those of the results; add this start to the manifest."""
         before, starts = self._read()
         if changed := differences(before, settings):
             if self.has_results() and not self._overwrite:
@@ -109,14 +109,13 @@ class ResultsFolder:
             self.records.clear()
             starts = []
         content = {"settings": settings, "starts": [*starts, plain(started)]}
-        text = json.dumps(content, indent=1) + "\n"
-        write_whole(self._manifest, lambda file: file.write(text.encode()))
+        write_text(self._manifest, json.dumps(content, indent=1) + "\n")
 
     def _read(self) -> tuple[dict[str, Any], list[Any]]:
-        """Read the settings and the starts; nothing where there is no manifest."""
+        """Read the settings and the starts; both are empty if there is no manifest."""
         try:
             content = json.loads(self._manifest.read_text(encoding="utf-8"))
-            # `segment` used to keep its last start alone.
+            # Older versions of `segment` kept the last start only.
             starts = content["starts"] if "starts" in content else [content["started"]]
             return dict(content["settings"]), list(starts)
         except FileNotFoundError:
@@ -134,15 +133,10 @@ class ResultsFolder:
 
 
 def prepare_folder(path: Path, files: Sequence[Path], *, overwrite: bool) -> None:
-    """Create a folder for files that a command writes once, without settings or records.
-
-    Args:
-        path: the folder.
-        files: all that will be written there.
-        overwrite: accept that some of them exist.
+    """Create a folder for `files` that a command writes once, without settings or records.
 
     Raises:
-        FileExistsError: if one exists and `overwrite` is not set, or if `path` is a file.
+        FileExistsError: if a file exists and `overwrite` is not set, or if `path` is a file.
         OSError: if the folder cannot be written.
     """
     check_writable(path)
@@ -156,14 +150,14 @@ def prepare_folder(path: Path, files: Sequence[Path], *, overwrite: bool) -> Non
 
 
 def check_writable(path: Path, name: str = "`out`") -> None:
-    """Check that files can be written into a folder, or into one yet to be made; create nothing.
+    """Check that files can be written into a folder that may not exist yet; create nothing.
 
     Args:
         path: the folder.
         name: what messages call it.
 
     Raises:
-        FileExistsError: if the folder, or one that it would lie in, is a file.
+        FileExistsError: if the folder, or one above it, is a file.
         OSError: if nothing can be written there.
     """
     try:
@@ -181,7 +175,7 @@ def check_writable(path: Path, name: str = "`out`") -> None:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """List the settings that differ; "": none. One that is absent is like None."""
+    """List the settings that differ, or return ""; an absent setting equals None."""
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     return "; ".join(
         f"{key} was {_short(before.get(key))}, is {_short(now.get(key))}" for key in keys

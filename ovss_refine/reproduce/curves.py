@@ -6,10 +6,10 @@ from typing import Any, BinaryIO
 
 from ovss_refine.registry import require
 
-# Distinct to people who see few colours (Okabe and Ito, 2008); in grey, marker and dash differ.
+# Distinct for colour-blind readers (Okabe and Ito, 2008); markers and dashes differ in greyscale.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8A8A8A")
 MARKERS, DASHES = "osD^", ("-", "--")
-ACROSS, SIZE = 3, (4.6, 3.4)  # panels in a row, inches of each
+COLUMNS, SIZE = 3, (4.6, 3.4)  # panels in a row, size of each in inches
 DPI = 120
 
 
@@ -21,7 +21,7 @@ class Panel:
         title: above it.
         x: label of the horizontal axis.
         y: label of the vertical axis.
-        lines: points (x, y) of each series by name; a name looks alike in all panels.
+        lines: points (x, y) of each series by name; a series looks the same in all panels.
     """
 
     title: str
@@ -31,7 +31,7 @@ class Panel:
 
 
 def missing_library() -> str:
-    """Say what to install for plots; "": nothing."""
+    """Return what to install for plots; "": nothing."""
     try:
         require("matplotlib", "plots")
     except ModuleNotFoundError as err:
@@ -40,15 +40,15 @@ def missing_library() -> str:
 
 
 def make_figure(panels: Sequence[Panel], title: str) -> Any:
-    """Draw panels side by side, up to three in a row, with one title and one legend.
+    """Plot panels, up to three in a row, with one title and one legend.
 
     Returns:
-        A `matplotlib.figure.Figure`, apart from the state of pyplot.
+        A `matplotlib.figure.Figure`, independent of pyplot.
 
     Raises:
         ModuleNotFoundError: without matplotlib.
     """
-    columns = min(ACROSS, len(panels))
+    columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     size = (SIZE[0] * columns, SIZE[1] * rows + 1)
     figure = require("matplotlib.figure", "plots").Figure(size, DPI, layout="constrained")

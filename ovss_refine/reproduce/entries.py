@@ -1,4 +1,4 @@
-"""The numbers of a report: each cell's mIoU or seconds, from the evaluation that has it."""
+"""The values of a report: the mIoU or seconds of each cell, from the evaluation that measured it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from ovss_refine.reproduce.cells import Cell, read_seconds
-from ovss_refine.reproduce.layout import COSTS, MIOU, SECONDS
+from ovss_refine.reproduce.layout import ABSENT, COSTS, MIOU, SECONDS, number_text
 from ovss_refine.reproduce.tables import BASELINE, UPSAMPLING, PaperRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of the evaluations.
+    """The state of the evaluations, by their keys.
 
     Attributes:
-        folders: of the evaluations that are finished, by key.
-        machines: what computed them, by key.
-        results: what they found, by key.
-        lacks: what others lack, by key.
-        failures: why some failed, by key.
-        to_do: what could be done and was not asked for, by key.
+        folders: of finished evaluations.
+        machines: that computed them.
+        results: of finished evaluations.
+        lacks: what others lack.
+        failures: errors of those that failed.
+        to_do: descriptions of those that a plan would run.
     """
 
     folders: Mapping[str, Path]
@@ -31,21 +31,21 @@ class Outcome:
     to_do: Mapping[str, str]
 
     def key(self, cell: Cell) -> str | None:
-        """Name the finished evaluation that has a cell's number."""
+        """Return the key of the finished evaluation that measured a cell."""
         return next((run.key for run in cell.runs if run.key in self.folders), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One number of a report.
+    """One value of a report.
 
     Attributes:
-        cell: where it belongs.
+        cell: of the table.
         section: of the report.
         column: in that section.
-        quantity: what it is.
-        published: the paper's number, or None.
-        ours: what was measured, or None.
+        quantity: mIoU, or a column of the cost.
+        published: the paper's value, or None.
+        ours: the measured value, or None.
         part: whether the evaluation had fewer images than the official set.
     """
 
@@ -64,9 +64,18 @@ class Entry:
             return None
         return round(self.ours - self.published, 3)
 
+    def __str__(self) -> str:
+        """Show published / ours / difference; a star marks a part of the official set."""
+        if self.published is None and self.ours is None:
+            return ABSENT
+        theirs, ours = (number_text(x, self.quantity) for x in (self.published, self.ours))
+        gain, digits = self.difference, 1 if self.quantity == MIOU else 2
+        gain_text = ABSENT if gain is None else f"{gain:+.{digits}f}"
+        return f"{theirs} / {ours}{'*' * self.part} / {gain_text}"
+
 
 def entries_of(cell: Cell, outcome: Outcome) -> Iterator[Entry]:
-    """Make the numbers of a cell: its mIoU, or its seconds by part."""
+    """Make the values of a cell: its mIoU, or its costs."""
     key = outcome.key(cell)
     found = {} if key is None else outcome.results[key]
     miou = found["rows"][cell.row.show]["miou"] if found else None
@@ -94,14 +103,14 @@ def entries_of(cell: Cell, outcome: Outcome) -> Iterator[Entry]:
 
 
 def _costs(row: PaperRow, seconds: Mapping[str, float]) -> dict[str, float]:
-    """Add up the seconds of an image that a row of the cost takes."""
-    # The evaluation has attention for its other rows as well.
+    """Add up the seconds per image of the parts that a row needs."""
+    # The evaluation measures attention for its other rows as well.
     attends = row.attention and row.show not in (BASELINE, UPSAMPLING)
     parts = ["logits", "attention"] if attends else ["logits"]
     costs = {part: seconds[part] for part in parts}
     whole = seconds[row.show]
     bilinear = row.show.replace("_timed", "_bilinear")
     if bilinear != row.show:
-        extra = max(0.0, whole - seconds[bilinear])  # of two measurements, so it may be below 0
+        extra = max(0.0, whole - seconds[bilinear])  # two measurements: it may be below 0
         costs |= {"distribution": seconds[bilinear], "upsampling": extra}
     return {SECONDS: sum(seconds[part] for part in parts) + whole, **costs}

@@ -1,6 +1,6 @@
-"""What `reproduce` works on: data sets in folders, weights in the hub's cache or in a folder.
+"""The inputs of `reproduce`: data sets in folders, weights in the hub's cache or in a folder.
 
-Both are looked for without loading or fetching anything, so that what is missing is known at once.
+Both are found without loading or downloading anything, so that what is missing is known at once.
 """
 
 import hashlib
@@ -22,20 +22,20 @@ from ovss_refine.registry import load_attention, require
 from ovss_refine.reproduce.tables import PaperRow, load_tables
 
 LIBRARIES = ("open_clip", "timm", "diffusers", "transformers", "safetensors", "scipy")
-# As much of both ends of a file of weights tells it from another: its header, and its last tensors.
+# Bytes at both ends of a file of weights that identify it: its header, and its last tensors.
 END = 1 << 20
 NO_ATTENTION = "none"
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A data set, found or not.
+    """A data set, and where it was found.
 
     Attributes:
-        dataset: what it is.
-        root: where it is; None: nowhere.
+        dataset: the data set.
+        root: where it is; None: not found.
         images: number of its images.
-        digest: hash of its files' names and sizes.
+        digest: hash of the names and sizes of its files.
         lack: what is missing; "": nothing.
     """
 
@@ -47,16 +47,16 @@ class Found:
 
 
 def find_data(name: str, data: Path | None, roots: Mapping[str, Path]) -> Found:
-    """Look for a data set.
+    """Find a data set.
 
     Args:
         name: of the data set.
         data: folder with a folder for each data set, or None.
-        roots: folders of single data sets, by name, which come first.
+        roots: folders of single data sets, by name; they replace `data`.
     """
     dataset = load_dataset(name)
     tried = [roots[name]] if name in roots else _folders(name, data)
-    reasons: dict[str, None] = {}  # why what is there will not do
+    reasons: dict[str, None] = {}  # why incomplete data cannot be used
     for root in tried:
         try:
             items = dataset.items(root)
@@ -70,11 +70,10 @@ def find_data(name: str, data: Path | None, roots: Mapping[str, Path]) -> Found:
             return Found(dataset, root, len(items), fingerprint(items))
         none = f"`{items[0].mask.parent}` must have a mask for some image; got none."
         reasons[dataset.without_masks(dataset.locate(root)) or none] = None
-    looked = f"looked in {', '.join(f'`{path}`' for path in tried)}" if tried else "none was named"
+    looked = f"looked in {', '.join(f'`{path}`' for path in tried)}" if tried else "no folder given"
     looked += "".join(f"; {reason.removesuffix('.')}" for reason in reasons)
-    needed = ", ".join(
-        f"`{part}`" for part in (dataset.images, dataset.masks, dataset.split) if part
-    )
+    parts = filter(None, (dataset.images, dataset.masks, dataset.split))
+    needed = ", ".join(f"`{part}`" for part in parts)
     return Found(
         dataset,
         lack=f"data set `{name}` ({dataset.title}; {needed}): {looked}; pass --data DIR or "
@@ -98,21 +97,21 @@ def _folders(name: str, data: Path | None) -> list[Path]:
 
 
 class WeightsFolder:
-    """The weights that are available, in a folder or the hub's cache, and sources made with them.
+    """The available weights, in a folder or the hub's cache, and the sources made with them.
 
     Args:
-        models_dir: folder with a folder for each of the weights, which come first; or None.
+        models_dir: folder with a folder for each of the weights, preferred to the cache; or None.
     """
 
     def __init__(self, models_dir: Path | None = None) -> None:
-        """Remember the folder."""
+        """Keep the folder."""
         self.models_dir = models_dir
-        # Those made last: data sets come one after the other with the same sources.
+        # The sources made last: consecutive data sets use the same ones.
         self._kept: dict[str, tuple[object, Any]] = {}
         self._digests: dict[str, str] = {}
 
     def lack(self, name: str) -> str:
-        """Say what is missing of some weights; "": nothing."""
+        """Describe what is missing of some weights; "": nothing."""
         weights = load_tables().weights[name]
         if self.place(name) is not None:
             return ""
@@ -122,14 +121,14 @@ class WeightsFolder:
         return (
             f"weights `{name}` ({weights.repository}, {weights.size}; {files}): not in "
             f'{" nor in ".join(looked)}; `python -c "import ovss_refine as o; '
-            f"o.load_attention('{name}')\"` fetches them"
+            f"o.load_attention('{name}')\"` downloads them"
         )
 
     def place(self, name: str) -> Path | None:
-        """Find the folder that holds some weights, of one's own or in the hub's cache."""
-        weights = load_tables().weights[name]
-        if self.models_dir is not None and _holds(self.models_dir / name, weights.in_folder):
-            return self.models_dir / name
+        """Find the folder of some weights, under `models_dir` or in the hub's cache."""
+        own, weights = self.own(name), load_tables().weights[name]
+        if own is not None:
+            return own
         repository = _cache() / f"models--{weights.repository.replace('/', '--')}"
         newest = repository / "refs" / "main"
         if not newest.is_file():
@@ -138,19 +137,18 @@ class WeightsFolder:
         return snapshot if _holds(snapshot, weights.in_cache) else None
 
     def own(self, name: str) -> Path | None:
-        """Return the folder of one's own that holds some weights."""
-        place = self.place(name)
-        inside = place is not None and place.parent == self.models_dir
-        return place if inside else None
+        """Find the folder of some weights under `models_dir`."""
+        folder = self.models_dir and self.models_dir / name
+        return folder if folder and _holds(folder, load_tables().weights[name].in_folder) else None
 
     def digest(self, name: str) -> str:
-        """Hash names, sizes and both ends of the files of some weights that are at hand, once."""
+        """Hash names, sizes and both ends of the files of available weights, once."""
         if name not in self._digests:
             place, weights = self.place(name), load_tables().weights[name]
-            assert place is not None  # noqa: S101 - whoever asks has seen that nothing lacks
-            own = place.parent == self.models_dir
+            assert place is not None  # noqa: S101 - callers have checked that nothing is missing
+            patterns = weights.in_folder if self.own(name) else weights.in_cache
             digest = hashlib.sha256()
-            for path in _files(place, weights.in_folder if own else weights.in_cache):
+            for path in _files(place, patterns):
                 size = path.stat().st_size
                 digest.update(f"{path.relative_to(place)} {size}\n".encode())
                 with path.open("rb") as file:
@@ -161,27 +159,27 @@ class WeightsFolder:
         return self._digests[name]
 
     def keep(self, kind: str, key: object, make: Callable[[], Any]) -> Any:
-        """Return the source of a kind that was made for the same key, or make it."""
+        """Return the kept source of a kind if its key is the same; otherwise make and keep one."""
         if kind not in self._kept or self._kept[kind][0] != key:
-            self._kept.pop(kind, None)  # before the next: two of them may not fit
+            self._kept.pop(kind, None)  # first: memory may not hold two of them
             self._kept[kind] = (key, make())
         return self._kept[kind][1]
 
 
 @dataclass(frozen=True, slots=True)
 class RowSource(Chosen):
-    """A source of a table, made with the weights that are found; its settings do not say where.
+    """A source of a table row, made with available weights, whose folder is not in its settings.
 
     Attributes:
         weights: where the weights are.
-        row: which of them.
+        row: the table row.
     """
 
     weights: WeightsFolder = field(kw_only=True)
     row: PaperRow = field(kw_only=True)
 
     def logits(self, labels: Labels, device: torch.device) -> LogitsFrom:
-        """Make a source of logits, of the one before if they differ in their classes alone."""
+        """Make a source of logits, from the kept one if only the classes differ."""
         name = load_tables().backbones[self.row.backbone]
         folder = self.weights.own(name)
         model = load_tables().weights[name].preset if folder is None else f"local-dir:{folder}"
@@ -192,26 +190,25 @@ class RowSource(Chosen):
             return own.logits(labels, device)
 
         key = (self.name, str(options), str(device))
-        kept = self.weights.keep("logits", key, make)
-        source: LogitsFrom = kept.with_classes(PromptTexts(labels))
+        source: LogitsFrom = self.weights.keep("logits", key, make).with_classes(
+            PromptTexts(labels)
+        )
         return source
 
     def _second_model(self, device: torch.device) -> dict[str, Any]:
         name = load_tables().second_model.get(self.name)
-        folder = None if name is None else self.weights.own(name)
-        if name is None or folder is None:
-            return {}  # by its published name
+        folder = name and self.weights.own(name)
+        if not name or folder is None:
+            return {}  # loaded by its published name
         made: Any = load_attention(name, model=f"local-dir:{folder}", size=None, device=str(device))
         return {"proxy": made.backbone}
 
     def attention(self, device: torch.device) -> AttentionFrom:
-        """Make a source of attention, or take the one before if it is the same."""
+        """Make a source of attention, or return the kept one if it is the same."""
         if self.name == NO_ATTENTION:
             return NoAttention()
         folder = self.weights.own(self.name)
-        options = dict(self.options)
-        if folder is not None:
-            options["model"] = f"local-dir:{folder}"
+        options = {**self.options, **({"model": f"local-dir:{folder}"} if folder else {})}
         key = (self.name, str(options), str(device))
         source: AttentionFrom = self.weights.keep(
             "attention", key, lambda: Chosen(self.name, options).attention(device)
@@ -220,15 +217,15 @@ class RowSource(Chosen):
 
 
 class NoAttention(AttentionSource):
-    """Attention of a single patch to itself, for rows that look at none."""
+    """Attention of a single patch to itself, for rows that use none."""
 
     def attention(self, images: Tensor) -> Attention:
-        """Attend over [B, 3, H, W] `images`: [B, 1, 1]."""
+        """Return [B, 1, 1] attention for [B, 3, H, W] `images`."""
         return Attention(torch.ones(len(images), 1, 1, device=images.device), (1, 1))
 
 
 def missing_libraries() -> str:
-    """Say which libraries are not installed; "": none."""
+    """Name the libraries that are not installed, and the fix; "": none."""
     missing = [name for name in LIBRARIES if find_spec(name) is None]
     if not missing:
         return ""

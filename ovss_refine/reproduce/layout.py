@@ -1,23 +1,28 @@
-"""Numbers as the paper rounds them, Markdown tables, and the published tables. No torch here."""
+"""Rounding as in the paper, and the published tables as text. Nothing here imports torch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ovss_refine.folders.tables import markdown_table
 from ovss_refine.reproduce.tables import PaperRow, PaperTable, published
 
-MIOU = "mIoU"
-SECONDS = "seconds"
-# Columns of the cost: the parts that are measured, and what is not counted here.
-PARTS = {"logits": "logits", "attention": "attention", "distribution": "distribution"}
-PARTS |= {"upsampling": "JBU"}
-UNCOUNTED = {"gflops": "GFLOPs", "parameters": "parameters (M)"}
-COSTS = {SECONDS: SECONDS, **PARTS, **UNCOUNTED, "miou": MIOU}
+MIOU, SECONDS = "mIoU", "seconds"
+# Columns of the cost; GFLOPs and parameters are published only.
+COSTS = {
+    SECONDS: SECONDS,
+    "logits": "logits",
+    "attention": "attention",
+    "distribution": "distribution",
+    "upsampling": "JBU",
+    "gflops": "GFLOPs",
+    "parameters": "parameters (M)",
+    "miou": MIOU,
+}
 ABSENT = "-"
-NOT_MEASURED = "not measured here"
 
 
 def published_text(tables: Sequence[PaperTable]) -> str:
-    """Lay out the published numbers of some tables, marked as not measured here."""
+    """Lay out the published values of some tables, marked as not measured here."""
     numbers = published()
     parts = ["## The published tables", "mIoU in percent, by J. Li et al."]
     for table in tables:
@@ -25,12 +30,12 @@ def published_text(tables: Sequence[PaperTable]) -> str:
         if table.says:
             parts.append(f"{table.says[0].upper()}{table.says[1:]}.")
         if not table.curves:
-            parts.append(markdown_table(list(_published_lines(table, numbers))))
+            rows = list(_published_rows(table, numbers))
+            parts.append(markdown_table(rows, text_columns=2))
     return "\n\n".join(parts)
 
 
-def _published_lines(table: PaperTable, numbers: Mapping[Any, float]) -> Iterator[list[str]]:
-    """Yield the rows of a table as it was published."""
+def _published_rows(table: PaperTable, numbers: Mapping[Any, float]) -> Iterator[list[str]]:
     costs = COSTS if table.name == "cost" else {}
     quantities = [*costs.values()] or [MIOU] * len(table.datasets)
     yield ["backbone", "method", *(costs.values() or table.datasets), "ours"]
@@ -40,36 +45,18 @@ def _published_lines(table: PaperTable, numbers: Mapping[Any, float]) -> Iterato
             values = [row.cost.get(name) for name in costs] or [
                 numbers.get((*key, name)) for name in table.datasets
             ]
-            ours = row.missing or NOT_MEASURED
-            texts = [number_text(*pair) for pair in zip(values, quantities, strict=True)]
-            yield [row.backbone, row_name(row), *texts, ours]
+            ours = row.missing or "not measured here"
+            yield [row.backbone, row_name(row), *map(number_text, values, quantities), ours]
 
 
 def row_name(row: PaperRow) -> str:
-    """Name a row; methods of two tables that are shown as one carry theirs."""
+    """Name a row; a row of two tables that are shown as one has that of its table in brackets."""
     table = row.published.partition("(")[2].rstrip(")")
     return f"{row.method} ({table})" if table else row.method
 
 
-def number_text(value: float | None, quantity: str = MIOU) -> str:
-    """Round as the paper does: percent to a tenth, seconds to a hundredth."""
+def number_text(value: float | None, quantity: str) -> str:
+    """Round as the paper does: percent to tenths, seconds to hundredths."""
     if value is None:
         return ABSENT
     return f"{value:.{2 if value < 10 and quantity != MIOU else 1}f}"
-
-
-def signed_text(value: float | None, quantity: str) -> str:
-    """Round a difference, with its sign."""
-    return ABSENT if value is None else f"{value:+.{1 if quantity == MIOU else 2}f}"
-
-
-def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """Lay out a table, the head first, with aligned columns: two of text, the others of numbers."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    rows = [
-        [*(text.ljust(w) for text, w in zip(line[:2], widths[:2], strict=True))]
-        + [text.rjust(w) for text, w in zip(line[2:], widths[2:], strict=True)]
-        for line in lines
-    ]
-    rule = ["-" * w if i < 2 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], rule, *rows[1:]])

@@ -1,23 +1,16 @@
 """Published, ours, difference: as a Markdown table, as CSV, and as a plot of the curves."""
 
-import csv
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ovss_refine.folders.files import write_whole
+from ovss_refine.folders.files import write_text, write_whole
+from ovss_refine.folders.tables import markdown_table, write_csv
 from ovss_refine.reproduce.cells import Cell
 from ovss_refine.reproduce.curves import Panel, missing_library, write_plot
 from ovss_refine.reproduce.entries import Entry, Outcome, entries_of
-from ovss_refine.reproduce.layout import (
-    ABSENT,
-    markdown_table,
-    number_text,
-    row_name,
-    signed_text,
-)
+from ovss_refine.reproduce.layout import ABSENT, row_name
 from ovss_refine.reproduce.tables import PaperTable, load_tables
 
 NOT_COUNTED = (
@@ -32,13 +25,13 @@ HEAD = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What came out for a table.
+    """The report of a table.
 
     Attributes:
         table: of the paper.
         text: in Markdown.
-        sheet: rows of a CSV, the head first.
-        curves: to be drawn; empty: the table has none, or no points.
+        sheet: rows of a CSV, without header.
+        curves: to be plotted; empty if the table has no curves, or no points yet.
     """
 
     table: PaperTable
@@ -47,10 +40,9 @@ class Report:
     curves: Sequence[Panel]
 
     def write(self, out: Path) -> None:
-        """Write .md, .csv and, where matplotlib is installed, .png into a folder."""
+        """Write .md, .csv and, if matplotlib is installed, .png into a folder."""
         out.mkdir(parents=True, exist_ok=True)
-        content = f"{self.text}\n".encode()
-        write_whole(out / f"{self.table.name}.md", lambda file: file.write(content))
+        write_text(out / f"{self.table.name}.md", f"{self.text}\n")
         write_sheet(out / f"{self.table.name}.csv", [self])
         if self.curves and not missing_library():
             draw = partial(write_plot, panels=self.curves, title=self.table.title)
@@ -64,19 +56,15 @@ def make_report(out: Path, table: PaperTable, cells: Sequence[Cell], outcome: Ou
     return Report(
         table=table,
         text=f"{_text(table, entries, outcome)}\n\n{_files(out, table, curves)}",
-        sheet=[HEAD, *(_record(entry, outcome) for entry in entries)],
+        sheet=[_csv_row(entry, outcome) for entry in entries],
         curves=curves,
     )
 
 
 def write_sheet(path: Path, reports: Sequence[Report]) -> None:
-    """Write the numbers of some reports as CSV, one a line."""
-    out = io.StringIO()
-    sheet = csv.writer(out, lineterminator="\n")
-    sheet.writerow(HEAD)
-    sheet.writerows(line for report in reports for line in report.sheet[1:])
+    """Write the values of some reports as CSV, one a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: file.write(out.getvalue().encode()))
+    write_csv(path, [HEAD, *(row for report in reports for row in report.sheet)])
 
 
 def _text(table: PaperTable, entries: Sequence[Entry], outcome: Outcome) -> str:
@@ -91,7 +79,7 @@ def _text(table: PaperTable, entries: Sequence[Entry], outcome: Outcome) -> str:
     for section in dict.fromkeys(entry.section for entry in entries):
         within = [entry for entry in entries if entry.section == section]
         parts += [f"## {section}"] if section else []
-        parts.append(markdown_table(list(_lines(within, outcome))))
+        parts.append(markdown_table(list(_rows(within)), text_columns=2))
     parts += _footnotes(entries, outcome)
     parts += [
         f"## {title}\n\n" + "\n".join(f"- {line}" for line in lines)
@@ -102,38 +90,28 @@ def _text(table: PaperTable, entries: Sequence[Entry], outcome: Outcome) -> str:
 
 
 def _files(out: Path, table: PaperTable, curves: Sequence[Panel]) -> str:
-    """Name the files that are written."""
+    """Name the files of the report, and what the plot needs."""
     missing = missing_library() if curves else ""
     files = ".md, .csv and .png" if curves and not missing else ".md and .csv"
-    cells = out / "cells"
-    parts = [f"In `{out}`: {table.name}{files}; the evaluations in `{cells}`."]
-    return "\n\n".join(parts + [f"The plot is left out: {missing}"] * bool(missing))
+    text = f"In `{out}`: {table.name}{files}; the evaluations in `{out / 'cells'}`."
+    return f"{text}\n\nThe plot is left out: {missing}" if missing else text
 
 
-def _lines(entries: Sequence[Entry], outcome: Outcome) -> Iterator[list[str]]:
-    """Yield the rows of one section, the head first."""
+def _rows(entries: Sequence[Entry]) -> Iterator[list[str]]:
+    """Yield the rows of one section, the header first."""
     columns = list(dict.fromkeys(entry.column for entry in entries))
     yield ["backbone", "method", *columns]
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for entry in entries:
         row = entry.cell.row
-        star = "*" if entry.part else ""
-        if entry.published is None and entry.ours is None:
-            text = ABSENT
-        else:
-            quantity = entry.quantity
-            ours = number_text(entry.ours, quantity) + star
-            theirs = number_text(entry.published, quantity)
-            gain = signed_text(entry.difference, quantity)
-            text = f"{theirs} / {ours} / {gain}"
-        rows.setdefault((row.backbone, row_name(row)), {})[entry.column] = text
+        rows.setdefault((row.backbone, row_name(row)), {})[entry.column] = str(entry)
     for (backbone, method), cells in rows.items():
-        if {*cells.values()} != {ABSENT}:  # of ours, and not measured
+        if {*cells.values()} != {ABSENT}:  # neither published nor measured
             yield [backbone, method, *(cells.get(column, "") for column in columns)]
 
 
 def _footnotes(entries: Sequence[Entry], outcome: Outcome) -> list[str]:
-    """Say of which data sets only a part was taken, and what was skipped."""
+    """Name the data sets that were evaluated in part, and those with skipped images."""
     part, skipped = {}, {}
     for entry in entries:
         key = outcome.key(entry.cell)
@@ -146,54 +124,54 @@ def _footnotes(entries: Sequence[Entry], outcome: Outcome) -> list[str]:
             skipped[entry.cell.dataset] = str(len(found["skipped"]))
     notes = []
     if part:
-        notes.append(f"\\* {_pairs(part)} images: not comparable with what was published.")
+        notes.append(f"\\* {_pairs(part)} images: not comparable with the published values.")
     if skipped:
         notes.append(f"Images that could not be read and were skipped: {_pairs(skipped)}.")
     return notes
 
 
 def _lists(table: PaperTable, entries: Sequence[Entry], outcome: Outcome) -> dict[str, list[str]]:
-    """Say what is missing and for which rows, what is to be done, and how things were read."""
+    """List what is missing and for which rows, what failed or remains to do, and the notes."""
     missing: dict[str, dict[str, None]] = {}
-    to_do: dict[str, None] = {}
-    failed: dict[str, None] = {}
+    keys: dict[str, None] = {}
     for cell in {id(entry.cell): entry.cell for entry in entries}.values():
-        known = {run.key for run in cell.runs}
-        to_do |= {text: None for key, text in outcome.to_do.items() if key in known}
-        failed |= {text: None for key, text in outcome.failures.items() if key in known}
-        if outcome.key(cell) is not None:
-            continue
-        if cell.row.missing:
-            reason = load_tables().reasons[cell.row.missing]
-            missing.setdefault(reason, {})[row_name(cell.row)] = None
-            continue
-        own = cell.runs[0].key
-        for lack in outcome.lacks.get(own, ()):
-            missing.setdefault(lack, {})[cell.row.sources] = None
+        keys |= dict.fromkeys(run.key for run in cell.runs)
+        for reason in _lacks(cell, outcome):
+            name = row_name(cell.row) if cell.row.missing else cell.row.sources
+            missing.setdefault(reason, {})[name] = None
     lines = [f"{reason} ({', '.join(names)})" for reason, names in missing.items()]
     if table.name == "cost":
         lines.append(NOT_COUNTED)
     rows = dict.fromkeys(entry.cell.row for entry in entries if entry.cell.row.note)
     return {
         "Missing": lines,
-        "Failed": list(failed),
-        "To do": list(to_do),
+        "Failed": _texts(outcome.failures, keys),
+        "To do": _texts(outcome.to_do, keys),
         "How it was read": [f"{row.backbone}, {row_name(row)}: {row.note}" for row in rows],
     }
 
 
-def _record(entry: Entry, outcome: Outcome) -> list[object]:
-    """Return the line of the CSV."""
+def _texts(by_key: Mapping[str, str], keys: Iterable[str]) -> list[str]:
+    """Return the texts of some keys, each once."""
+    return list(dict.fromkeys(by_key[key] for key in keys if key in by_key))
+
+
+def _lacks(cell: Cell, outcome: Outcome) -> Sequence[str]:
+    """Return why a cell is not measured."""
+    if cell.row.missing:
+        return [load_tables().reasons[cell.row.missing]]
+    return () if outcome.key(cell) else outcome.lacks.get(cell.runs[0].key, ())
+
+
+def _csv_row(entry: Entry, outcome: Outcome) -> list[object]:
     cell, key = entry.cell, outcome.key(entry.cell)
     row = cell.row
-    lacks = () if row.missing or key else outcome.lacks.get(cell.runs[0].key, ())
     return [
         *(cell.table.name, row.backbone, row_name(row), cell.dataset, row.panel, row.x),
-        *(entry.quantity, entry.published, entry.ours),
-        entry.difference,
+        *(entry.quantity, entry.published, entry.ours, entry.difference),
         outcome.results[key]["images"] if key else None,
         outcome.folders[key].name if key else None,
-        load_tables().reasons.get(row.missing, "") or "; ".join(lacks),
+        "; ".join(_lacks(cell, outcome)),
     ]
 
 

@@ -1,21 +1,19 @@
-"""What `ovss-refine reproduce` is asked to do. Nothing here imports torch."""
+"""The request of `ovss-refine reproduce`: one field for each flag. Imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from ovss_refine.checks import check_choice, check_count
+from ovss_refine.checks import check_choice
 from ovss_refine.evaluation.dataset import FOLDER, list_datasets, load_dataset
+from ovss_refine.evaluation.request import check_work, flag
 from ovss_refine.reproduce import TABLES
 
 
 def parse_root(text: str) -> tuple[str, Path]:
-    """Read NAME=PATH, the name of a data set and its folder.
-
-    Raises:
-        ValueError: if the text is something else.
-    """
+    """Read NAME=PATH, the name of a data set and its folder; raises ValueError."""
     name, equals, path = text.partition("=")
     known = [known for known in list_datasets() if known != FOLDER]
     if not equals or name not in known or not path:
@@ -23,36 +21,18 @@ def parse_root(text: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def _input(text: str, **more: Any) -> dict[str, Any]:
-    return {"group": "data sets and weights", "help": text, **more}
-
-
-def _work(text: str, **more: Any) -> dict[str, Any]:
-    return {"group": "work", "help": text, **more}
+_input = partial(flag, "data sets and weights")
+_work = partial(flag, "work")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReproduceRequest:
-    """Which tables to measure, with what, and where the results go.
-
-    Attributes:
-        tables: names of tables.
-        only_plan: measure nothing.
-        data: folder with a folder for each data set.
-        roots: folders of single data sets, by name.
-        datasets: only these columns; empty: all.
-        models_dir: folder with a folder for each of the weights.
-        limit: only the first so many images, >= 1; None: all.
-        out: folder for evaluations and reports.
-        csv: file for all numbers, besides those in `out`; None: no such file.
-        device: "auto", or where to compute.
-        batch_size: most images at a time, >= 1.
-        workers: threads that read ahead, >= 1.
-        on_error: what to do about an image or mask that cannot be read.
+    """Which tables to measure, with what, and where the results go. `help` describes the fields.
 
     Raises:
-        FileNotFoundError: if a folder that is named does not exist.
-        ValueError: on a name or number that is not allowed.
+        FileNotFoundError: if a given folder does not exist.
+        TypeError: on a count of the wrong type.
+        ValueError: on an unknown name, or a value out of range.
     """
 
     tables: tuple[str, ...]
@@ -88,7 +68,7 @@ class ReproduceRequest:
         metadata=_work("folder for the results", metavar="DIR"),
     )
     csv: Path | None = field(
-        default=None, metadata=_work("write all numbers to this file too", metavar="PATH")
+        default=None, metadata=_work("write all values to this file too", metavar="PATH")
     )
     device: str = field(default="auto", metadata=_work("auto, cpu, cuda ..."))
     batch_size: int = field(default=1, metadata=_work("images at a time", metavar="B"))
@@ -98,14 +78,10 @@ class ReproduceRequest:
     )
 
     def __post_init__(self) -> None:
-        """Check names, numbers and folders."""
+        """Check the names, counts and folders."""
         for table in self.tables:
             check_choice("tables", table, TABLES)
-        check_choice("on_error", self.on_error, ["skip", "stop"])
-        for name in ("batch_size", "workers"):
-            check_count(name, getattr(self, name), 1)
-        if self.limit is not None:
-            check_count("limit", self.limit, 1)
+        check_work(self.limit, self.on_error, self.batch_size, self.workers)
         for name in ("data", "models_dir"):
             folder = getattr(self, name)
             if folder is not None and not folder.is_dir():

@@ -1,7 +1,7 @@
-"""Every table and curve of the paper, measured with what is at hand: `ovss-refine reproduce`.
+"""Run `ovss-refine reproduce`: measure every table and curve of the paper that can be measured.
 
-A table's cells come from evaluations; those that have not been done and lack nothing are done, one
-after the other, each going on where it was stopped. What is missing for the rest is reported.
+A table's cells come from evaluations. Those that are not done and lack nothing are run one after
+the other; each can be resumed. What is missing for the rest is reported.
 """
 
 import sys
@@ -14,6 +14,7 @@ from ovss_refine.evaluation.request import EvaluateRequest
 from ovss_refine.evaluation.run import run_evaluate
 from ovss_refine.folders.results import check_writable
 from ovss_refine.reproduce.cells import (
+    TIMED,
     Cell,
     ResultsStore,
     Run,
@@ -22,14 +23,23 @@ from ovss_refine.reproduce.cells import (
     make_run,
     read_machines,
     read_results,
+    variants_of,
 )
 from ovss_refine.reproduce.entries import Outcome
-from ovss_refine.reproduce.inputs import WeightsFolder, find_data
+from ovss_refine.reproduce.inputs import NO_ATTENTION, RowSource, WeightsFolder, find_data
 from ovss_refine.reproduce.report import make_report, write_sheet
 from ovss_refine.reproduce.request import ReproduceRequest
-from ovss_refine.reproduce.tables import COMMON, PaperRow, PaperTable, load_tables, published
+from ovss_refine.reproduce.tables import (
+    BASELINE,
+    COMMON,
+    UPSAMPLING,
+    PaperRow,
+    PaperTable,
+    load_tables,
+    published,
+)
 
-# What concerns one evaluation, and not those after it.
+# Errors of one evaluation, after which the others are still run.
 FAILURES = (
     FileNotFoundError,
     FileExistsError,
@@ -43,11 +53,10 @@ def reproduce(request: ReproduceRequest) -> str | None:
     """Measure what can be measured, write the reports and return their text.
 
     Returns:
-        The text; None in a process that does not lead.
+        The text; None in processes other than the first.
 
     Raises:
-        FileNotFoundError: if a folder that was named is not there.
-        ValueError: on options that do not fit, or where an evaluation failed; the reports are
+        ValueError: on options that do not fit together, or if an evaluation failed; the reports are
             written before.
         OSError: if results cannot be written.
     """
@@ -66,11 +75,11 @@ def _reproduce(request: ReproduceRequest, group: ProcessGroup) -> str | None:
     tables = [load_tables().tables[name] for name in request.tables]
     cells = list(_cells(request, tables, group.device))
     todo = _todo(cells, store)
-    group.wait()  # nobody begins before all have looked at what there is
+    group.wait()  # no process begins before all have read the existing results
     failures = {} if request.only_plan else _measure(todo, request, store, group)
     if not group.leads:
         return None
-    outcome = _outcome(request, cells, store, todo, failures)
+    outcome = _outcome(cells, store, failures, todo if request.only_plan else [])
     reports = [
         make_report(request.out, table, [cell for cell in cells if cell.table is table], outcome)
         for table in tables
@@ -79,35 +88,32 @@ def _reproduce(request: ReproduceRequest, group: ProcessGroup) -> str | None:
         report.write(request.out)
     if request.csv is not None:
         write_sheet(request.csv, reports)
-    text = "\n\n".join(report.text for report in reports)
     if failures:
         first = next(iter(failures.values()))
         raise ValueError(
             f"{len(failures)} of {len(todo)} evaluations failed, the first: {first} The tables so "
             f"far are in `{request.out}`."
         )
-    return text
+    return "\n\n".join(report.text for report in reports)
 
 
 def _outcome(
-    request: ReproduceRequest,
     cells: Sequence[Cell],
     store: ResultsStore,
-    todo: Sequence[Run],
     failures: Mapping[str, str],
+    planned: Sequence[Run],
 ) -> Outcome:
-    """Look at what there is now."""
+    """Read the state of all evaluations."""
     runs = {run.key: run for cell in cells for run in cell.runs}
     finished = ((key, store.finished(run)) for key, run in runs.items())
     folders = {key: folder for key, folder in finished if folder is not None}
-    lacks = {key: store.lacks(run) for key, run in runs.items() if key not in folders}
     return Outcome(
         folders=folders,
         machines={key: read_machines(folder) for key, folder in folders.items()},
         results={key: read_results(folder) for key, folder in folders.items()},
-        lacks=lacks,
+        lacks={key: store.lacks(run) for key, run in runs.items() if key not in folders},
         failures=failures,
-        to_do={run.key: str(run) for run in todo} if request.only_plan else {},
+        to_do={run.key: str(run) for run in planned},
     )
 
 
@@ -131,7 +137,7 @@ def _columns(request: ReproduceRequest, tables: Sequence[PaperTable]) -> list[st
 def _cells(
     request: ReproduceRequest, tables: Sequence[PaperTable], device: torch.device
 ) -> Iterator[Cell]:
-    """Make all cells, with the evaluations that have their numbers."""
+    """Make all cells, with the evaluations that measure them."""
     numbers = published()
     data = {
         name: find_data(name, request.data, request.roots) for name in _columns(request, tables)
@@ -161,63 +167,58 @@ def _cells(
 
 
 def _todo(cells: Sequence[Cell], store: ResultsStore) -> list[Run]:
-    """List the evaluations that are to be done: as few as have all numbers."""
-    done: dict[str, bool] = {}
-    able: dict[str, bool] = {}
-    begun: dict[str, bool] = {}  # and finished, but for images that were skipped
-    for run in (run for cell in cells for run in cell.runs):
-        if run.key not in done:
-            done[run.key] = store.complete(run)
-            able[run.key] = not store.lacks(run)
-            begun[run.key] = able[run.key] and store.finished(run) is not None
+    """List the evaluations to run: as few as measure every cell."""
+    runs = {run.key: run for cell in cells for run in cell.runs}
+    done = {key for key, run in runs.items() if store.complete(run)}
+    able = {key for key, run in runs.items() if not store.lacks(run)}
+    # Able and with results: they are not complete only because of skipped images.
+    begun = {key for key in able if store.finished(runs[key]) is not None}
     chosen: dict[str, Run] = {}
-    # What one evaluation alone has comes first; it may have the others' numbers too.
+    # First the cells that a single evaluation measures; it may measure the others as well.
     for cell in sorted(cells, key=lambda cell: cell.row.show in COMMON):
-        if any(done[run.key] or run.key in chosen for run in cell.runs):
-            continue
-        ready = [run for run in cell.runs if able[run.key]]
-        first = next((run for run in ready if begun[run.key]), ready[0] if ready else None)
-        if first is not None:
-            chosen[first.key] = first
+        keys = [run.key for run in cell.runs]
+        if done.isdisjoint(keys) and chosen.keys().isdisjoint(keys):
+            ready = sorted((key for key in keys if key in able), key=lambda key: key not in begun)
+            chosen |= {key: runs[key] for key in ready[:1]}
     return list(chosen.values())
 
 
 def _measure(
     todo: Sequence[Run], request: ReproduceRequest, store: ResultsStore, group: ProcessGroup
 ) -> dict[str, str]:
-    """Do evaluations; return why some of them failed, by key."""
+    """Run evaluations; return the errors of those that failed, by key."""
     failures: dict[str, str] = {}
     for number, run in enumerate(todo, 1):
         if group.leads:
             sys.stderr.write(f"[{number}/{len(todo)}] {run}\n")
         try:
-            run_evaluate(_evaluation(run, request, store, machine(group.device)), group)
+            run_evaluate(_evaluation(run, request, store, group.device), group)
         except FAILURES as err:
             if group.world > 1:
-                raise  # the others would wait for this process
+                raise  # the other processes would wait for this one
             failures[run.key] = str(err)
             sys.stderr.write(f"failed: {err}\n")
     return failures
 
 
 def _evaluation(
-    run: Run, request: ReproduceRequest, store: ResultsStore, computer: str
+    run: Run, request: ReproduceRequest, store: ResultsStore, device: torch.device
 ) -> EvaluateRequest:
-    logits, attention = run.sources(store.weights)
-    root = run.found.root
-    assert root is not None  # noqa: S101 - only what lacks nothing is to be done
+    row, weights, root = run.row, store.weights, run.found.root
+    assert root is not None  # noqa: S101 - only evaluations that lack nothing are run
+    attention = row.attention or NO_ATTENTION
     return EvaluateRequest(
         dataset=run.found.dataset,
         root=root,
-        logits=logits,
-        attention=attention,
-        rows=run.rows,
-        variants=run.variants,
+        logits=RowSource(row.logits, row.logits_options, weights=weights, row=row),
+        attention=RowSource(attention, row.attention_options, weights=weights, row=row),
+        rows=COMMON if row.attention else (BASELINE, UPSAMPLING),
+        variants=variants_of(row),
         limit=run.limit,
         out=store.place(run),
         on_error=request.on_error,
-        batch_size=1 if run.timed else request.batch_size,
+        batch_size=1 if row.measured == TIMED else request.batch_size,
         workers=request.workers,
         device=request.device,
-        extra={"reproduce": dict(run.asked), "machine": computer},
+        extra={"reproduce": dict(run.asked), "machine": machine(device)},
     )

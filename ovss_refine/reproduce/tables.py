@@ -1,15 +1,15 @@
-"""The paper's tables and curves as data: what was published, and what stands for each row here.
+"""The paper's tables and curves as data: the published values, and how each row is measured.
 
-`paper_tables.csv` has the published numbers, `paper_tables.toml` the rows: read here, expanded, and
-joined by table, backbone, method and data set. Nothing here imports torch.
+`paper_tables.csv` has the published values and `paper_tables.toml` the rows. They are joined by
+table, backbone, method and data set. Nothing here imports torch.
 """
 
 import csv
-import functools
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ovss_refine.config import RefineConfig
 
 HERE = Path(__file__).parent
 CSV_NAME = "paper_tables.csv"
-# Columns of the CSV that are data sets, as they are called here.
+# Columns of the CSV that are data sets, and the names of the data sets.
 COLUMNS = {
     "VOC21": "voc21",
     "Context60": "context60",
@@ -30,9 +30,9 @@ COLUMNS = {
 }
 BASELINE, UPSAMPLING = "baseline", "upsampling"
 CONTROLS = ("propagation", "anchored")
-# Rows that are alike whatever else an evaluation measures.
+# Rows that do not depend on the variants that an evaluation measures.
 COMMON = (BASELINE, UPSAMPLING, *CONTROLS)
-PAPER = "paper"  # the set of O.P. and M.V.
+PAPER = "paper"  # the variants O.P. and M.V.
 OURS = {
     BASELINE: "not refined",
     UPSAMPLING: "upsampling alone",
@@ -49,10 +49,10 @@ class Weights:
 
     Attributes:
         repository: "owner/name" on the hub.
-        size: of the download, for people.
-        preset: what CLIP's sources call them; None: they are not CLIP's.
-        in_cache: patterns of files that must be in the hub's cache, "|" between alternatives.
-        in_folder: the same of a folder of one's own.
+        size: of the download, as text.
+        preset: name of the weights in CLIP's sources; None: not CLIP's.
+        in_cache: patterns of required files in the hub's cache, "|" between alternatives.
+        in_folder: the same for a folder of --models-dir.
     """
 
     repository: str
@@ -62,24 +62,24 @@ class Weights:
     in_folder: Sequence[str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PaperRow:
     """One row of a table, or one point of a curve, for every data set.
 
     Attributes:
-        method: what the row is called; in a curve, the series.
-        backbone: of the logits, as the paper calls it.
-        published: table of the CSV that has its numbers; "": it has none.
-        missing: reason why it cannot be measured here; "": it can.
-        note: how something that the paper leaves open was read; "": nothing.
+        method: name of the row; in a curve, of the series.
+        backbone: of the logits, as in the paper.
+        published: table of the CSV with its values; "": none.
+        missing: why it cannot be measured here, a key of `reasons`; "": it can.
+        note: how an ambiguity of the paper was resolved; "": none.
         logits: source of logits.
-        logits_options: what it is made with.
-        attention: source of attention; "": none is needed.
-        attention_options: what it is made with.
-        show: which row of the evaluation is its number.
+        logits_options: of that source.
+        attention: source of attention; "": not needed.
+        attention_options: of that source.
+        show: the row of the evaluation that has its value.
         measured: set of variants that the evaluation measures; "": none.
         panel: of a curve: the meaning of `x`.
-        x: of a curve: where the point is.
+        x: of a curve: the horizontal position.
         cost: published costs.
     """
 
@@ -100,19 +100,23 @@ class PaperRow:
 
     @property
     def sources(self) -> str:
-        """Its sources, for people."""
+        """Its sources, as text."""
         names = f"{self.logits} + {self.attention}" if self.attention else self.logits
-        return f"{names}{_bracket(self.attention_options)}"
+        options = [
+            " + ".join(value) if isinstance(value, Mapping) else f"{key} {value}"
+            for key, value in self.attention_options.items()
+        ]
+        return f"{names} ({', '.join(options)})" if options else names
 
-    @property
+    @cached_property
     def of_logits(self) -> str:
-        """What rows have in common that refine the same scores, as text."""
-        return _of_logits(self)
+        """Key of the rows that refine the same logits."""
+        return json.dumps([self.backbone, self.logits, self.logits_options], sort_keys=True)
 
-    @property
+    @cached_property
     def pair(self) -> str:
-        """What rows have in common that come from one forward pass, as text."""
-        return _pair(self)
+        """Key of the rows that share a forward pass."""
+        return json.dumps([self.of_logits, self.attention, self.attention_options], sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,11 +125,11 @@ class PaperTable:
 
     Attributes:
         name: on the command line.
-        title: for people.
+        title: shown to users.
         datasets: its columns.
-        rows: those of the paper, then what is ours.
-        says: what the paper says where it gives no numbers.
-        limit: images that are enough; None: all.
+        rows: those of the paper, then those of this library.
+        says: what the paper states in place of values.
+        limit: default number of images; None: all.
     """
 
     name: str
@@ -137,7 +141,7 @@ class PaperTable:
 
     @property
     def curves(self) -> bool:
-        """Whether its rows are points."""
+        """Whether its rows are points of curves."""
         return any(row.panel for row in self.rows)
 
 
@@ -147,12 +151,12 @@ class PaperTables:
 
     Attributes:
         tables: by name.
-        variants: for each set, rows by name: options of the refinement, and `upsampling`.
+        variants: for each set, variants by name: options of the refinement, and `upsampling`.
         weights: by name.
-        reasons: texts of what is missing for good.
+        reasons: why rows cannot be measured, as text.
         backbones: weights of each backbone.
-        second_model: weights that a source of logits needs beside its backbone.
-        folders: where a data set may be in a folder of data.
+        second_model: weights that a source of logits needs besides its backbone.
+        folders: subfolders of --data in which a data set may be.
     """
 
     tables: Mapping[str, PaperTable]
@@ -164,12 +168,12 @@ class PaperTables:
     folders: Mapping[str, Sequence[str]]
 
     def needs(self, row: PaperRow) -> list[str]:
-        """Name the weights that a row needs."""
+        """Return the names of the weights that a row needs."""
         named = [self.backbones[row.backbone], self.second_model.get(row.logits), row.attention]
         return list(dict.fromkeys(name for name in named if name))
 
 
-@functools.cache
+@cache
 def load_tables() -> PaperTables:
     """Read all tables."""
     text = (HERE / "paper_tables.toml").read_text(encoding="utf-8")
@@ -191,7 +195,7 @@ def load_tables() -> PaperTables:
 
 
 def published() -> dict[Key, float]:
-    """Read the published numbers, mIoU in percent."""
+    """Read the published values, mIoU in percent."""
     with (HERE / CSV_NAME).open(encoding="utf-8", newline="") as file:
         return {
             (line["table"], line["backbone"], line["method"], COLUMNS[column]): float(line[column])
@@ -202,13 +206,13 @@ def published() -> dict[Key, float]:
 
 
 def split_variant(options: Options) -> tuple[RefineConfig, Any]:
-    """Split a variant into the options of the refinement and how it is enlarged."""
+    """Split a variant into the options of the refinement and the upsampling."""
     rest = {key: value for key, value in options.items() if key != UPSAMPLING}
     return RefineConfig(**rest), options.get(UPSAMPLING, "edges")
 
 
 def _group(group: Options, variants: Mapping[str, Mapping[str, Options]]) -> Iterator[PaperRow]:
-    """Expand the rows that have something in common."""
+    """Expand rows that share values."""
     common = {key: value for key, value in group.items() if key != "rows"}
     for described in group["rows"]:
         values = {**common, **described}
@@ -226,10 +230,10 @@ def _group(group: Options, variants: Mapping[str, Mapping[str, Options]]) -> Ite
 def _sweep(
     name: str, sweep: Options, variants: dict[str, dict[str, Options]]
 ) -> Iterator[PaperRow]:
-    """Expand the points of curves, over an option of the attention or a field of the refinement."""
+    """Expand the points of curves over an option of the attention or a field of the refinement."""
     over_field = "field" in sweep
     for x in sweep["values"]:
-        # The default value is not named, so that it is the evaluation of the other tables.
+        # The default is omitted, so that its evaluation is shared with the other tables.
         named = {} if over_field or x == sweep["default"] else {sweep["option"]: x}
         point = PaperRow(
             method="",
@@ -252,7 +256,7 @@ def _sweep(
 
 
 def _ours(rows: Sequence[PaperRow]) -> Iterator[PaperRow]:
-    """Add what the paper does not show: the scores alone, the upsampling alone, the controls."""
+    """Add rows that the paper lacks: the logits alone, the upsampling alone, the controls."""
     able = [row for row in rows if not row.missing]
     alone = {row.of_logits for row in able if row.show == BASELINE}
     added: set[tuple[str, str]] = set()
@@ -265,22 +269,3 @@ def _ours(rows: Sequence[PaperRow]) -> Iterator[PaperRow]:
             added.add(key)
             method = f"{row.sources if control else row.logits}, {OURS[show]}"
             yield replace(row, method=method, published="", note="", show=show, cost={})
-
-
-def _bracket(options: Options) -> str:
-    """Say options in brackets, shares by the names that have one."""
-    texts = [
-        " + ".join(value) if isinstance(value, Mapping) else f"{key} {value}"
-        for key, value in options.items()
-    ]
-    return f" ({', '.join(texts)})" if texts else ""
-
-
-@functools.cache
-def _of_logits(row: PaperRow) -> str:
-    return json.dumps([row.backbone, row.logits, row.logits_options], sort_keys=True)
-
-
-@functools.cache
-def _pair(row: PaperRow) -> str:
-    return json.dumps([row.of_logits, row.attention, row.attention_options], sort_keys=True)

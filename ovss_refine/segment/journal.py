@@ -1,23 +1,21 @@
-"""What a folder of segmentations was made with, which images are finished, the areas of all.
+"""The record of a folder of segmentations: its settings, finished images, and areas.
 
-`segment.json` has the settings, `records.0.jsonl` a line for each finished image, `areas.csv` the
-table for people. An image's line is written after its last file.
+`segment.json` has the settings, `records.0.jsonl` one line for each finished image, and
+`areas.csv` the areas as a table. The line of an image is written after its last file.
 """
 
 import contextlib
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from ovss_refine.folders.files import write_whole
 from ovss_refine.folders.records import iterate
 from ovss_refine.folders.results import ResultsFolder
+from ovss_refine.folders.tables import write_csv
 from ovss_refine.segment.inputs import ImageFile
 from ovss_refine.segment.outputs import output_names
 from ovss_refine.segment.request import Outputs
@@ -32,10 +30,10 @@ class Finished:
     """An image whose files were all written.
 
     Attributes:
-        file: size in bytes and time of change of the image.
-        classes: indices of those that occur.
-        outputs: what was asked for besides the label map, names of fields of `Outputs`. Other files
-            that lie there are of an earlier run, maybe with other settings.
+        file: size in bytes and modification time of the image.
+        classes: indices of the classes that occur.
+        outputs: the outputs besides the label map, by their fields of `Outputs`. Other files in the
+            folder may be those of an earlier run with other settings.
     """
 
     file: tuple[int, int]
@@ -45,7 +43,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """How much of an image a class covers.
+    """The area of a class in an image.
 
     Attributes:
         name: of the image.
@@ -63,21 +61,21 @@ class Area:
 
 
 class Journal:
-    """The finished images of a folder, open for more.
+    """The finished images of a folder, open for appending.
 
-    Only names and a few numbers are held in memory, areas are read again where they are needed.
+    Memory holds only names and a few numbers; areas are read from the file when they are needed.
 
     Args:
         out: the folder; created if it is missing.
         names: of the classes.
-        settings: all that the results depend on.
-        overwrite: discard what was made with other settings.
+        settings: everything that the results depend on.
+        overwrite: discard results of other settings.
 
     Raises:
         FileExistsError: if `out` is a file, or has other files and `overwrite` is not set.
         ValueError: if images were finished with other settings and `overwrite` is not set;
             lists the differences.
-        OSError: if the folder cannot be written, or another run writes into it.
+        OSError: if the folder cannot be written, or another run is writing into it.
     """
 
     def __init__(
@@ -96,15 +94,15 @@ class Journal:
             raise
 
     def is_finished(self, image: ImageFile, outputs: Outputs) -> bool:
-        """Tell whether all files of an image are there.
+        """Whether all files of an image exist.
 
         Raises:
-            ValueError: if they are those of another image, or of this one before it changed.
+            ValueError: if they belong to another image, or the image has changed since.
         """
         done = self.finished.get(image.name)
         if done is None:
             return False
-        # An image that is missing by now fails when it is read, which is said then.
+        # A missing image is reported when it is read.
         with contextlib.suppress(FileNotFoundError):
             if fingerprint(image.path) != done.file:
                 raise ValueError(
@@ -119,11 +117,7 @@ class Journal:
     def add(
         self, image: ImageFile, file: tuple[int, int], found: Segmentation, outputs: Outputs
     ) -> None:
-        """Note that all of these outputs of an image are written.
-
-        Raises:
-            OSError: if that is impossible.
-        """
+        """Record that all files of an image are written; raises OSError if that fails."""
         areas = {"refined": _areas(found.labels)}
         if found.baseline is not None:
             areas["baseline"] = _areas(found.baseline)
@@ -138,21 +132,21 @@ class Journal:
         self._note(record)
 
     def areas(self) -> Iterator[Area]:
-        """Walk over the areas of all finished images, largest first in each."""
+        """Yield the areas of all finished images, the largest of each image first."""
         last = {record["name"]: end for record, end in iterate(self._records.path)}
         for record, end in iterate(self._records.path):
-            if last[record["name"]] == end:  # else it was done again
+            if last[record["name"]] == end:  # otherwise a later record replaces it
                 H, W = record["size"]
                 for labels, rows in record["areas"].items():
                     for index, pixels in rows:
                         yield Area(record["name"], labels, index, pixels, pixels / (H * W))
 
     def close(self) -> None:
-        """Write the table and let others write into the folder; leave nothing of an empty run."""
+        """Write the table and unlock the folder; an empty run leaves nothing behind."""
         try:
-            # Not `self.finished`: Ctrl-C may have come after the line and before it was noted.
+            # Not `self.finished`: Ctrl-C may have come between writing a line and noting it.
             if self._folder.has_results():
-                write_whole(self.out / TABLE, self._write_table)
+                write_csv(self.out / TABLE, self._table())
         finally:
             self._folder.close()
 
@@ -161,15 +155,11 @@ class Journal:
         outputs = frozenset(record["kinds"])
         self.finished[record["name"]] = Finished(tuple(record["file"]), classes, outputs)
 
-    def _write_table(self, file: BinaryIO) -> None:
-        text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(COLUMNS)
+    def _table(self) -> Iterator[Sequence[object]]:
+        yield COLUMNS
         for area in self.areas():
-            label = self.names[area.index]
-            share = f"{area.share:.6f}"
-            table.writerow([area.name, area.labels, area.index, label, area.pixels, share])
-        text.detach()  # flushes, and leaves the file open for whoever opened it
+            share, name = f"{area.share:.6f}", self.names[area.index]
+            yield area.name, area.labels, area.index, name, area.pixels, share
 
 
 def _asked(outputs: Outputs) -> frozenset[str]:
@@ -177,7 +167,7 @@ def _asked(outputs: Outputs) -> frozenset[str]:
 
 
 def fingerprint(path: Path) -> tuple[int, int]:
-    """Return size and time of change of a file, the same for the same image in another place."""
+    """Return the size and modification time of a file, which do not depend on its path."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns
 

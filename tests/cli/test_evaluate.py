@@ -1,14 +1,14 @@
-"""The words of `evaluate`: what is refused, and which options a source gets."""
+"""The arguments of `evaluate`: which are refused, and which options a source gets."""
 
 import numpy as np
 import pytest
 
-from evaluation.test_run import make, numbers, words
+from evaluation.test_run import arguments, make, numbers
 from evaluation.trees import CLASSES
 from ovss_refine.cli import main
 
 
-def test_wrong_words_are_refused(tmp_path, capsys):
+def test_wrong_arguments_are_refused(tmp_path, capsys):
     make(tmp_path, "folder")
     for more, said in (
         (("--limit", "0"), "`limit` must be at least 1"),
@@ -20,10 +20,10 @@ def test_wrong_words_are_refused(tmp_path, capsys):
         (("--logits-option", "scal=2"), "scal"),
         (("--probability-threshold", "2"), "`probability_threshold` must be"),
     ):
-        assert main(words(tmp_path, "folder", *more)) == 2, more
+        assert main(arguments(tmp_path, "folder", *more)) == 2, more
         assert said in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main(words(tmp_path, "folder", "--logits-option", "scale"))
+        main(arguments(tmp_path, "folder", "--logits-option", "scale"))
     assert "must be KEY=VALUE such as temperature=0.1; got 'scale'" in capsys.readouterr().err
 
 
@@ -34,7 +34,7 @@ def test_results_that_cannot_be_kept_are_known_before_models_are_loaded(
     make(tmp_path, "folder")
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("ovss_refine.registry.load_logits", None)
-    line = words(tmp_path, "folder", out=out)
+    line = arguments(tmp_path, "folder", out=out)
     line[line.index("--logits") + 1] = "clip"
     assert main([*line, "--device", "cpu"]) == 2
     assert "`out` must be a folder" in capsys.readouterr().err
@@ -42,7 +42,7 @@ def test_results_that_cannot_be_kept_are_known_before_models_are_loaded(
 
 def test_another_source_by_name_needs_its_library_or_says_so(tmp_path, capsys):
     make(tmp_path, "folder")
-    line = words(tmp_path, "folder")
+    line = arguments(tmp_path, "folder")
     line[line.index("--logits") + 1] = "sclap"
     assert main(line) == 2
     assert "Did you mean 'sclip'?" in capsys.readouterr().err
@@ -78,7 +78,7 @@ def test_a_published_method_gets_its_published_options(tmp_path, monkeypatch, na
 
     monkeypatch.setattr("ovss_refine.registry.load_logits", load)
     of_the_decision = ("--logits-option", "pamr_iterations=0")  # not of the source
-    line = words(tmp_path, name, "--logits-option", "stride=56", *of_the_decision)
+    line = arguments(tmp_path, name, "--logits-option", "stride=56", *of_the_decision)
     line[line.index("--logits") + 1] = method
     assert main([*line, "--device", "cpu"]) == 2
     classes = given[method].pop("classes")
@@ -88,9 +88,9 @@ def test_a_published_method_gets_its_published_options(tmp_path, monkeypatch, na
 
 def test_thresholds_of_the_baseline(tmp_path):
     make(tmp_path, "folder", count=2)
-    assert main(words(tmp_path, "folder")) == 0
+    assert main(arguments(tmp_path, "folder")) == 0
     more = ("--probability-threshold", "0.999", "--rows", "baseline", "refined")
-    assert main(words(tmp_path, "folder", *more, out="bar")) == 0
+    assert main(arguments(tmp_path, "folder", *more, out="bar")) == 0
     _, without = numbers(tmp_path / "out")
     _, with_bar = numbers(tmp_path / "bar")
     columns = np.sum(with_bar["baseline"], axis=0)

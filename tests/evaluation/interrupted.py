@@ -1,10 +1,10 @@
-"""Kill an evaluation again and again; run by `test_interruption.py` in a process of its own.
+"""Kill an evaluation repeatedly; run by `test_interruption.py` in a separate process.
 
-    python interrupted.py KILLS SEED OUT WORD ...
+    python interrupted.py KILLS SEED OUT ARGUMENT ...
 
 Torch is imported once. Every attempt is a fork of this process, which is killed by SIGKILL: most
 from outside, at a random moment after a random number of further results; every fourth by itself,
-half-way through writing a line. Prints one word for each kill.
+half-way through writing a line. Prints a line for each kill.
 """
 
 import contextlib
@@ -15,13 +15,13 @@ import sys
 import time
 from pathlib import Path
 
-import ovss_refine.evaluation.run  # noqa: F401 - so that a fork need not
+import ovss_refine.evaluation.run  # noqa: F401 - imported once, not in every fork
 from ovss_refine import cli
 
 DEADLINE = 120
 
 
-def attempt(words, torn_at):
+def attempt(arguments, torn_at):
     """Run the evaluation in a fork; return its process id."""
     child = os.fork()
     if child:
@@ -30,11 +30,11 @@ def attempt(words, torn_at):
         os.dup2(nothing.fileno(), 2)
     if torn_at is not None:
         tear(torn_at)
-    os._exit(cli.main(words))
+    os._exit(cli.main(arguments))
 
 
 def tear(after):
-    """Have this process die half-way through writing its next line but `after`."""
+    """Kill this process half-way through its next line after `after` whole ones."""
     real, written = os.write, []
 
     def write(fd, data):
@@ -50,14 +50,14 @@ def tear(after):
 
 
 def size_of(out):
-    """Return how much has been written."""
+    """Return the size of the records."""
     with contextlib.suppress(FileNotFoundError):
         return (out / "records.0.jsonl").stat().st_size
     return 0
 
 
 def main():
-    """Kill as often as asked; exit with 1 if an attempt ended by itself."""
+    """Kill as often as requested; exit with 1 if an attempt ended by itself."""
     kills, seed, out = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     dice = random.Random(seed)
     for number in range(kills):

@@ -1,4 +1,4 @@
-"""Batches: only what is alike, nothing lost, nothing waits for ever."""
+"""Batches: equal shapes only, no sample is lost, none waits forever."""
 
 import numpy as np
 import torch
@@ -31,14 +31,14 @@ def test_one_at_a_time_keeps_the_order():
     assert ids(batches(samples, 1)) == [[str(i)] for i in range(7)]
 
 
-def test_sizes_do_not_mix_and_none_is_lost():
+def test_sizes_do_not_mix_and_no_sample_is_lost():
     samples = [sample(i, size=(4, 4 + i % 2)) for i in range(7)]
     assert ids(batches(samples, 2)) == [["0", "2"], ["1", "3"], ["4", "6"], ["5"]]
     other = [sample("a"), sample("b", K=3), sample("c", grid=(1, 3)), sample("d")]
     assert ids(batches(other, 2)) == [["a", "d"], ["b"], ["c"]]
 
 
-def test_the_one_that_waits_longest_goes_alone():
+def test_a_sample_that_waits_too_long_is_a_batch_of_its_own():
     samples = [sample("lonely", size=(9, 9))]
     samples += [sample(i, size=(4, 4 + i)) for i in range(4 * WAITING)]
     first = ids(batches(samples, 2))
@@ -46,7 +46,7 @@ def test_the_one_that_waits_longest_goes_alone():
     assert sorted(id for batch in first for id in batch) == sorted(s.id for s in samples)
 
 
-def test_a_batch_holds_what_its_samples_held():
+def test_a_batch_stacks_its_samples():
     samples = [sample(i, seed=i) for i in range(3)]
     (batch,) = batches(samples, 3)
     images, logits, attention = batch.images(CPU), batch.logits(CPU), batch.attention(CPU)

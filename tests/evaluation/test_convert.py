@@ -1,4 +1,4 @@
-"""Conversions: every value against tables written out by other means."""
+"""Conversions: every value against tables from other sources."""
 
 import numpy as np
 import pytest
@@ -10,9 +10,9 @@ from ovss_refine.evaluation import CONVERSIONS
 from ovss_refine.evaluation.convert import apply, conversion
 from ovss_refine.evaluation.dataset import load_dataset
 
-# COCO's own numbers of the things that were never annotated; values of the maps are one less.
+# COCO's ids of the things that were never annotated; the maps' values are one less.
 NEVER = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
-# cityscapesscripts' table: name, id, train id of what is evaluated.
+# The evaluated classes in cityscapesscripts' table: name, id, train id.
 CITY = {
     "road": (7, 0),
     "sidewalk": (8, 1),
@@ -40,7 +40,7 @@ def converted(name, values):
     return apply(conversion(name).table, np.array([values]), "m")[0].tolist()
 
 
-def test_coco_stuff_numbers_the_classes_one_after_the_other():
+def test_coco_stuff_numbers_the_classes_consecutively():
     wanted, label = {}, 0
     for number in range(1, 183):
         if number not in NEVER:
@@ -50,7 +50,7 @@ def test_coco_stuff_numbers_the_classes_one_after_the_other():
     assert converted("coco-stuff", [255, 0, 10, 12, 89, 91, 181]) == [255, 0, 10, 11, 79, 80, 170]
 
 
-def test_coco_object_keeps_things_and_takes_all_else_for_background():
+def test_coco_object_keeps_things_and_makes_everything_else_background():
     things = [number - 1 for number in range(1, 91) if number not in NEVER]
     assert converted("coco-object", things) == list(range(1, 81))
     stuff = [number - 1 for number in range(92, 183)]
@@ -59,7 +59,7 @@ def test_coco_object_keeps_things_and_takes_all_else_for_background():
 
 @pytest.mark.parametrize("name", ["coco-object", "coco-stuff"])
 @pytest.mark.parametrize("value", [NEVER[0] - 1, 182, 254])
-def test_values_that_coco_has_not_are_refused(name, value):
+def test_values_that_coco_lacks_are_refused(name, value):
     with pytest.raises(ValueError, match=rf"must be a map as it was published; got.*\[{value}\]"):
         converted(name, [0, value, 255])
 
@@ -75,7 +75,7 @@ def test_cityscapes_by_name():
 
 
 def context_names(path, start=7, step=3):
-    """Write a list in which the classes are not in order of the alphabet, among others."""
+    """Write a list with the classes, not in alphabetical order, and others."""
     classes = list(load_dataset("context59").names)[::-1]
     numbers = {name: start + step * i for i, name in enumerate(classes)}
     others = {f"other {i}": i for i in range(1, start)}
@@ -91,11 +91,11 @@ def test_context_by_name(tmp_path):
     classes = load_dataset("context60").names
     for name, number in numbers.items():
         assert classes[table[number]] == name
-    assert table[:7].tolist() == [0] * 7  # other labels, and none
+    assert table[:7].tolist() == [0] * 7  # other classes, and unlabelled
     assert (table > 0).sum() == 59
 
 
-def test_context_names_that_will_not_do(tmp_path):
+def test_invalid_lists_of_context_names_are_refused(tmp_path):
     names = tmp_path / "labels.txt"
     names.write_text("1: aeroplane\n2 bag\n")
     with pytest.raises(ValueError, match="lines 'number: name'; got '2 bag' in line 2"):
@@ -117,8 +117,8 @@ def save(path, values):
 
 
 def load(path):
-    with Image.open(path) as picture:
-        return np.asarray(picture).tolist()
+    with Image.open(path) as image:
+        return np.asarray(image).tolist()
 
 
 def test_one_folder_serves_both_coco_sets(tmp_path, capsys):
@@ -149,7 +149,7 @@ def test_converted_data_is_sound(tmp_path):
     assert len(found) == 2
 
 
-def test_context_from_matlab_and_from_pictures(tmp_path):
+def test_context_from_matlab_files_and_images(tmp_path):
     scipy = pytest.importorskip("scipy.io", reason="the maps of 459 labels are MATLAB files")
     names = tmp_path / "labels.txt"
     numbers = context_names(names)
@@ -157,13 +157,13 @@ def test_context_from_matlab_and_from_pictures(tmp_path):
     (tmp_path / "maps").mkdir()
     scipy.savemat(tmp_path / "maps/a.mat", {"LabelMap": values.astype(np.uint16)})
     save(tmp_path / "maps/b.png", values)
-    words = ["dataset", "convert", "context", str(tmp_path / "maps"), str(tmp_path / "out")]
-    assert main([*words, "--names", str(names)]) == 0
+    line = ["dataset", "convert", "context", str(tmp_path / "maps"), str(tmp_path / "out")]
+    assert main([*line, "--names", str(names)]) == 0
     classes = load_dataset("context60").names
     wanted = [[classes.index("sky"), 0, 59, 0]]
     assert load(tmp_path / "out/a.png") == load(tmp_path / "out/b.png") == wanted
     scipy.savemat(tmp_path / "maps/a.mat", {"Other": values})
-    assert main([*words, "--names", str(names), "--overwrite"]) == 2
+    assert main([*line, "--names", str(names), "--overwrite"]) == 2
 
 
 def test_nothing_to_convert(tmp_path, capsys):

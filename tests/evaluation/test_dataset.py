@@ -1,4 +1,4 @@
-"""Descriptions of the data sets: classes, files of a split, one's own folder."""
+"""Descriptions of the data sets: classes, files of a split, your own folder."""
 
 import re
 
@@ -35,7 +35,7 @@ def test_related_data_sets_share_their_names():
     assert names["context60"] == ("background", *names["context59"])
     assert list(names["context59"]) == sorted(names["context59"])
     assert names["coco-object"] == ("background", *names["coco-stuff"][:80])
-    # What is told of the stuff classes: 29 names have a hyphen.
+    # As documented: 29 names of stuff classes have a hyphen.
     assert sum("-" in name for name in names["coco-stuff"][80:]) == 29
     assert names["voc20"][0::19] == ("aeroplane", "tvmonitor")
     assert (names["ade20k"][0], names["ade20k"][149]) == ("wall", "flag")
@@ -47,7 +47,7 @@ def test_items_of_every_layout(tmp_path, name):
     ids = write_tree(tmp_path, name, count=5)
     dataset = load_dataset(name, names=tmp_path / "names.txt" if name == "folder" else None)
     items = dataset.items(tmp_path)
-    # The order of the list where there is one, else of the paths.
+    # In the order of the split file if there is one, otherwise of the paths.
     assert [item.id for item in items] == (ids if LAYOUTS[name][2] else sorted(ids))
     assert all(item.image.is_file() and item.mask.is_file() for item in items)
     inner = dataset.locate(tmp_path)
@@ -55,7 +55,7 @@ def test_items_of_every_layout(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
-def test_a_missing_folder_is_named_with_what_belongs_there(tmp_path, name):
+def test_a_missing_folder_is_named_with_its_expected_contents(tmp_path, name):
     dataset = load_dataset(name)
     with pytest.raises(FileNotFoundError) as err:
         dataset.items(tmp_path)
@@ -82,19 +82,19 @@ def test_missing_split_and_masks(tmp_path):
         load_dataset("voc21").items(tmp_path)
 
 
-def test_without_a_list_a_lonely_mask_is_an_item(tmp_path):
+def test_without_a_split_file_a_mask_without_image_is_an_item(tmp_path):
     ids = write_tree(tmp_path, "coco-object")
     (tmp_path / LAYOUTS["coco-object"][0].format(ids[0])).unlink()
     items = load_dataset("coco-object").items(tmp_path)
     assert [item.id for item in items] == sorted(ids)
-    # The masks of COCO-Stuff, in the same folder, are none of COCO-Object's.
+    # COCO-Object ignores the masks of COCO-Stuff in the same folder.
     write_tree(tmp_path, "coco-stuff", count=4)
     assert {i.mask.name[-21:] for i in load_dataset("coco-object").items(tmp_path)} == {
         "_instanceTrainIds.png"
     }
 
 
-def test_own_folder_takes_any_picture_but_one_of_a_name(tmp_path):
+def test_your_own_folder_has_any_image_format_and_one_image_of_a_name(tmp_path):
     write_tree(tmp_path, "folder", count=2)
     names = tmp_path / "names.txt"
     images = tmp_path / "images"
@@ -109,7 +109,7 @@ def test_own_folder_takes_any_picture_but_one_of_a_name(tmp_path):
         load_dataset("folder", names=names).items(tmp_path)
 
 
-def test_own_names(tmp_path):
+def test_names_of_your_own_folder(tmp_path):
     path = tmp_path / "names.txt"
     for text, message in (
         ("a\n\nb\n", "line 2 is blank"),
@@ -121,9 +121,7 @@ def test_own_names(tmp_path):
             load_dataset("folder", names=path)
     path.write_text("a\nb c\n")
     assert load_dataset("folder", names=path).names == ("a", "b c")
-    path.write_text(
-        "joined: b c/d\ne f; g\n"
-    )  # a class may be called as the flag of the TOML files
+    path.write_text("joined: b c/d\ne f; g\n")  # a class may have the name of the TOML files' flag
     dataset = load_dataset("folder", names=str(path))
     assert dataset.names == ("joined", "e f")
     assert dataset.prompts_of("names") == ["b c/d", "e f/g"]
@@ -134,7 +132,7 @@ def test_own_names(tmp_path):
         load_dataset("voc21", names=path)
 
 
-def test_an_unknown_name_gets_the_nearest():
+def test_an_unknown_name_suggests_the_nearest():
     with pytest.raises(ValueError, match=re.escape("got 'voc12'. Did you mean 'voc21'?")):
         load_dataset("voc12")
 

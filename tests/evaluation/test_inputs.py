@@ -1,4 +1,4 @@
-"""Sources by name or from files, and what identifies them."""
+"""Sources by name or from files, and their digests."""
 
 import threading
 from types import SimpleNamespace
@@ -46,7 +46,7 @@ def test_attention_from_features_and_from_maps(tmp_path, rng):
     assert NpzAttention(tmp_path, key="features_2").for_image("y").grid == (2, 2)
 
 
-def test_attention_files_that_will_not_do(tmp_path, rng):
+def test_invalid_attention_files_are_refused(tmp_path, rng):
     with pytest.raises(
         FileNotFoundError, match=r"`folder` must be an existing folder; got `.*none`"
     ):
@@ -78,15 +78,15 @@ def test_a_named_source_gets_classes_and_device(monkeypatch):
     assert given == {
         "logits": ("sclip", {"classes": ["a", "b/c"], "device": "cuda:1", "stride": 56})
     }
-    assert as_labels(given["logits"][1]["classes"]) is labels  # names and all
+    assert as_labels(given["logits"][1]["classes"]) is labels  # with the names
     Chosen("sd2", {"device": "meta"}).attention(gpu)
-    assert given["attention"] == ("sd2", {"device": "meta"})  # the user's word counts
+    assert given["attention"] == ("sd2", {"device": "meta"})  # the user's option wins
     given.clear()
     Chosen("sd2").attention(CPU)
-    assert given["attention"] == ("sd2", {})  # where models are by themselves
+    assert given["attention"] == ("sd2", {})  # where models start
 
 
-def test_settings_name_the_folder_wherever_it_is_called_from(tmp_path, monkeypatch):
+def test_settings_have_the_absolute_path_of_the_folder(tmp_path, monkeypatch):
     (tmp_path / "arrays").mkdir()
     monkeypatch.chdir(tmp_path)
     assert Chosen("npz:arrays", {"key": "logits"}).settings() == {
@@ -103,7 +103,7 @@ def source(seed, buffer=0.0):
     return SimpleNamespace(parts={"a": [SimpleNamespace(model=model)]}, name="x")
 
 
-def test_weights_are_the_same_or_not():
+def test_the_digest_changes_with_the_weights():
     digest = weights_digest(source(0))
     assert digest == weights_digest(source(0))
     assert digest != weights_digest(source(1))
@@ -123,7 +123,7 @@ def test_weights_of_a_source_that_refers_to_itself():
     assert weights_digest(one) == weights_digest(source(0))
 
 
-def test_files_are_told_apart(tmp_path):
+def test_the_digest_changes_with_the_files(tmp_path):
     write_arrays(tmp_path, ["x", "y"], 3)
     paths = [tmp_path / "x.npz", tmp_path / "y.npz", tmp_path / "none.npz"]
     before = files_digest(paths)
@@ -132,7 +132,7 @@ def test_files_are_told_apart(tmp_path):
     assert files_digest(paths) != before
 
 
-def test_other_threads_read_and_do_not_compute(tmp_path, monkeypatch):
+def test_other_threads_read_but_do_not_compute(tmp_path, monkeypatch):
     ids = write_tree(tmp_path, "voc21", 3)
     write_arrays(tmp_path / "arrays", ids, CLASSES["voc21"])
     threads = {"affinity": set(), "read_arrays": set()}
@@ -147,8 +147,8 @@ def test_other_threads_read_and_do_not_compute(tmp_path, monkeypatch):
     for name in threads:
         watch(name, getattr(sources, name))
     files = f"npz:{tmp_path / 'arrays'}"
-    words = ["--logits", files, "--attention", files, "--out", str(tmp_path / "out")]
-    assert main(["evaluate", "--dataset", "voc21", "--root", str(tmp_path), *words]) == 0
+    sources_and_out = ["--logits", files, "--attention", files, "--out", str(tmp_path / "out")]
+    assert main(["evaluate", "--dataset", "voc21", "--root", str(tmp_path), *sources_and_out]) == 0
     assert threads["affinity"] == {threading.main_thread()}
     assert threads["read_arrays"]
     assert threading.main_thread() not in threads["read_arrays"]

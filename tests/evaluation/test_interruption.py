@@ -1,4 +1,4 @@
-"""Twenty kills of one evaluation: nothing lost, nothing twice, the same numbers in the end."""
+"""Twenty kills of one evaluation: no image is lost or repeated, and the results are the same."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from evaluation.test_run import make, numbers, words
+from evaluation.test_run import arguments, make, numbers
 from ovss_refine.cli import main
 from ovss_refine.folders.records import read_all
 
@@ -16,7 +16,7 @@ KILLS, IMAGES = 20, 90
 
 def test_twenty_kills_at_random_moments(tmp_path):
     ids = make(tmp_path, "folder", count=IMAGES)
-    line = words(tmp_path, "folder", "--rows", "baseline", "refined")
+    line = arguments(tmp_path, "folder", "--rows", "baseline", "refined")
     done = subprocess.run(
         [sys.executable, SCRIPT, str(KILLS), "0", tmp_path / "out", *line],
         capture_output=True,
@@ -27,13 +27,13 @@ def test_twenty_kills_at_random_moments(tmp_path):
     assert done.returncode == 0, done.stderr
     assert Counter(done.stdout.split()) == {"killed": 15, "torn": 5}
     kept = [record["id"] for record in read_all(tmp_path / "out")]
-    assert 20 <= len(kept) < IMAGES  # it got on, and was not finished
+    assert 20 <= len(kept) < IMAGES  # it progressed, and did not finish
     assert len(kept) == len(set(kept))
     assert not (tmp_path / "out/results.json").exists()
 
     assert main(line) == 0
     after = [record["id"] for record in read_all(tmp_path / "out")]
-    assert after[: len(kept)] == kept  # none of them was done again
+    assert after[: len(kept)] == kept  # none of them was repeated
     assert sorted(after) == sorted(ids)
-    assert main(words(tmp_path, "folder", "--rows", "baseline", "refined", out="whole")) == 0
+    assert main(arguments(tmp_path, "folder", "--rows", "baseline", "refined", out="whole")) == 0
     assert numbers(tmp_path / "out") == numbers(tmp_path / "whole")

@@ -49,7 +49,7 @@ def test_scores_equal_the_published_rule(seed, M, images):
 
 
 def test_a_small_case_by_hand():
-    """Class 0: 1 of 3, class 1: 2 of 4, class 2: predicted but absent, class 3: nowhere."""
+    """Class 0: 1 of 3; class 1: 2 of 4; class 2: predicted but absent; class 3: never occurs."""
     truth = np.array([[0, 0, 1, 1], [1, 255, 255, 255]], dtype=np.uint8)
     labels = np.array([[0, 1, 1, 1], [2, 3, 3, 0]])
     counts = confusion(truth, labels, 4, 255)
@@ -61,13 +61,13 @@ def test_a_small_case_by_hand():
     np.testing.assert_allclose(found.class_accuracy, [1 / 2, 2 / 3, np.nan, np.nan])
 
 
-def test_the_sum_over_images_counts_not_the_mean_of_images():
+def test_counts_are_summed_over_images_before_dividing():
     small = (np.zeros((1, 1), np.uint8), np.ones((1, 1), np.int64))
     large = (np.zeros((3, 3), np.uint8), np.zeros((3, 3), np.int64))
     assert scores(total([small, large], 2)).iou[0] == pytest.approx(9 / 10)
 
 
-def test_counts_are_whole_numbers_that_do_not_round():
+def test_counts_are_integers_that_do_not_round():
     counts = np.full((2, 2), 2**53 + 1, dtype=np.int64)
     assert (
         confusion(np.zeros((1, 1), np.uint8), np.zeros((1, 1), np.int64), 2, 255).dtype == np.int64
@@ -75,13 +75,13 @@ def test_counts_are_whole_numbers_that_do_not_round():
     assert int((counts + np.eye(2, dtype=np.int64)).sum()) == 4 * (2**53 + 1) + 2
 
 
-def test_nothing_labelled_is_nan_not_zero():
+def test_without_labels_the_metrics_are_nan():
     found = scores(np.zeros((3, 3), dtype=np.int64))
     assert np.isnan([found.miou, found.accuracy, found.mean_accuracy]).all()
     assert np.isnan(found.iou).all()
 
 
-def test_refuses_what_would_be_counted_wrong():
+def test_invalid_maps_are_refused():
     truth, labels = np.zeros((2, 2), np.uint8), np.zeros((2, 2), np.int64)
     with pytest.raises(ValueError, match=r"`labels` must have shape \[2, 2\]; got \[4, 1\]"):
         confusion(truth, labels.reshape(4, 1), 3, 255)
@@ -103,7 +103,7 @@ def test_an_image_takes_a_few_milliseconds(rng):
     assert min(times) < 0.005
 
 
-def test_counts_come_back_whole(rng):
+def test_packed_counts_are_restored(rng):
     counts = rng.integers(0, 2, (5, 5)) * rng.integers(0, 2**40, (5, 5))
     total = np.ones((5, 5), dtype=np.int64)
     add_packed(total, pack(counts))

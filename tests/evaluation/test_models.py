@@ -1,4 +1,4 @@
-"""Evaluations with tiny random models of the real libraries, on real photographs if there are."""
+"""Evaluations with tiny random models of the real libraries, on real photographs if present."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ COCO = DATA / "coco_real" / "coco_object"
 
 
 def request(dataset, root, out, **more):
-    """Ask for SCLIP's scores and a vision transformer's attention, both tiny."""
+    """Request SCLIP's logits and a vision transformer's attention, both tiny."""
     pytest.importorskip("open_clip", reason="the models need open_clip")
     pytest.importorskip("timm", reason="the models need timm")
     from adapters.tiny_clip import tiny_clip
@@ -40,7 +40,7 @@ def request(dataset, root, out, **more):
 
 def test_coco_object_with_models(tmp_path):
     root = COCO if COCO.is_dir() else tmp_path
-    if root is tmp_path:  # the photographs are not here; noise of the same layout will do
+    if root is tmp_path:  # the photographs are missing; noise in the same layout is enough
         write_tree(root, "coco-object", count=2, size=(64, 80))
     found = run_evaluate(request("coco-object", root, tmp_path / "out", limit=2))
     assert (found["images"], len(found["rows"])) == (2, 5)
@@ -53,7 +53,7 @@ def test_coco_object_with_models(tmp_path):
             pixels += int((np.asarray(mask) != 255).sum())
     assert totals == {pixels}
     settings = json.loads((tmp_path / "out/manifest.json").read_text())["settings"]
-    # The published scale and threshold of SCLIP on this data set; what the user gave stands.
+    # The published scale and threshold of SCLIP on this data set, and the user's options.
     assert settings["logits option logit_scale"] == 50
     assert settings["baseline probability_threshold"] == 0.1
     assert settings["logits option short_side"] == settings["baseline short_side"] == 64
@@ -67,7 +67,7 @@ def test_other_weights_are_other_settings(tmp_path):
     asked = request("voc20", tmp_path, tmp_path / "out", rows=("baseline", "refined"))
     first = run_evaluate(asked)
     again = run_evaluate(request("voc20", tmp_path, tmp_path / "out", rows=asked.rows))
-    assert first["rows"] == again["rows"]  # the same weights, made anew
+    assert first["rows"] == again["rows"]  # the same weights, made again
     model = asked.attention.options["model"]
     next(model.parameters()).data.mul_(1.5)
     with pytest.raises(ValueError, match=r"attention weights was '\w{16}', is '\w{16}'"):
@@ -76,6 +76,6 @@ def test_other_weights_are_other_settings(tmp_path):
 
 def test_coco_real_is_sound():
     if not COCO.is_dir():
-        pytest.skip(f"the photographs in {COCO} are not here")
+        pytest.skip(f"the photographs in {COCO} are missing")
     found = check(load_dataset("coco-object"), COCO, quiet=True)
     assert (found.images, found.good, found.problems) == (60, 60, [])

@@ -1,4 +1,4 @@
-"""Images and masks: label rules of every data set, damage, reading ahead."""
+"""Images and masks: label rules of every data set, damaged files, reading ahead."""
 
 import threading
 import time
@@ -46,15 +46,15 @@ def test_an_unknown_value_is_named(name, wrong):
 
 def test_palettes_do_not_change_labels(tmp_path):
     values = np.array([[0, 3], [7, 255]], dtype=np.uint8)
-    picture = Image.fromarray(values, mode="L")
-    picture.putpalette(list(range(255, -1, -1)) * 3)
-    picture.save(tmp_path / "m.png")
+    mask = Image.fromarray(values, mode="L")
+    mask.putpalette(list(range(255, -1, -1)) * 3)
+    mask.save(tmp_path / "m.png")
     with Image.open(tmp_path / "m.png") as written:
         assert written.mode == "P"
     assert read_mask(tmp_path / "m.png").tolist() == values.tolist()
 
 
-def test_sixteen_bits_are_read_whole(tmp_path):
+def test_16_bits_are_read_completely(tmp_path):
     Image.fromarray(np.array([[258]], dtype=np.uint16)).save(tmp_path / "m.png")
     assert read_mask(tmp_path / "m.png").tolist() == [[258]]
 
@@ -67,7 +67,7 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"the size of its image, 32 x 24; got 5 x 4"):
         read_pair(dataset, a)
     Image.new("RGB", (32, 24)).save(a.mask)
-    with pytest.raises(ValueError, match="one label for each pixel; got a picture of mode 'RGB'"):
+    with pytest.raises(ValueError, match="one label for each pixel; got an image of mode 'RGB'"):
         read_pair(dataset, a)
     a.mask.unlink()
     with pytest.raises(ValueError, match=rf"{ids[0]}\.png` must be the mask of an image"):
@@ -107,8 +107,8 @@ def test_reads_in_order_and_only_a_few_ahead(workers):
     assert 1 <= most <= workers + 1
 
 
-def test_reads_while_the_other_works():
-    """The next item is read while the first is still being worked on."""
+def test_the_next_item_is_read_in_the_meantime():
+    """The next item is read while the first is being processed."""
     started = threading.Event()
 
     def read(i):
@@ -122,7 +122,7 @@ def test_reads_while_the_other_works():
         assert started.wait(5)
 
 
-def test_leaving_early_drops_what_has_not_begun():
+def test_reads_that_have_not_begun_are_cancelled_on_exit():
     begun = []
     with ahead(begun.append, range(1000), 2) as stream:
         next(stream)

@@ -1,4 +1,4 @@
-"""Tables, files and pictures made of totals."""
+"""Tables, files and drawings made from totals."""
 
 import csv
 import json
@@ -12,7 +12,6 @@ from ovss_refine.evaluation.dataset import DataSet, load_dataset
 from ovss_refine.evaluation.report import (
     colours_of,
     draw_rows,
-    per_class,
     results,
     summary,
     write_results,
@@ -50,17 +49,13 @@ def test_results(totals):
     assert (row["seconds_per_image"], found["sources_seconds_per_image"]) == (0.25, 1.0)
 
 
-def test_tables(totals):
+def test_the_summary_is_an_aligned_table(totals):
     found = results(SET, totals)
-    assert summary(found).splitlines()[0].startswith("| mine, 2 images, 1 skipped | mIoU |")
-    assert summary(found).splitlines()[2:] == [
-        "| baseline | 77.50 | 87.50 | 87.50 | 0.250 |",
-        "| refined | 100.00 | 100.00 | 100.00 | 0.500 |",
-    ]
-    assert per_class(found).splitlines()[2:] == [
-        "| sky | 75.00 | 100.00 |",
-        "| car | 80.00 | 100.00 |",
-        "| sea | - | - |",
+    assert summary(found).splitlines() == [
+        "| mine, 2 images, 1 skipped |   mIoU | accuracy | mean accuracy | s/image |",
+        "| ------------------------- | -----: | -------: | ------------: | ------: |",
+        "| baseline                  |  77.50 |    87.50 |         87.50 |   0.250 |",
+        "| refined                   | 100.00 |   100.00 |        100.00 |   0.500 |",
     ]
 
 
@@ -69,6 +64,13 @@ def test_files(tmp_path, totals):
     assert json.loads((tmp_path / "results.json").read_text()) == found
     text = (tmp_path / "results.md").read_text()
     assert "# My set" in text
+    assert text.partition("## IoU by class\n\n")[2].splitlines()[:5] == [
+        "| class | baseline | refined |",
+        "| ----- | -------: | ------: |",
+        "| sky   |    75.00 |  100.00 |",
+        "| car   |    80.00 |  100.00 |",
+        "| sea   |        - |       - |",
+    ]
     assert "- z: no mask" in text
     rows = list(csv.reader((tmp_path / "per_class.csv").read_text().splitlines()))
     assert rows == [
@@ -81,7 +83,7 @@ def test_files(tmp_path, totals):
         assert counts["baseline"].tolist() == totals.counts["baseline"].tolist()
 
 
-def test_nothing_measured_is_no_number():
+def test_without_results_the_metrics_are_none():
     empty = Totals({"a": np.zeros((3, 3), dtype=np.int64)})
     row = results(SET, empty)["rows"]["a"]
     assert (row["miou"], row["accuracy"], row["seconds_per_image"]) == (None, None, None)
@@ -99,14 +101,14 @@ def test_official_colours():
         assert colours_of(dataset).shape == (dataset.M, 3)
 
 
-def test_a_picture_shows_truth_and_rows(tmp_path):
+def test_a_drawing_shows_truth_and_rows(tmp_path):
     image = np.full((40, 60, 3), 100, np.uint8)
     truth = np.zeros((40, 60), np.uint8)
     truth[:, 30:] = 255
     labels = {"baseline": np.ones((40, 60), np.int64), "refined": np.zeros((40, 60), np.int64)}
     draw_rows(tmp_path, SET, Sample("a/b", image, truth, None, None), labels)
-    with Image.open(tmp_path / "pictures/a_b.png") as picture:
-        page = np.asarray(picture)
+    with Image.open(tmp_path / "pictures/a_b.png") as drawn:
+        page = np.asarray(drawn)
     assert page.shape[1] >= 3 * 60
     colours = colours_of(SET)
     for x, colour in ((15, colours[0]), (45, (255, 255, 255)), (119, colours[1])):

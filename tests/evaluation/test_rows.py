@@ -1,4 +1,4 @@
-"""The rows: what each of them computes from one forward pass, and the published decision."""
+"""The rows: what each computes from one forward pass, and the published decision."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ SIZE = (21, 34)
 
 @pytest.fixture
 def given(rng):
-    """Scores of 5 prompts of 3 classes, attention and images for two images."""
+    """Logits of 5 prompts of 3 classes, and attention, for two images."""
     values = torch.from_numpy(rng.normal(size=(2, 5, 3, 4)).astype(np.float32))
     features = torch.from_numpy(rng.normal(size=(2, 8, 3, 4)).astype(np.float32))
     images = torch.from_numpy(rng.random((2, 3, *SIZE)).astype(np.float32))
@@ -57,7 +57,7 @@ def test_baseline_is_the_published_decision(given, options):
         assert np.mean(labels[i].numpy() != wanted) < 0.005  # ties by rounding
 
 
-def test_baseline_enlarges_twice_where_published(given):
+def test_baseline_upsamples_twice_if_published(given):
     logits = given[0]
     once = F.interpolate(logits.values, (7, 11), mode="bilinear")
     twice = F.interpolate(once, SIZE, mode="bilinear").double().numpy()
@@ -68,7 +68,7 @@ def test_baseline_enlarges_twice_where_published(given):
         assert np.mean(labels[i].numpy() != wanted) < 0.005
 
 
-def test_baseline_refines_by_colour_where_published(given):
+def test_baseline_refines_by_colour_if_published(given):
     logits, _, images = given
     large = F.interpolate(logits.values, SIZE, mode="bilinear")
     guide = F.interpolate(images, (7, 11), mode="bilinear")
@@ -97,7 +97,7 @@ def test_refined_rows_are_the_refiner_of_that_mode(given, name):
     assert torch.equal(labels, refiner(*given).labels)
 
 
-def test_all_rows_are_there_and_differ(given):
+def test_all_rows_exist_and_differ(given):
     table = make_rows(RefineConfig(), Baseline())
     assert tuple(table) == ROWS
     labels = [row(*given) for row in table.values()]
@@ -121,5 +121,5 @@ def test_the_background_can_be_dropped(given):
     plain = Logits(logits.values, 4.0, names=["a", "b", "c", "d", "e"])
     assert without_background(plain).names == ("b", "c", "d", "e")
     torch.testing.assert_close(without_background(plain).values, logits.values[:, 1:])
-    with pytest.raises(ValueError, match="must have a class beside class 0"):
+    with pytest.raises(ValueError, match="must have a class besides class 0"):
         without_background(Logits(logits.values[:, :1]))

@@ -1,4 +1,4 @@
-"""Whole evaluations on miniature data: numbers, refusals, going on, bad input."""
+"""Whole evaluations on miniature data: results, errors, resuming, bad input."""
 
 import importlib
 import json
@@ -23,8 +23,8 @@ from ovss_refine.folders.records import read_all
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
-def words(root, name, *more, out="out"):
-    """Words of an evaluation on a miniature tree with arrays beside it."""
+def arguments(root, name, *more, out="out"):
+    """Return the arguments of an evaluation on a miniature data set with arrays beside it."""
     source = f"npz:{root / 'arrays'}"
     fixed = ["--dataset", name, "--root", str(root), "--logits", source, "--attention", source]
     return ["evaluate", *fixed, "--out", str(root / out), *more]
@@ -37,7 +37,7 @@ def make(root, name, count=3):
 
 
 def numbers(out):
-    """Everything in the results but the times."""
+    """Return everything in the results except the times."""
     found = json.loads((out / "results.json").read_text())
     for row in found["rows"].values():
         del row["seconds_per_image"]
@@ -47,15 +47,15 @@ def numbers(out):
 
 
 def expected_counts(root, name, ids, row):
-    """Count with nothing of the evaluation: arrays, refiner, histogram of pairs."""
+    """Count without the code of the evaluation: arrays, refiner, histogram of pairs."""
     M = CLASSES[name]
     total = np.zeros((M, M), dtype=int)
     for id in ids:
         arrays = np.load(root / "arrays" / f"{id}.npz")
         logits = torch.from_numpy(arrays["logits"])
         attention = affinity(torch.from_numpy(arrays["features"]), 0.05)
-        with Image.open(root / LAYOUTS[name][0].format(id)) as picture:
-            image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        with Image.open(root / LAYOUTS[name][0].format(id)) as opened:
+            image = torch.from_numpy(np.array(opened)).permute(2, 0, 1)
         if row == "baseline":
             large = F.interpolate(logits[None], image.shape[1:], mode="bilinear")[0]
             labels = (large.double().softmax(0)).argmax(0)
@@ -76,20 +76,20 @@ def expected_counts(root, name, ids, row):
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_data_set_and_row(tmp_path, name, capsys):
     ids = make(tmp_path, name, count=2)
-    assert main(words(tmp_path, name)) == 0
+    assert main(arguments(tmp_path, name)) == 0
     assert f"| {name}, 2 images |" in capsys.readouterr().out
     found, counts = numbers(tmp_path / "out")
     assert tuple(found["rows"]) == ROWS
     for row in ROWS:
         wanted = expected_counts(tmp_path, name, ids, row)
         assert wanted.sum() == np.sum(counts[row])
-        # Ties, and rounding of 8 bits to [0, 1], may move a pixel; a wrong rule moves many.
+        # Ties, and rounding of 8 bits to [0, 1], may change a pixel; a wrong rule changes many.
         assert np.abs(wanted - counts[row]).sum() <= 0.005 * wanted.sum()
 
 
 def test_rows_and_limit(tmp_path, capsys):
     make(tmp_path, "folder", count=4)
-    assert main(words(tmp_path, "folder", "--rows", "refined", "--limit", "3")) == 0
+    assert main(arguments(tmp_path, "folder", "--rows", "refined", "--limit", "3")) == 0
     found, counts = numbers(tmp_path / "out")
     assert (found["images"], list(found["rows"]), list(counts)) == (3, ["refined"], ["refined"])
     assert "baseline" not in capsys.readouterr().out
@@ -97,31 +97,31 @@ def test_rows_and_limit(tmp_path, capsys):
 
 def test_batches_and_workers_do_not_change_the_numbers(tmp_path):
     make(tmp_path, "folder", count=7)
-    assert main(words(tmp_path, "folder")) == 0
+    assert main(arguments(tmp_path, "folder")) == 0
     more = ("--batch-size", "3", "--workers", "4")
-    assert main(words(tmp_path, "folder", *more, out="batched")) == 0
+    assert main(arguments(tmp_path, "folder", *more, out="batched")) == 0
     assert numbers(tmp_path / "out") == numbers(tmp_path / "batched")
 
 
-def test_a_background_that_the_data_set_has_not(tmp_path, capsys):
+def test_a_background_that_the_data_set_lacks(tmp_path, capsys):
     ids = write_tree(tmp_path, "voc20", 2)
     write_arrays(tmp_path / "arrays", ids, 21)
-    assert main(words(tmp_path, "voc20")) == 2
-    said = capsys.readouterr().err
-    assert "must have the M=20 classes of voc20; got 21" in said
-    assert "--drop-background" in said
-    assert main(words(tmp_path, "voc20", "--drop-background", out="dropped")) == 0
+    assert main(arguments(tmp_path, "voc20")) == 2
+    shown = capsys.readouterr().err
+    assert "must have the M=20 classes of voc20; got 21" in shown
+    assert "--drop-background" in shown
+    assert main(arguments(tmp_path, "voc20", "--drop-background", out="dropped")) == 0
     for id in ids:
         path = tmp_path / "arrays" / f"{id}.npz"
         arrays = dict(np.load(path))
         np.savez(path, logits=arrays["logits"][1:], features=arrays["features"])
-    assert main(words(tmp_path, "voc20", out="by-hand")) == 0
+    assert main(arguments(tmp_path, "voc20", out="by-hand")) == 0
     assert numbers(tmp_path / "dropped") == numbers(tmp_path / "by-hand")
 
 
-def test_a_second_run_does_nothing_and_a_stopped_one_goes_on(tmp_path, monkeypatch):
+def test_a_finished_run_is_not_repeated_and_a_stopped_one_is_resumed(tmp_path, monkeypatch):
     ids = make(tmp_path, "folder", count=5)
-    assert main(words(tmp_path, "folder", out="whole")) == 0
+    assert main(arguments(tmp_path, "folder", out="whole")) == 0
     measured, real = [], engine._measure
 
     def measure(job, batch, device):
@@ -131,65 +131,65 @@ def test_a_second_run_does_nothing_and_a_stopped_one_goes_on(tmp_path, monkeypat
         return real(job, batch, device)
 
     monkeypatch.setattr(engine, "_measure", measure)
-    assert main(words(tmp_path, "folder")) == 130
+    assert main(arguments(tmp_path, "folder")) == 130
     assert not (tmp_path / "out/results.json").exists()
-    assert main(words(tmp_path, "folder")) == 0
+    assert main(arguments(tmp_path, "folder")) == 0
     assert measured == [*sorted(ids)[:3], *sorted(ids)[2:]]
     assert numbers(tmp_path / "out") == numbers(tmp_path / "whole")
-    assert main(words(tmp_path, "folder")) == 0
+    assert main(arguments(tmp_path, "folder")) == 0
     assert len(measured) == 6
     starts = json.loads((tmp_path / "out/manifest.json").read_text())["starts"]
     assert len(starts) == 3
 
 
-def test_records_tell_the_images_of_a_start(tmp_path):
+def test_records_number_the_batches_of_each_start(tmp_path):
     make(tmp_path, "folder", count=5)
     for limit in ("3", None):
         more = ("--limit", limit) if limit else ()
-        if limit is None:  # the same settings but for the limit, so that it goes on
+        if limit is None:  # the same settings except the limit, so that it is resumed
             path = tmp_path / "out/manifest.json"
             noted = json.loads(path.read_text())
             noted["settings"] |= later(tmp_path)
             path.write_text(json.dumps(noted))
-        assert main(words(tmp_path, "folder", *more)) == 0
+        assert main(arguments(tmp_path, "folder", *more)) == 0
     assert [record["batch"] for record in read_all(tmp_path / "out")] == [0, 1, 2, 0, 1]
 
 
 def later(root):
     """Return the settings of a run over everything."""
-    assert main(words(root, "folder", out="whole")) == 0
+    assert main(arguments(root, "folder", out="whole")) == 0
     return json.loads((root / "whole/manifest.json").read_text())["settings"]
 
 
 def test_other_settings_are_refused(tmp_path, capsys):
     make(tmp_path, "folder")
-    assert main(words(tmp_path, "folder")) == 0
+    assert main(arguments(tmp_path, "folder")) == 0
     before = numbers(tmp_path / "out")
-    for more, said in (
+    for more, message in (
         (("--tau", "0.5"), "refinement tau was 0.3, is 0.5"),
         (("--mode", "kl"), "refinement mode was 'maximum_velocity', is 'kl'"),
         (("--limit", "2"), "limit was absent, is 2"),
         (("--attention-option", "temperature=0.2"), "attention option temperature was absent"),
     ):
-        assert main(words(tmp_path, "folder", *more)) == 2
-        assert said in capsys.readouterr().err
+        assert main(arguments(tmp_path, "folder", *more)) == 2
+        assert message in capsys.readouterr().err
     write_arrays(tmp_path / "arrays", [min(p.stem for p in (tmp_path / "arrays").iterdir())], 5)
-    assert main(words(tmp_path, "folder")) == 2
+    assert main(arguments(tmp_path, "folder")) == 2
     assert "logits files was" in capsys.readouterr().err
     assert numbers(tmp_path / "out") == before
 
 
-def test_what_does_not_change_the_numbers_is_not_refused(tmp_path):
+def test_options_that_do_not_change_the_results_may_differ(tmp_path):
     make(tmp_path, "folder")
-    assert main(words(tmp_path, "folder")) == 0
+    assert main(arguments(tmp_path, "folder")) == 0
     more = ("--workers", "1", "--batch-size", "2", "--on-error", "skip", "--pictures", "1")
-    assert main(words(tmp_path, "folder", *more)) == 0
+    assert main(arguments(tmp_path, "folder", *more)) == 0
 
 
-def test_the_default_folder_is_that_of_the_settings(tmp_path, monkeypatch, capsys):
+def test_the_default_folder_is_named_after_the_settings(tmp_path, monkeypatch, capsys):
     make(tmp_path, "folder")
     monkeypatch.chdir(tmp_path)
-    base = words(tmp_path, "folder")[:-2]
+    base = arguments(tmp_path, "folder")[:-2]
     for more in ([], ["--tau", "0.4"], []):
         assert main([*base, *more]) == 0
     folders = re.findall(r"class by class: (\S+)/results\.md", capsys.readouterr().out)
@@ -197,9 +197,9 @@ def test_the_default_folder_is_that_of_the_settings(tmp_path, monkeypatch, capsy
     assert folders[0].startswith("ovss-refine-results/folder-")
 
 
-def test_manifest_says_what_the_numbers_are_of(tmp_path):
+def test_the_manifest_has_the_settings(tmp_path):
     make(tmp_path, "ade20k")
-    assert main(words(tmp_path, "ade20k", "--tau", "0.25")) == 0
+    assert main(arguments(tmp_path, "ade20k", "--tau", "0.25")) == 0
     content = json.loads((tmp_path / "out/manifest.json").read_text())
     settings, (start,) = content["settings"], content["starts"]
     assert settings["refinement tau"] == 0.25
@@ -213,15 +213,15 @@ def test_manifest_says_what_the_numbers_are_of(tmp_path):
     assert start["command"]
 
 
-def test_pictures_of_the_first_images(tmp_path):
+def test_the_first_images_are_drawn(tmp_path):
     make(tmp_path, "cityscapes", count=4)
-    assert main(words(tmp_path, "cityscapes", "--pictures", "2")) == 0
+    assert main(arguments(tmp_path, "cityscapes", "--pictures", "2")) == 0
     names = sorted(path.name for path in (tmp_path / "out/pictures").iterdir())
     assert names == ["a_a_000000.png", "a_a_000002.png"]
 
 
 def spoil(root, ids, name="folder"):
-    """Damage three of the files in ways that a disk or a download does."""
+    """Damage three files as a disk or a download might."""
     image, mask = LAYOUTS[name][:2]
     cut = root / image.format(ids[0])
     cut.write_bytes(cut.read_bytes()[:300])
@@ -237,22 +237,22 @@ def test_damaged_files_stop_the_run_by_name(tmp_path, capsys):
         ids[1]: "must have the size of its image, 32 x 24; got 5 x 4",
         ids[2]: "must have values from 0 to 4, or 255; got [77]",
     }
-    for at, id in enumerate(sorted(faults)):  # in the order of the images; then repair it
-        assert main(words(tmp_path, "folder", out=f"out{at}")) == 2
+    for at, id in enumerate(sorted(faults)):  # in the order of the images; repaired afterwards
+        assert main(arguments(tmp_path, "folder", out=f"out{at}")) == 2
         error = capsys.readouterr().err
         assert f"{id}: `" in error
         assert faults[id] in error
         assert "Pass --on-error skip" in error
         Image.new("RGB", (32, 24)).save(tmp_path / "images" / f"{id}.jpg")
         Image.new("L", (32, 24)).save(tmp_path / "masks" / f"{id}.png")
-    assert main(words(tmp_path, "folder")) == 0
+    assert main(arguments(tmp_path, "folder")) == 0
 
 
-def test_damaged_files_are_left_out_on_request(tmp_path, capsys):
+def test_damaged_files_are_skipped_on_request(tmp_path, capsys):
     ids = make(tmp_path, "folder", count=6)
     spoil(tmp_path, ids)
     (tmp_path / "masks" / f"{ids[3]}.png").unlink()
-    assert main(words(tmp_path, "folder", "--on-error", "skip")) == 0
+    assert main(arguments(tmp_path, "folder", "--on-error", "skip")) == 0
     assert "folder, 2 images, 4 skipped" in capsys.readouterr().out
     found, counts = numbers(tmp_path / "out")
     assert sorted(found["skipped"]) == sorted(ids[:4])
@@ -260,26 +260,26 @@ def test_damaged_files_are_left_out_on_request(tmp_path, capsys):
     wanted = expected_counts(tmp_path, "folder", ids[4:], "refined")
     assert np.abs(wanted - counts["refined"]).sum() <= 0.005 * wanted.sum()
     before = len(list(read_all(tmp_path / "out")))
-    assert main(words(tmp_path, "folder", "--on-error", "skip")) == 0  # they are tried again
+    assert main(arguments(tmp_path, "folder", "--on-error", "skip")) == 0  # they are retried
     assert len(list(read_all(tmp_path / "out"))) == before + 4
     assert numbers(tmp_path / "out") == (found, counts)
 
 
-def test_after_a_stop_the_same_folder_goes_on_with_skip(tmp_path):
+def test_a_stopped_run_can_be_resumed_with_skip(tmp_path):
     ids = make(tmp_path, "folder", count=4)
     cut = tmp_path / "images" / f"{sorted(ids)[2]}.jpg"
     cut.write_bytes(cut.read_bytes()[:300])
-    assert main(words(tmp_path, "folder", "--workers", "1")) == 2
+    assert main(arguments(tmp_path, "folder", "--workers", "1")) == 2
     assert len(add_up(tmp_path / "out", ROWS, 5).done) == 2
-    assert main(words(tmp_path, "folder", "--on-error", "skip")) == 0
+    assert main(arguments(tmp_path, "folder", "--on-error", "skip")) == 0
     assert numbers(tmp_path / "out")[0]["images"] == 3
 
 
-def test_missing_partners_are_found_before_any_work(tmp_path, capsys):
+def test_missing_images_and_masks_are_reported_before_any_work(tmp_path, capsys):
     ids = make(tmp_path, "folder", count=4)
     (tmp_path / "masks" / f"{ids[3]}.png").unlink()
     (tmp_path / "images" / f"{ids[1]}.jpg").unlink()
-    assert main(words(tmp_path, "folder")) == 2
+    assert main(arguments(tmp_path, "folder")) == 2
     error = capsys.readouterr().err
     assert "an image and a mask for each of 4 images; 2 are missing" in error
     assert "dataset check folder" in error
@@ -288,60 +288,60 @@ def test_missing_partners_are_found_before_any_work(tmp_path, capsys):
 
 def test_missing_and_damaged_arrays(tmp_path, capsys):
     ids = make(tmp_path, "folder")
-    line = words(tmp_path, "folder")
+    line = arguments(tmp_path, "folder")
     line[line.index("--attention") + 1] = f"npz:{write_arrays(tmp_path / 'maps', ids, 5)}"
     path = tmp_path / "maps" / f"{ids[1]}.npz"
     path.write_bytes(path.read_bytes()[:200])
     assert main(line) == 2
     assert f"{ids[1]}: `{path}` must be a readable .npz file" in capsys.readouterr().err
     (tmp_path / "arrays" / f"{ids[1]}.npz").unlink()
-    assert main(words(tmp_path, "folder", "--on-error", "skip", out="skip")) == 0
+    assert main(arguments(tmp_path, "folder", "--on-error", "skip", out="skip")) == 0
     assert list(numbers(tmp_path / "skip")[0]["skipped"]) == [ids[1]]
 
 
-def test_nothing_left_is_an_error(tmp_path, capsys):
+def test_no_readable_image_is_an_error(tmp_path, capsys):
     for id in make(tmp_path, "folder"):
         (tmp_path / "masks" / f"{id}.png").write_bytes(b"")
-    assert main(words(tmp_path, "folder", "--on-error", "skip")) == 2
+    assert main(arguments(tmp_path, "folder", "--on-error", "skip")) == 2
     assert "must have an image that can be read; all 3 failed" in capsys.readouterr().err
 
 
-def test_classes_that_do_not_fit_stop_even_with_skip(tmp_path, capsys):
+def test_a_wrong_number_of_classes_stops_the_run_even_with_skip(tmp_path, capsys):
     ids = write_tree(tmp_path, "folder")
     write_arrays(tmp_path / "arrays", ids, 4)
-    assert main(words(tmp_path, "folder", "--on-error", "skip")) == 2
+    assert main(arguments(tmp_path, "folder", "--on-error", "skip")) == 2
     error = capsys.readouterr().err
     assert "must have the M=5 classes of folder; got 4" in error
     assert "--drop-background" not in error
     assert not (tmp_path / "out").exists()  # nothing was measured
 
 
-def test_a_full_disk_stops_cleanly_and_the_run_goes_on(tmp_path, capsys, monkeypatch):
-    """The kernel lets no file grow past a limit: records fail after a few images."""
-    monkeypatch.setattr("sys.argv", ["ovss-refine"])  # it is in the manifest, which has to fit
+def test_a_run_is_resumed_after_a_full_disk(tmp_path, capsys, monkeypatch):
+    """The kernel limits the size of files, so that records fail after a few images."""
+    monkeypatch.setattr("sys.argv", ["ovss-refine"])  # the manifest has it, and must fit
     make(tmp_path, "folder", count=8)
-    assert main(words(tmp_path, "folder", out="whole")) == 0
+    assert main(arguments(tmp_path, "folder", out="whole")) == 0
     size = (tmp_path / "whole/records.0.jsonl").stat().st_size
     assert size > 5000  # beyond the manifest's
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))
     try:
-        assert main(words(tmp_path, "folder")) == 2
+        assert main(arguments(tmp_path, "folder")) == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "could not be written" in capsys.readouterr().err
     done = add_up(tmp_path / "out", ROWS, 5).done
     assert 1 <= len(done) < 8
-    assert main(words(tmp_path, "folder")) == 0
+    assert main(arguments(tmp_path, "folder")) == 0
     assert numbers(tmp_path / "out") == numbers(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(("name", "dataset"), [("voc_real", "voc21"), ("camvid_real", "folder")])
 def test_real_photographs_give_the_numbers_of_the_benchmark(tmp_path, monkeypatch, name, dataset):
-    """`benchmarks/real_data.py` reads, counts and divides with code of its own."""
+    """`benchmarks/real_data.py` has its own code to read, count and divide."""
     root = DATA / name
     if not root.is_dir():
-        pytest.skip(f"the photographs in {root} are not here")
+        pytest.skip(f"the photographs in {root} are missing")
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     benchmark = importlib.import_module("real_data")
     folder = benchmark.open_folder(root, 6)
@@ -370,7 +370,7 @@ def test_real_photographs_give_the_numbers_of_the_benchmark(tmp_path, monkeypatc
 def test_real_photographs_without_background(tmp_path):
     root = DATA / "voc_real"
     if not root.is_dir():
-        pytest.skip(f"the photographs in {root} are not here")
+        pytest.skip(f"the photographs in {root} are missing")
     source = f"npz:{root / 'arrays'}"
     line = ["evaluate", "--dataset", "voc20", "--root", str(root), "--limit", "4"]
     line += ["--logits", source, "--attention", source, "--drop-background"]
@@ -378,8 +378,8 @@ def test_real_photographs_without_background(tmp_path):
     found = json.loads((tmp_path / "out/results.json").read_text())["rows"]["baseline"]
     total = np.zeros((20, 20))
     for id in (root / "VOC2012/ImageSets/Segmentation/val.txt").read_text().split()[:4]:
-        with Image.open(root / f"VOC2012/SegmentationClass/{id}.png") as picture:
-            raw = np.asarray(picture).astype(int)
+        with Image.open(root / f"VOC2012/SegmentationClass/{id}.png") as mask:
+            raw = np.asarray(mask).astype(int)
         with np.load(root / "arrays" / f"{id}.npz") as arrays:
             logits = torch.from_numpy(arrays["logits"][1:]).float()
         labels = F.interpolate(logits[None], raw.shape, mode="bilinear")[0].argmax(0).numpy()

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-# For every data set: picture and mask of an image id, the split file, highest raw value of a mask.
+# For every data set: image and mask of an image id, the split file, highest raw value of a mask.
 LAYOUTS = {
     "voc21": (
         "VOC2012/JPEGImages/{}.jpg",
@@ -61,23 +61,23 @@ H, W = 24, 32
 
 
 def ids_of(name, count):
-    """Return image ids of the kind that the data set has, not in order of the alphabet."""
+    """Return image ids in the style of the data set, not in alphabetical order."""
     if name == "cityscapes":
         return [f"{'ab'[i % 2]}/{'ab'[i % 2]}_{i:06d}" for i in range(count)]
     return [f"{(7 * i) % 10}_{i:04d}" for i in range(count)]
 
 
 def write_tree(root, name, count=3, seed=0, size=(H, W)):
-    """Write a data set of random pictures and blocky masks; return its image ids."""
+    """Write a data set of random images and blocky masks; return its image ids."""
     rng = np.random.default_rng(seed)
     image, mask, split, highest = LAYOUTS[name]
     ids = ids_of(name, count)
     for id in ids:
-        picture, labels = root / image.format(id), root / mask.format(id)
-        picture.parent.mkdir(parents=True, exist_ok=True)
+        path, labels = root / image.format(id), root / mask.format(id)
+        path.parent.mkdir(parents=True, exist_ok=True)
         labels.parent.mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(picture)
+        Image.fromarray(pixels).save(path)
         Image.fromarray(random_mask(rng, highest, size)).save(labels)
     if split:
         (root / split).parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def random_mask(rng, highest, size):
 
 
 def read_labels(root, name, id):
-    """Read the labels of an image by the rule as it is written down: a list, or a shift by one."""
+    """Read the labels of an image by the documented rule: as they are, or shifted by one."""
     raw = np.asarray(Image.open(root / LAYOUTS[name][1].format(id)))
     out = np.full(raw.shape, 255)
     for value in range(LAYOUTS[name][3] + 1):

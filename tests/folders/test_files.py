@@ -1,4 +1,4 @@
-"""Reading pictures and arrays, and writing files whole. More bad files are in test_cli.py."""
+"""Reading images and arrays, and writing files whole. More bad files are in cli/test_refine.py."""
 
 import struct
 import warnings
@@ -37,29 +37,29 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, old, error):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_turned_upright(tmp_path, orientation):
+def test_the_exif_orientation_is_applied(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(PIXELS).save(tmp_path / "a.png", exif=exif)
-    turned = PIXELS.swapaxes(0, 1) if orientation > 4 else PIXELS
+    transposed = PIXELS.swapaxes(0, 1) if orientation > 4 else PIXELS
     down, right = (-1 if orientation in group else 1 for group in ((3, 4, 7, 8), (2, 3, 6, 7)))
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), turned[::down, ::right])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), transposed[::down, ::right])
 
 
 PALETTE = Image.fromarray(PIXELS).quantize(16, dither=Image.Dither.NONE)  # 15 pixels: exact
-SEE_THROUGH = PALETTE.copy()
-SEE_THROUGH.info["transparency"] = bytes([0, 128, *[255] * 14])
+TRANSPARENT = PALETTE.copy()
+TRANSPARENT.info["transparency"] = bytes([0, 128, *[255] * 14])
 KINDS = {
     "RGBA": (Image.fromarray(np.dstack([PIXELS, PIXELS[..., 0]])), PIXELS),
     "L": (Image.fromarray(PIXELS[..., 0]), PIXELS[..., :1].repeat(3, -1)),
     "P": (PALETTE, PIXELS),
-    "P, see-through": (SEE_THROUGH, PIXELS),
+    "P, transparent": (TRANSPARENT, PIXELS),
     "CMYK": (Image.new("CMYK", (5, 3), (0, 255, 0, 0)), np.full_like(PIXELS, (255, 0, 255))),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pictures_of_every_kind_become_rgb(tmp_path, kind):
+def test_images_of_every_mode_become_rgb(tmp_path, kind):
     path = tmp_path / ("a.tif" if kind == "CMYK" else "a.png")
     KINDS[kind][0].save(path)
     with Image.open(path) as saved:
@@ -69,7 +69,7 @@ def test_pictures_of_every_kind_become_rgb(tmp_path, kind):
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9])
-def test_truncated_pictures_are_refused(tmp_path, suffix, share):
+def test_truncated_images_are_refused(tmp_path, suffix, share):
     path = tmp_path / f"a{suffix}"
     Image.fromarray(PIXELS.repeat(20, 0).repeat(20, 1)).save(path)
     assert read_image(path).shape == (60, 100, 3)
@@ -85,7 +85,7 @@ DEEP[0, :2] = 0, 0xFFFF
 @pytest.mark.parametrize(
     ("kind", "suffix"), [("<u2", ".png"), ("<u2", ".tif"), (">u2", ".tif"), ("<i4", ".tif")]
 )
-def test_of_16_bits_the_upper_8_are_kept(tmp_path, kind, suffix):
+def test_the_upper_8_of_16_bits_are_kept(tmp_path, kind, suffix):
     path = tmp_path / f"a{suffix}"
     Image.fromarray(DEEP.astype(kind)).save(path)
     with Image.open(path) as saved:
@@ -95,20 +95,20 @@ def test_of_16_bits_the_upper_8_are_kept(tmp_path, kind, suffix):
 
 
 @pytest.mark.parametrize("values", [DEEP.astype("<i4") + 1, DEEP.astype("<i4") - 1, DEEP / 7])
-def test_values_of_another_kind_are_refused(tmp_path, values):
+def test_other_value_types_are_refused(tmp_path, values):
     path = tmp_path / "a.tif"
     Image.fromarray(values.astype(np.float32) if values.dtype == float else values).save(path)
     with pytest.raises(ValueError, match=r"`.*a\.tif` must have values of 8 or 16 bits; got mode"):
         read_image(path)
 
 
-def test_one_pixel_is_a_picture(tmp_path):
+def test_an_image_of_one_pixel_is_read(tmp_path):
     Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png").tolist() == [[[1, 2, 3]]]
 
 
 def header_only(path, width, height):
-    """Write a PNG that says it is large, and has next to no data."""
+    """Write a PNG whose header gives a large size, with hardly any data."""
 
     def chunk(kind, body):
         return (
@@ -120,7 +120,7 @@ def header_only(path, width, height):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", data))
 
 
-def test_the_header_decides_what_is_too_large(tmp_path):
+def test_the_size_in_the_header_is_limited(tmp_path):
     path, before = tmp_path / "a.png", Image.MAX_IMAGE_PIXELS
     header_only(path, 20000, 15000)
     says = r"`.*a\.png` must have at most 50,000,000 pixels; got 20000 x 15000 = 300,000,000\. "
@@ -128,13 +128,13 @@ def test_the_header_decides_what_is_too_large(tmp_path):
         ValueError, match=says + r"`max_pixels` \(--max-pixels\) raises the limit\."
     ):
         read_image(path, max_pixels=MAX_PIXELS)
-    header_only(path, 20000, 150)  # else this takes a gigabyte
+    header_only(path, 20000, 150)  # otherwise this takes a gigabyte
     with pytest.raises(ValueError, match=r"must be a readable image; got .*truncated"):
         read_image(path, max_pixels=20000 * 150)
     assert before == Image.MAX_IMAGE_PIXELS
 
 
-def test_the_limit_of_pillow_holds_only_where_there_is_no_other(tmp_path, monkeypatch):
+def test_pillows_limit_applies_only_without_max_pixels(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     Image.fromarray(PIXELS).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 7)  # of 15, more than twice
@@ -147,7 +147,7 @@ def test_the_limit_of_pillow_holds_only_where_there_is_no_other(tmp_path, monkey
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".tif"])
-def test_of_an_animation_the_first_frame_is_taken_and_said(tmp_path, suffix):
+def test_an_animation_gives_its_first_frame_and_a_warning(tmp_path, suffix):
     frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "green", "blue")]
     path = tmp_path / f"a{suffix}"
     frames[0].save(path, save_all=True, append_images=frames[1:])
@@ -156,7 +156,7 @@ def test_of_an_animation_the_first_frame_is_taken_and_said(tmp_path, suffix):
     np.testing.assert_array_equal(image, np.full((4, 6, 3), (255, 0, 0)))
 
 
-def test_the_second_view_of_a_phone_is_not_spoken_of(tmp_path):
+def test_the_second_view_of_a_phone_image_is_ignored_without_a_warning(tmp_path):
     one, two = (Image.new("RGB", (6, 4), colour) for colour in ("red", "blue"))
     one.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[two])
     with Image.open(tmp_path / "a.jpg") as saved:
@@ -165,7 +165,7 @@ def test_the_second_view_of_a_phone_is_not_spoken_of(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".gif", ".tif", ".webp", ".bmp"])
-def test_damage_anywhere_is_a_valueerror_or_no_matter(tmp_path, suffix):
+def test_damaged_bytes_raise_valueerror_or_nothing(tmp_path, suffix):
     path, rng, refused = tmp_path / f"a{suffix}", np.random.default_rng(2), 0
     Image.fromarray(PIXELS.repeat(9, 0).repeat(9, 1)).save(path)
     whole = np.frombuffer(path.read_bytes(), np.uint8)
@@ -174,7 +174,7 @@ def test_damage_anywhere_is_a_valueerror_or_no_matter(tmp_path, suffix):
         data[rng.integers(0, min(len(data), 300), 3)] = rng.integers(0, 256, 3)
         path.write_bytes(data.tobytes())
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow, about what it made nothing of
+            warnings.simplefilter("ignore")  # Pillow warns of data that it ignores
             try:
                 assert read_image(path, max_pixels=10_000).shape[-1] == 3
             except ValueError as err:
@@ -182,7 +182,7 @@ def test_damage_anywhere_is_a_valueerror_or_no_matter(tmp_path, suffix):
     assert refused > 5
 
 
-def test_arrays_are_found_by_their_best_key(tmp_path):
+def test_the_first_key_that_exists_is_read(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, b=np.ones(2), a=np.zeros(3), c=np.ones(1), d=np.ones(1))
     assert list(read_arrays(path, ["x", "b"], ["a", "b"], optional=["y", "d"])) == ["b", "a", "d"]
@@ -204,13 +204,13 @@ def test_damaged_archives_are_refused(tmp_path, kind):
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp"])
-def test_an_exif_block_that_cannot_be_read_turns_nothing(tmp_path, suffix):
+def test_a_damaged_exif_block_is_ignored(tmp_path, suffix):
     path = tmp_path / f"x.{suffix}"
     Image.fromarray(PIXELS).save(path, lossless=True, exif=b"Exif\0\0garbage!")
     np.testing.assert_array_equal(read_image(path), PIXELS)
 
 
-def test_a_name_as_long_as_names_may_be_is_written(tmp_path):
+def test_a_file_name_of_the_maximum_length_is_written(tmp_path):
     path = tmp_path / ("x" * 255)
     write_whole(path, lambda file: file.write(b"whole"))
     assert path.read_bytes() == b"whole"

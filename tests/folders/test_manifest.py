@@ -1,4 +1,4 @@
-"""Settings as they are compared and hashed; the environment of a start."""
+"""Settings as they are compared and hashed; the environment of a run."""
 
 from ovss_refine.folders.manifest import digest, environment, plain
 
@@ -10,8 +10,9 @@ def test_digest_depends_on_settings_only():
     assert digest(SETTINGS) != digest({**SETTINGS, "tau": 0.31})
 
 
-def test_environment_names_versions_and_command():
-    found = environment(["ovss-refine", "evaluate"])
+def test_environment_has_versions_and_command(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["ovss-refine", "evaluate"])
+    found = environment()
     assert found["command"] == ["ovss-refine", "evaluate"]
     assert {"ovss-refine", "torch", "numpy"} <= set(found["versions"])
     assert found == plain(found)

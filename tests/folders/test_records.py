@@ -1,4 +1,4 @@
-"""Records on disk: whole lines only, durable, one writer."""
+"""Records on disk: whole lines, durable, one writer."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ def write(folder, *records, rank=0):
     return kept.path
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_records_are_read_as_written(tmp_path):
     path = write(tmp_path, record("x"), record("ü\n\u2028"))
     assert [one["id"] for one in read_all(tmp_path)] == ["x", "ü\n\u2028"]
     assert path.read_bytes().count(b"\n") == 2
@@ -80,7 +80,7 @@ def test_records_are_on_the_disk_before_the_next(tmp_path, monkeypatch):
     assert calls == ["write", "fsync"] * 2
 
 
-def test_a_write_in_pieces_is_finished(tmp_path, monkeypatch):
+def test_a_partial_write_is_completed(tmp_path, monkeypatch):
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:7]))
     write(tmp_path, record("x"), record("y"))
@@ -98,18 +98,18 @@ def test_a_full_disk_leaves_the_earlier_records(tmp_path, monkeypatch):
         return real(fd, data[: room.pop()])
 
     monkeypatch.setattr(os, "write", write_a_little)
-    with pytest.raises(OSError, match=r"No space left on device.*those before it are safe") as err:
+    with pytest.raises(OSError, match=r"No space left on device.*earlier results are safe") as err:
         kept.append(record("y"))
     assert err.value.errno == errno.ENOSPC
     monkeypatch.setattr(os, "write", real)
     assert kept.path.read_bytes() == encode(record("x"))
-    kept.append(record("y"))  # there is room again
+    kept.append(record("y"))  # there is space again
     kept.close()
     assert [one["id"] for one in read_all(tmp_path)] == ["x", "y"]
 
 
-def test_a_limit_of_the_system_is_met_the_same_way(tmp_path):
-    """No stand-in: the kernel refuses to let the file grow."""
+def test_a_file_size_limit_leaves_the_earlier_records(tmp_path):
+    """Not simulated: the kernel does not let the file grow."""
     kept = Records(tmp_path)
     kept.append(record("x"))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -123,7 +123,7 @@ def test_a_limit_of_the_system_is_met_the_same_way(tmp_path):
     assert kept.path.read_bytes() == encode(record("x"))
 
 
-def test_discarded_records_make_room_for_others(tmp_path):
+def test_records_can_be_appended_after_clearing(tmp_path):
     kept = Records(tmp_path)
     kept.append(record("x"))
     kept.clear()

@@ -1,4 +1,4 @@
-"""Which folders may be used for results, what is noted there, and what an empty run leaves."""
+"""Which folders may be used for results, their manifest, and what an empty run leaves behind."""
 
 import json
 
@@ -50,10 +50,10 @@ def test_other_settings_are_refused_by_name(tmp_path):
     )
     assert "mode" not in str(err.value)
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
-    start(tmp_path / "out")  # it is not left locked
+    start(tmp_path / "out")  # it is unlocked
 
 
-def test_a_setting_that_is_gone_is_a_difference_and_one_without_a_value_is_none(tmp_path):
+def test_a_removed_setting_is_a_difference_unless_it_was_none(tmp_path):
     start(tmp_path / "out")
     fewer = {key: value for key, value in SETTINGS.items() if key != "mode"}
     with pytest.raises(ValueError, match=r"mode was 'kl', is absent\. Take another folder\.$"):
@@ -62,7 +62,7 @@ def test_a_setting_that_is_gone_is_a_difference_and_one_without_a_value_is_none(
     assert len(list(read_all(tmp_path / "out"))) == 2
 
 
-def test_settings_are_binding_from_the_first_record_on(tmp_path):
+def test_other_settings_are_refused_from_the_first_record_on(tmp_path):
     folder = ResultsFolder(tmp_path, SETTINGS, {"root": "killed"})
     folder.records.close()  # a kill does no more
     start(tmp_path, SETTINGS | {"tau": 0.5}, {"root": "other"})
@@ -71,7 +71,7 @@ def test_settings_are_binding_from_the_first_record_on(tmp_path):
         start(tmp_path)
 
 
-def test_records_of_any_process_are_binding(tmp_path):
+def test_records_of_any_process_fix_the_settings(tmp_path):
     folder = ResultsFolder(tmp_path, SETTINGS)
     other = Records(tmp_path, rank=1)
     other.append(RECORD)
@@ -94,7 +94,7 @@ def test_overwriting_discards_results_of_other_settings_only(tmp_path):
     assert len(manifest(tmp_path / "out")["starts"]) == 1
 
 
-def test_folders_of_something_else_are_left_alone(tmp_path):
+def test_folders_with_other_files_are_left_alone(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(FileExistsError, match=r"`out` must be a folder; `.*file` is a file"):
         start(tmp_path / "file")
@@ -193,12 +193,12 @@ def test_an_older_folder_is_resumed(tmp_path, name, content, torn):
     assert second["versions"]["torch"]
 
 
-def test_the_line_above_is_one_of_today():
+def test_the_line_above_has_the_current_format():
     assert encode(RECORD) == LINE
 
 
 @pytest.mark.parametrize("path", ["file", "file/below/it", "/proc/self/nowhere"])
-def test_what_cannot_be_written_is_known_at_once(tmp_path, path):
+def test_unwritable_folders_are_reported_at_once(tmp_path, path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="`csv` must be a folder"):
         check_writable(tmp_path / path, "`csv`")
@@ -208,7 +208,7 @@ def test_what_cannot_be_written_is_known_at_once(tmp_path, path):
     assert names(tmp_path) == ["file"]
 
 
-def test_files_that_exist_are_replaced_on_request_only(tmp_path):
+def test_existing_files_are_replaced_on_request_only(tmp_path):
     out = tmp_path / "out"
     prepare_folder(out, [out / "a", out / "b"], overwrite=False)
     (out / "b").touch()

@@ -1,4 +1,4 @@
-"""What `reproduce` finds: data sets by their folders, weights by their files."""
+"""Finding data sets by their folders and weights by their files."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ SOME = {"dino-b8": ["config.json", "model.safetensors"]}
 
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
-    """An empty cache of the hub."""
+    """An empty hub cache."""
     constants = pytest.importorskip("huggingface_hub.constants", reason="the hub's cache")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
@@ -46,18 +46,18 @@ def test_data_sets_are_found_by_their_folders(name, folder, tmp_path):
     assert found.dataset.items(found.root) == found.dataset.items(tmp_path / folder)
 
 
-def test_a_root_of_its_own_comes_first_and_alone(tmp_path):
+def test_a_named_root_replaces_the_data_folder(tmp_path):
     write_tree(tmp_path / "data/voc21", "voc21", count=2)
     write_tree(tmp_path / "mine", "voc21", count=3)
     assert find_data("voc21", tmp_path / "data", {"voc21": tmp_path / "mine"}).images == 3
     empty = tmp_path / "empty"
     empty.mkdir()
     found = find_data("voc21", tmp_path / "data", {"voc21": empty})
-    assert found.root is None  # what was named is meant
+    assert found.root is None  # no other folder is tried
     assert f"looked in `{empty}`; pass" in found.lack
 
 
-def test_data_that_is_not_there_is_described(tmp_path):
+def test_missing_data_is_described(tmp_path):
     (tmp_path / "voc21").mkdir()
     lack = find_data("voc21", tmp_path, {}).lack
     assert lack == (
@@ -65,10 +65,10 @@ def test_data_that_is_not_there_is_described(tmp_path):
         "`SegmentationClass`, `ImageSets/Segmentation/val.txt`): looked in "
         f"`{tmp_path}/voc21`, `{tmp_path}`; pass --data DIR or --root voc21=PATH"
     )
-    assert "none was named" in find_data("voc21", None, {}).lack
+    assert "no folder given; pass" in find_data("voc21", None, {}).lack
 
 
-def test_half_of_a_data_set_is_described(tmp_path):
+def test_an_incomplete_data_set_is_described(tmp_path):
     write_tree(tmp_path / "cityscapes", "cityscapes", count=2)
     masks = tmp_path / "cityscapes/gtFine"
     masks.rename(tmp_path / "elsewhere")
@@ -79,26 +79,26 @@ def test_half_of_a_data_set_is_described(tmp_path):
     split = tmp_path / "VOC2012/ImageSets/Segmentation/val.txt"
     split.unlink()
     lack = find_data("voc21", None, {"voc21": tmp_path}).lack
-    assert f"`root` must hold the list of images `{split}`; it does not; pass" in lack
+    assert f"`root` must hold the list of images `{split}`; it is missing; pass" in lack
 
 
-def test_data_without_any_mask_that_fits_is_described(tmp_path):
+def test_data_without_matching_masks_is_described(tmp_path):
     write_tree(tmp_path, "coco-object", count=2)
     for mask in sorted(tmp_path.rglob("*_instanceTrainIds.png")):
         mask.rename(str(mask).replace("_instanceTrainIds", "_labelTrainIds"))
     found = find_data("coco-object", tmp_path, {})
     assert found.root is None
     assert "must have masks that end in _instanceTrainIds.png; got 2 that end in" in found.lack
-    assert "`ovss-refine dataset convert` makes the others; pass --data DIR" in found.lack
+    assert "`ovss-refine dataset convert` makes the missing masks; pass --data DIR" in found.lack
     write_tree(tmp_path / "more", "voc21", count=2)
     for mask in (tmp_path / "more/VOC2012/SegmentationClass").iterdir():
-        mask.rename(mask.with_name(f"other_{mask.name}"))  # sound, and of other images
+        mask.rename(mask.with_name(f"other_{mask.name}"))  # sound, but of other images
     found = find_data("voc21", None, {"voc21": tmp_path / "more"})
     assert found.root is None
     assert "SegmentationClass` must have a mask for some image; got none; pass" in found.lack
 
 
-def test_what_is_half_there_does_not_hide_what_is_whole(tmp_path):
+def test_an_incomplete_data_set_does_not_hide_a_complete_one(tmp_path):
     write_tree(tmp_path / "voc", "voc21", count=2)
     write_tree(tmp_path / "voc21", "voc21", count=3)
     (tmp_path / "voc21/VOC2012/ImageSets/Segmentation/val.txt").unlink()
@@ -106,7 +106,7 @@ def test_what_is_half_there_does_not_hide_what_is_whole(tmp_path):
     assert (found.images, found.lack) == (2, "")
 
 
-def test_data_that_is_wrong_is_named(tmp_path):
+def test_faulty_data_is_named(tmp_path):
     write_tree(tmp_path, "voc21", count=2)
     split = tmp_path / "VOC2012/ImageSets/Segmentation/val.txt"
     split.write_text(split.read_text() * 2)
@@ -116,23 +116,23 @@ def test_data_that_is_wrong_is_named(tmp_path):
     assert "must list every image once" in found.lack
 
 
-def test_weights_of_the_cache_are_those_that_would_be_loaded(cache):
+def test_cached_weights_are_those_that_would_be_loaded(cache):
     repository = cache / "models--timm--vit_base_patch8_224.dino"
     weights = WeightsFolder()
     assert "weights `dino-b8` (timm/vit_base_patch8_224.dino, 0.3 GB" in weights.lack("dino-b8")
     fill(repository / "snapshots/old", ["model.safetensors"])
-    assert weights.place("dino-b8") is None  # nothing says that this is the newest
+    assert weights.place("dino-b8") is None  # no reference to the snapshot
     fill(repository / "snapshots/new", ["README.md"])
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text("new")
-    assert weights.place("dino-b8") is None  # without its weights
+    assert weights.place("dino-b8") is None  # no weights in it
     fill(repository / "snapshots/new", ["pytorch_model.bin"])
     assert weights.place("dino-b8") == repository / "snapshots/new"
     assert weights.lack("dino-b8") == ""
-    assert weights.own("dino-b8") is None  # it goes by its name
+    assert weights.own("dino-b8") is None  # it is loaded by name
 
 
-def test_a_folder_comes_before_the_cache_and_must_be_whole(cache, tmp_path):
+def test_a_complete_folder_comes_before_the_cache(cache, tmp_path):
     repository = cache / "models--timm--vit_base_patch8_224.dino"
     fill(repository / "snapshots/new", ["model.safetensors"])
     fill(repository / "refs", ["main"])
@@ -149,7 +149,7 @@ def test_a_folder_comes_before_the_cache_and_must_be_whole(cache, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["clip-b16", "clip-l14", "dinov2-b14", "dinov2-b14-reg", "sd2"])
-def test_every_file_is_needed(name, cache, tmp_path):
+def test_every_file_is_required(name, cache, tmp_path):
     wanted = [one.split("|")[0] for one in load_tables().weights[name].in_folder]
     names = [pattern.replace("*", "some") for pattern in wanted]
     weights = WeightsFolder(tmp_path)
@@ -161,7 +161,7 @@ def test_every_file_is_needed(name, cache, tmp_path):
         fill(tmp_path / name, [lost])
 
 
-def test_a_digest_is_of_the_content_and_not_of_the_place(cache, tmp_path):
+def test_a_digest_depends_on_the_contents_and_not_on_the_folder(cache, tmp_path):
     names = SOME["dino-b8"]
     digests = []
     for place, content in (("a", "one"), ("b", "one"), ("c", "two")):

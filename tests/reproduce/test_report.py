@@ -98,7 +98,7 @@ def test_costs_stand_beside_the_miou_that_they_buy(folder):
     of = {line["method"]: line for line in lines if line["quantity"] == "mIoU"}
     assert (of["Ours M.V."]["published"], of["Ours M.V."]["ours"]) == ("67.8", "30.0")
     assert "67.8 / 30.0* / -37.8" in text
-    assert "\\* voc21 32 of 1449 images: not comparable with what was published." in text
+    assert "\\* voc21 32 of 1449 images: not comparable with the published values." in text
     assert "seconds, and mIoU in percent" in text
     assert "0.57 / 5.50 / +4.93" in text  # no star: every image takes its time
     assert (

