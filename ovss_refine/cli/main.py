@@ -15,7 +15,7 @@ from ovss_refine.cli.app import add_app
 from ovss_refine.cli.dataset import add_dataset
 from ovss_refine.cli.evaluate import add_evaluate
 from ovss_refine.cli.refine import add_demo, add_refine
-from ovss_refine.cli.reproduce import add_reproduce, reproduced
+from ovss_refine.cli.reproduce import add_reproduce
 from ovss_refine.cli.segment import add_segment
 from ovss_refine.cli.sources import add_sources
 
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for add in (add_demo, add_refine, add_sources, add_segment, add_evaluate):
         add(commands)
-    add_reproduce(commands).set_defaults(run=_reproduce)
+    add_reproduce(commands)
     add_dataset(commands)
     add_app(commands)
     return top
@@ -68,12 +68,6 @@ def _run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("ovss-refine: stopped", file=sys.stderr)
         return 130
-
-
-def _reproduce(args: argparse.Namespace) -> None:
-    text = reproduced(args)
-    if text is not None:
-        print(text)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

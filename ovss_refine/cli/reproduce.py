@@ -10,9 +10,9 @@ from ovss_refine.reproduce.request import ReproduceRequest
 ALL = "all"
 
 
-def add_reproduce(commands: Any) -> argparse.ArgumentParser:
-    """Add the command to what `add_subparsers` returned; return its parser."""
-    reproduce: argparse.ArgumentParser = commands.add_parser(
+def add_reproduce(commands: Any) -> None:
+    """Add the command to what `add_subparsers` returned."""
+    reproduce = commands.add_parser(
         "reproduce",
         help="measure the tables and curves of the paper",
         allow_abbrev=False,
@@ -22,23 +22,25 @@ def add_reproduce(commands: Any) -> argparse.ArgumentParser:
             "torchrun, the processes share the images."
         ),
     )
+    reproduce.set_defaults(run=_run)
     names = (*TABLES, ALL)
     reproduce.add_argument("table", choices=names, help=", ".join(names), metavar="TABLE")
     reproduce.add_argument(
         "--published", action="store_true", help="print the paper's numbers, and measure nothing"
     )
     add_flags(reproduce, ReproduceRequest)
-    return reproduce
 
 
-def reproduced(args: argparse.Namespace) -> str | None:
-    """Run the command; return the text to print, or None in a process other than the first."""
+def _run(args: argparse.Namespace) -> None:
     names = TABLES if args.table == ALL else (args.table,)
     request = request_of(args, ReproduceRequest, tables=names)
     if not args.published:
         from ovss_refine.reproduce.run import reproduce
 
-        return reproduce(request)
+        text = reproduce(request)
+        if text is not None:
+            print(text)
+        return
     if request.csv is not None:
         raise ValueError(
             "`csv` must be left out with `published`, which only prints; got "
@@ -47,4 +49,4 @@ def reproduced(args: argparse.Namespace) -> str | None:
     from ovss_refine.reproduce.layout import published_text
     from ovss_refine.reproduce.tables import load_tables
 
-    return published_text([load_tables().tables[name] for name in names])
+    print(published_text([load_tables().tables[name] for name in names]))

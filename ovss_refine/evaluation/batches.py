@@ -20,21 +20,13 @@ WAITING = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """Everything about an image that is read from files.
-
-    Attributes:
-        id: of the image.
-        image: [H, W, 3] uint8 RGB.
-        truth: [H, W] uint8 classes.
-        logits: [K, h, w], if they are read from files.
-        attention: one map without a batch axis, if it is read from a file.
-    """
+    """Everything about an image that is read from files."""
 
     id: str
-    image: NDArray[np.uint8]
-    truth: NDArray[np.uint8]
-    logits: Logits | None
-    attention: Attention | None
+    image: NDArray[np.uint8]  # [H, W, 3] uint8 RGB
+    truth: NDArray[np.uint8]  # [H, W] uint8 classes
+    logits: Logits | None  # [K, h, w], if they are read from files
+    attention: Attention | None  # one map without a batch axis, if it is read from a file
 
     def shapes(self) -> tuple[object, ...]:
         """Return what the samples of a batch must agree on."""

@@ -18,23 +18,15 @@ SHOWN = 10
 
 @dataclass(slots=True)
 class Findings:
-    """What a check found.
+    """What a check found."""
 
-    Attributes:
-        base: folder in which the data set begins.
-        images: number of images in the split.
-        good: how many of them exist and have a sound mask of the same size.
-        pixels: number of pixels of each raw value in the sound masks.
-        problems: sentences, general ones first.
-        notes: what is unusual but allowed.
-    """
-
-    base: Path
-    images: int = 0
-    good: int = 0
+    base: Path  # folder in which the data set begins
+    images: int = 0  # number of images in the split
+    good: int = 0  # how many of them exist and have a sound mask of the same size
+    # Number of pixels of each raw value in the sound masks.
     pixels: Counter[int] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # sentences, general ones first
+    notes: list[str] = field(default_factory=list)  # what is unusual but allowed
 
 
 def check(dataset: DataSet, root: Path, *, workers: int = 2, quiet: bool = False) -> Findings:

@@ -40,17 +40,12 @@ Table = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """How to convert one kind of map.
+    """How to convert one kind of map."""
 
-    Attributes:
-        table: output value of each input value, -1 for input values that do not occur.
-        ends: suffixes of input files, tried in this order; the output's suffix replaces them.
-        suffix: suffix of output files.
-    """
-
-    table: Table
+    table: Table  # output value of each input value, -1 for input values that do not occur
+    # Suffixes of input files, tried in this order; the output's suffix replaces them.
     ends: tuple[str, ...]
-    suffix: str
+    suffix: str  # suffix of output files
 
 
 def conversion(name: str, names: Path | None = None) -> Conversion:

@@ -25,15 +25,9 @@ IGNORE = 255
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image and its mask; the files need not exist.
+    """One image and its mask; the files need not exist."""
 
-    Attributes:
-        id: name without suffix, relative to the folder of images, "/" between folders.
-        image: path of the image.
-        mask: path of the label map.
-    """
-
-    id: str
+    id: str  # name without suffix, relative to the folder of images, "/" between folders
     image: Path
     mask: Path
 

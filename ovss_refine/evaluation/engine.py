@@ -41,24 +41,15 @@ LabelMaps = dict[str, NDArray[np.int64]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What to evaluate, and how.
+    """What to evaluate, and how."""
 
-    Attributes:
-        request: the data set, and the options of reading, batches and errors.
-        items: all images, the same in all processes.
-        logits: source of logits.
-        attention: source of attention.
-        rows: by name, functions from logits, attention and images to labels.
-        records: those of this process, open; those of all processes are in one folder.
-        draw: None, or a function that is called with a sample and its labels by row.
-    """
-
-    request: EvaluateRequest
-    items: Sequence[Item]
+    request: EvaluateRequest  # the data set, and the options of reading, batches and errors
+    items: Sequence[Item]  # all images, the same in all processes
     logits: LogitsFrom
     attention: AttentionFrom
-    rows: Mapping[str, Row]
-    records: Records
+    rows: Mapping[str, Row]  # by name, functions from logits, attention and images to labels
+    records: Records  # those of this process, open; those of all processes are in one folder
+    # None, or a function that is called with a sample and its labels by row.
     draw: Callable[[Sample, LabelMaps], None] | None = None
 
 
@@ -127,8 +118,8 @@ def _readable(
                     f"{item.id}: {err} Pass --on-error skip to leave such images out."
                 ) from err
             failures.append({"id": item.id, "failure": str(err)})
-            continue
-        yield sample
+        else:
+            yield sample
 
 
 def _read(job: Job, item: Item) -> Callable[[], Sample]:

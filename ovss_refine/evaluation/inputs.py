@@ -45,11 +45,6 @@ AttentionFrom = AttentionSource | PerImage[Attention]
 class NpzAttention:
     """Attention from files: `<image id>.npz` with `attention` [N, N] or `features` [C, gh, gw].
 
-    Attributes:
-        folder: of the files.
-        temperature: of the affinity of features, > 0.
-        key: name of the array, "features..." for features; None: whichever of the two exists.
-
     Raises:
         FileNotFoundError: if there is no such folder.
         ValueError: on a temperature that is not > 0.
@@ -57,7 +52,8 @@ class NpzAttention:
     """
 
     folder: Path
-    temperature: float = 0.05
+    temperature: float = 0.05  # of the affinity of features, > 0
+    # Name of the array, "features..." for features; None: whichever of the two exists.
     key: str | None = None
 
     def __post_init__(self) -> None:

@@ -16,26 +16,16 @@ from ovss_refine.registry import require
 from ovss_refine.sources.device import resolve_device
 
 T = TypeVar("T")
-# How long the fastest process waits for the slowest. An evaluation takes longer than the default of
-# ten to thirty minutes.
-TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessGroup:
-    """The group of processes, as one of them sees it.
+    """The group of processes, as one of them sees it."""
 
-    Attributes:
-        rank: number of this process; process 0 reports.
-        world: number of processes.
-        device: where this process computes.
-        state: accelerate's state of the group; None for a single process.
-    """
-
-    rank: int
-    world: int
-    device: torch.device
-    state: Any = None
+    rank: int  # number of this process; process 0 reports
+    world: int  # number of processes
+    device: torch.device  # where this process computes
+    state: Any = None  # accelerate's state of the group; None for a single process
 
     @property
     def leads(self) -> bool:
@@ -77,7 +67,8 @@ def join(device: str = "auto") -> ProcessGroup:
     accelerate = require("accelerate", "eval")
     # Without `cpu`, accelerate treats processes without a GPU as single ones.
     on_cpu = device == "cpu" or not torch.cuda.is_available()
-    state = accelerate.PartialState(cpu=on_cpu, timeout=TIMEOUT)
+    # The fastest process may wait for the slowest far longer than the default of 10 to 30 minutes.
+    state = accelerate.PartialState(cpu=on_cpu, timeout=timedelta(days=7))
     if state.num_processes != world:
         raise RuntimeError(
             f"accelerate must join {world} processes; got {state.num_processes}. Check the "

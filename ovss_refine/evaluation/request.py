@@ -27,13 +27,9 @@ def flag(group: str, text: str, **more: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A source as the user named it.
+    """A source as the user named it."""
 
-    Attributes:
-        name: as registered, or "npz:" and a folder.
-        options: keywords of the source.
-    """
-
+    # As registered, or "npz:" and a folder.
     name: str = field(metadata={"flag": "--{}", "metavar": "SOURCE"})
     options: Mapping[str, Any] = field(
         default_factory=dict,
@@ -93,11 +89,6 @@ def check_work(limit: int | None, on_error: str, batch_size: int, workers: int) 
 class EvaluateRequest:
     """What to evaluate, and how. `help` describes the fields with a flag.
 
-    Attributes:
-        dataset: the data set.
-        variants: rows besides `rows`, by name.
-        extra: additional entries of the manifest.
-
     Raises:
         TypeError: on a count of the wrong type.
         ValueError: on a value out of range.
@@ -125,7 +116,7 @@ class EvaluateRequest:
         default=ROWS,
         metadata=flag("protocol", f"some of {', '.join(ROWS)}", choices=ROWS, metavar="ROW"),
     )
-    variants: "Mapping[str, Variant]" = field(default_factory=dict)
+    variants: "Mapping[str, Variant]" = field(default_factory=dict)  # rows besides `rows`, by name
     prompts: str | None = field(
         default=None,
         metadata=flag(
@@ -166,7 +157,7 @@ class EvaluateRequest:
     workers: int = field(default=2, metadata=flag("work", "threads that read files", metavar="N"))
     pictures: int = field(default=0, metadata=flag("work", "draw the first N images", metavar="N"))
     config: RefineConfig = field(default_factory=RefineConfig, metadata={"group": "refinement"})
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)  # additional entries of the manifest
 
     def __post_init__(self) -> None:
         """Check the choices and counts."""

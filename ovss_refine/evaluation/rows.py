@@ -30,24 +30,17 @@ Row = Callable[[Logits, Attention, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """The decision of a published method without refinement.
+    """The decision of a published method without refinement."""
 
-    Attributes:
-        probability_threshold: pixels whose best class has a lower confidence become class 0, in
-            [0, 1].
-        area_threshold: classes up to this share of the foreground are dropped; None: none.
-        short_side: to which the method resizes images; None: not resized.
-        enlarged_twice: the logits are upsampled to the resized image first, then to the image.
-        pamr_iterations: rounds of pixel-adaptive refinement of the upsampled logits, >= 0.
-        logit_scale: factor on the logits in addition to their own, as in `RefineConfig`.
-    """
-
+    # Pixels whose best class has a lower confidence become class 0, in [0, 1].
     probability_threshold: float = 0.0
+    # Classes up to this share of the foreground are dropped; None: none.
     area_threshold: float | None = None
-    short_side: int | None = None
+    short_side: int | None = None  # to which the method resizes images; None: not resized
+    # The logits are upsampled to the resized image first, then to the image.
     enlarged_twice: bool = False
-    pamr_iterations: int = 0
-    logit_scale: float = 1.0
+    pamr_iterations: int = 0  # rounds of pixel-adaptive refinement of the upsampled logits, >= 0
+    logit_scale: float = 1.0  # factor on the logits in addition to their own, as in `RefineConfig`
 
     def label(self, logits: Logits, attention: Attention, images: Tensor) -> Tensor:
         """Label [B, 3, H, W] images by the logits alone: [B, H, W]."""
@@ -80,15 +73,11 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """A row besides the usual ones: a refinement with its own options.
-
-    Attributes:
-        config: the options.
-        upsampling: of the classes' discrepancies: along the image's "edges", as in a refinement, or
-            "bilinear", for ablations.
-    """
+    """A row besides the usual ones: a refinement with its own options."""
 
     config: RefineConfig
+    # Of the classes' discrepancies: along the image's "edges", as in a refinement, or "bilinear",
+    # for ablations.
     upsampling: Literal["edges", "bilinear"] = "edges"
 
     def __post_init__(self) -> None:

@@ -15,18 +15,13 @@ from ovss_refine.folders.records import read_all
 
 @dataclass(slots=True, eq=False)
 class Totals:
-    """Sums over images.
+    """Sums over images."""
 
-    Attributes:
-        counts: for each row, [M, M] pixels by true and predicted class.
-        seconds: for each part of the work, seconds over all images.
-        done: ids of the images that have a result.
-        failures: for each image that could not be read and has no result, the reason.
-    """
-
-    counts: dict[str, Counts]
+    counts: dict[str, Counts]  # for each row, [M, M] pixels by true and predicted class
+    # For each part of the work, seconds over all images.
     seconds: dict[str, float] = field(default_factory=dict)
-    done: set[str] = field(default_factory=set)
+    done: set[str] = field(default_factory=set)  # ids of the images that have a result
+    # For each image that could not be read and has no result, the reason.
     failures: dict[str, str] = field(default_factory=dict)
 
 

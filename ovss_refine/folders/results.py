@@ -31,10 +31,6 @@ class ResultsFolder:
         overwrite: discard results of other settings, and accept a folder with other files; None:
             do neither, and suggest no flag for it.
 
-    Attributes:
-        path: the folder.
-        records: those of this process, open for appending.
-
     Raises:
         FileExistsError: if `path` is a file, or a folder with other files.
         ValueError: if the results have other settings, with a list of the differences; or if the
@@ -57,7 +53,7 @@ class ResultsFolder:
         self._check_owner()
         self._created = [one for one in (path, *path.parents) if not one.exists()]
         path.mkdir(parents=True, exist_ok=True)
-        self.records = Records(path)
+        self.records = Records(path)  # those of this process, open for appending
         try:
             self._start(plain(settings), environment() | dict(started or {}))
         except BaseException:

@@ -36,21 +36,13 @@ WARM_UP = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Run:
-    """One evaluation.
+    """One evaluation."""
 
-    Attributes:
-        row: gives its sources, and the set of variants that it measures.
-        found: its data set.
-        asked: all of its settings, as JSON.
-        key: short name of the settings.
-        limit: only the first images, this many; None: all.
-    """
-
-    row: PaperRow
-    found: Found
-    asked: Mapping[str, Any]
-    key: str
-    limit: int | None
+    row: PaperRow  # gives its sources, and the set of variants that it measures
+    found: Found  # its data set
+    asked: Mapping[str, Any]  # all of its settings, as JSON
+    key: str  # short name of the settings
+    limit: int | None  # only the first images, this many; None: all
 
     def __str__(self) -> str:
         """Describe it in one line."""
@@ -61,13 +53,9 @@ class Run:
 
 def variants_of(row: PaperRow) -> dict[str, Variant]:
     """Make the variants that the evaluation of a row measures."""
-    if not row.attention:
-        return {}
-    made = {}
-    for name, options in load_tables().variants[row.measured].items():
-        config, upsampling = split_variant(options)
-        made[name] = Variant(config=config, upsampling=upsampling)
-    return made
+    options = load_tables().variants[row.measured] if row.attention else {}
+    split = {name: split_variant(one) for name, one in options.items()}
+    return {name: Variant(config=c, upsampling=u) for name, (c, u) in split.items()}
 
 
 def make_run(row: PaperRow, found: Found, *, limit: int | None, device: torch.device) -> Run:
@@ -104,35 +92,22 @@ def machine(device: torch.device) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Cell:
-    """One value of a table.
-
-    Attributes:
-        table: of the paper.
-        row: of the table.
-        dataset: its column.
-        official: number of images of the official set.
-        published: the paper's value, or None.
-        runs: evaluations that measure it, the cell's own first; empty if it cannot be measured.
-    """
+    """One value of a table."""
 
     table: PaperTable
     row: PaperRow
-    dataset: str
-    official: int | None
+    dataset: str  # its column
+    official: int | None  # number of images of the official set
     published: float | None
+    # Evaluations that measure it, the cell's own first; empty if it cannot be measured.
     runs: Sequence[Run]
 
 
 @dataclass(frozen=True, slots=True)
 class ResultsStore:
-    """The folders of the evaluations.
+    """The folders of the evaluations."""
 
-    Attributes:
-        folder: their parent.
-        weights: the available weights.
-    """
-
-    folder: Path
+    folder: Path  # their parent
     weights: WeightsFolder
 
     def lacks(self, run: Run) -> list[str]:

@@ -15,18 +15,12 @@ DPI = 120
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One pair of axes.
-
-    Attributes:
-        title: above it.
-        x: label of the horizontal axis.
-        y: label of the vertical axis.
-        lines: points (x, y) of each series by name; a series looks the same in all panels.
-    """
+    """One pair of axes."""
 
     title: str
-    x: str
-    y: str
+    x: str  # label of the horizontal axis
+    y: str  # label of the vertical axis
+    # Points (x, y) of each series by name; a series looks the same in all panels.
     lines: dict[str, list[tuple[float, float]]]
 
 

@@ -1,4 +1,4 @@
-"""The values of a report: the mIoU or seconds of each cell, from the evaluation that measured it."""
+"""The values of a report: each cell's mIoU or seconds, from the evaluation that measured it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,23 +12,14 @@ from ovss_refine.reproduce.tables import BASELINE, UPSAMPLING, PaperRow
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The state of the evaluations, by their keys.
+    """The state of the evaluations, by their keys."""
 
-    Attributes:
-        folders: of finished evaluations.
-        machines: that computed them.
-        results: of finished evaluations.
-        lacks: what others lack.
-        failures: errors of those that failed.
-        to_do: descriptions of those that a plan would run.
-    """
-
-    folders: Mapping[str, Path]
-    machines: Mapping[str, Sequence[str]]
-    results: Mapping[str, Mapping[str, Any]]
-    lacks: Mapping[str, Sequence[str]]
-    failures: Mapping[str, str]
-    to_do: Mapping[str, str]
+    folders: Mapping[str, Path]  # of finished evaluations
+    machines: Mapping[str, Sequence[str]]  # that computed them
+    results: Mapping[str, Mapping[str, Any]]  # of finished evaluations
+    lacks: Mapping[str, Sequence[str]]  # what others lack
+    failures: Mapping[str, str]  # errors of those that failed
+    to_do: Mapping[str, str]  # descriptions of those that a plan would run
 
     def key(self, cell: Cell) -> str | None:
         """Return the key of the finished evaluation that measured a cell."""
@@ -37,25 +28,15 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One value of a report.
-
-    Attributes:
-        cell: of the table.
-        section: of the report.
-        column: in that section.
-        quantity: mIoU, or a column of the cost.
-        published: the paper's value, or None.
-        ours: the measured value, or None.
-        part: whether the evaluation had fewer images than the official set.
-    """
+    """One value of a report."""
 
     cell: Cell
-    section: str = ""
-    column: str
-    quantity: str = MIOU
+    section: str = ""  # of the report
+    column: str  # in that section
+    quantity: str = MIOU  # mIoU, or a column of the cost
     published: float | None = None
     ours: float | None = None
-    part: bool = False
+    part: bool = False  # whether the evaluation had fewer images than the official set
 
     @property
     def difference(self) -> float | None:

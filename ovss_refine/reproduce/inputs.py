@@ -29,21 +29,13 @@ NO_ATTENTION = "none"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A data set, and where it was found.
-
-    Attributes:
-        dataset: the data set.
-        root: where it is; None: not found.
-        images: number of its images.
-        digest: hash of the names and sizes of its files.
-        lack: what is missing; "": nothing.
-    """
+    """A data set, and where it was found."""
 
     dataset: DataSet
-    root: Path | None = None
-    images: int = 0
-    digest: str = ""
-    lack: str = ""
+    root: Path | None = None  # where it is; None: not found
+    images: int = 0  # number of its images
+    digest: str = ""  # hash of the names and sizes of its files
+    lack: str = ""  # what is missing; "": nothing
 
 
 def find_data(name: str, data: Path | None, roots: Mapping[str, Path]) -> Found:
@@ -61,8 +53,8 @@ def find_data(name: str, data: Path | None, roots: Mapping[str, Path]) -> Found:
         try:
             items = dataset.items(root)
         except FileNotFoundError as err:
-            if _has_images(dataset, root):
-                reasons[str(err)] = None
+            if any((root / part / dataset.images).is_dir() for part in dataset.inside):
+                reasons[str(err)] = None  # there are images
             continue
         except ValueError as err:
             return Found(dataset, lack=f"data set `{name}`: {err}")
@@ -79,14 +71,6 @@ def find_data(name: str, data: Path | None, roots: Mapping[str, Path]) -> Found:
         lack=f"data set `{name}` ({dataset.title}; {needed}): {looked}; pass --data DIR or "
         f"--root {name}=PATH",
     )
-
-
-def _has_images(dataset: DataSet, root: Path) -> bool:
-    try:
-        dataset.locate(root)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _folders(name: str, data: Path | None) -> list[Path]:
@@ -168,12 +152,7 @@ class WeightsFolder:
 
 @dataclass(frozen=True, slots=True)
 class RowSource(Chosen):
-    """A source of a table row, made with available weights, whose folder is not in its settings.
-
-    Attributes:
-        weights: where the weights are.
-        row: the table row.
-    """
+    """A source of a table row, made with available weights, whose folder is not in its settings."""
 
     weights: WeightsFolder = field(kw_only=True)
     row: PaperRow = field(kw_only=True)

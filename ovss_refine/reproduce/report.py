@@ -25,19 +25,12 @@ HEAD = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The report of a table.
-
-    Attributes:
-        table: of the paper.
-        text: in Markdown.
-        sheet: rows of a CSV, without header.
-        curves: to be plotted; empty if the table has no curves, or no points yet.
-    """
+    """The report of a table."""
 
     table: PaperTable
-    text: str
-    sheet: Sequence[Sequence[object]]
-    curves: Sequence[Panel]
+    text: str  # in Markdown
+    sheet: Sequence[Sequence[object]]  # rows of a CSV, without header
+    curves: Sequence[Panel]  # to be plotted; empty if the table has no curves, or no points yet
 
     def write(self, out: Path) -> None:
         """Write .md, .csv and, if matplotlib is installed, .png into a folder."""

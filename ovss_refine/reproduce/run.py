@@ -98,10 +98,7 @@ def _reproduce(request: ReproduceRequest, group: ProcessGroup) -> str | None:
 
 
 def _outcome(
-    cells: Sequence[Cell],
-    store: ResultsStore,
-    failures: Mapping[str, str],
-    planned: Sequence[Run],
+    cells: Sequence[Cell], store: ResultsStore, failures: Mapping[str, str], planned: Sequence[Run]
 ) -> Outcome:
     """Read the state of all evaluations."""
     runs = {run.key: run for cell in cells for run in cell.runs}

@@ -32,7 +32,6 @@ BASELINE, UPSAMPLING = "baseline", "upsampling"
 CONTROLS = ("propagation", "anchored")
 # Rows that do not depend on the variants that an evaluation measures.
 COMMON = (BASELINE, UPSAMPLING, *CONTROLS)
-PAPER = "paper"  # the variants O.P. and M.V.
 OURS = {
     BASELINE: "not refined",
     UPSAMPLING: "upsampling alone",
@@ -45,58 +44,34 @@ Key = tuple[str, str, str, str]  # table, backbone, method, data set
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """Weights that sources need.
+    """Weights that sources need."""
 
-    Attributes:
-        repository: "owner/name" on the hub.
-        size: of the download, as text.
-        preset: name of the weights in CLIP's sources; None: not CLIP's.
-        in_cache: patterns of required files in the hub's cache, "|" between alternatives.
-        in_folder: the same for a folder of --models-dir.
-    """
-
-    repository: str
-    size: str
-    preset: str | None = None
+    repository: str  # "owner/name" on the hub
+    size: str  # of the download, as text
+    preset: str | None = None  # name of the weights in CLIP's sources; None: not CLIP's
+    # Patterns of required files in the hub's cache, "|" between alternatives.
     in_cache: Sequence[str]
-    in_folder: Sequence[str]
+    in_folder: Sequence[str]  # the same for a folder of --models-dir
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PaperRow:
-    """One row of a table, or one point of a curve, for every data set.
+    """One row of a table, or one point of a curve, for every data set."""
 
-    Attributes:
-        method: name of the row; in a curve, of the series.
-        backbone: of the logits, as in the paper.
-        published: table of the CSV with its values; "": none.
-        missing: why it cannot be measured here, a key of `reasons`; "": it can.
-        note: how an ambiguity of the paper was resolved; "": none.
-        logits: source of logits.
-        logits_options: of that source.
-        attention: source of attention; "": not needed.
-        attention_options: of that source.
-        show: the row of the evaluation that has its value.
-        measured: set of variants that the evaluation measures; "": none.
-        panel: of a curve: the meaning of `x`.
-        x: of a curve: the horizontal position.
-        cost: published costs.
-    """
-
-    method: str
-    backbone: str
-    published: str = ""
-    missing: str = ""
-    note: str = ""
+    method: str  # name of the row; in a curve, of the series
+    backbone: str  # of the logits, as in the paper
+    published: str = ""  # table of the CSV with its values; "": none
+    missing: str = ""  # why it cannot be measured here, a key of `reasons`; "": it can
+    note: str = ""  # how an ambiguity of the paper was resolved; "": none
     logits: str = ""
     logits_options: Options = field(default_factory=dict)
-    attention: str = ""
+    attention: str = ""  # source of attention; "": not needed
     attention_options: Options = field(default_factory=dict)
-    show: str = BASELINE
-    measured: str = ""
-    panel: str = ""
-    x: float | None = None
-    cost: Mapping[str, float] = field(default_factory=dict)
+    show: str = BASELINE  # the row of the evaluation that has its value
+    measured: str = ""  # set of variants that the evaluation measures; "": none
+    panel: str = ""  # of a curve: the meaning of `x`
+    x: float | None = None  # of a curve: the horizontal position
+    cost: Mapping[str, float] = field(default_factory=dict)  # published costs
 
     @property
     def sources(self) -> str:
@@ -121,23 +96,14 @@ class PaperRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaperTable:
-    """One table, or one figure's curves.
+    """One table, or one figure's curves."""
 
-    Attributes:
-        name: on the command line.
-        title: shown to users.
-        datasets: its columns.
-        rows: those of the paper, then those of this library.
-        says: what the paper states in place of values.
-        limit: default number of images; None: all.
-    """
-
-    name: str
-    title: str
-    datasets: Sequence[str]
-    rows: Sequence[PaperRow]
-    says: str = ""
-    limit: int | None = None
+    name: str  # on the command line
+    title: str  # shown to users
+    datasets: Sequence[str]  # its columns
+    rows: Sequence[PaperRow]  # those of the paper, then those of this library
+    says: str = ""  # what the paper states in place of values
+    limit: int | None = None  # default number of images; None: all
 
     @property
     def curves(self) -> bool:
@@ -147,25 +113,16 @@ class PaperTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaperTables:
-    """All tables.
+    """All tables."""
 
-    Attributes:
-        tables: by name.
-        variants: for each set, variants by name: options of the refinement, and `upsampling`.
-        weights: by name.
-        reasons: why rows cannot be measured, as text.
-        backbones: weights of each backbone.
-        second_model: weights that a source of logits needs besides its backbone.
-        folders: subfolders of --data in which a data set may be.
-    """
-
-    tables: Mapping[str, PaperTable]
+    tables: Mapping[str, PaperTable]  # by name
+    # For each set, variants by name: options of the refinement, and `upsampling`.
     variants: Mapping[str, Mapping[str, Options]]
     weights: Mapping[str, Weights]
-    reasons: Mapping[str, str]
-    backbones: Mapping[str, str]
-    second_model: Mapping[str, str]
-    folders: Mapping[str, Sequence[str]]
+    reasons: Mapping[str, str]  # why rows cannot be measured, as text
+    backbones: Mapping[str, str]  # weights of each backbone
+    second_model: Mapping[str, str]  # weights that a source of logits needs besides its backbone
+    folders: Mapping[str, Sequence[str]]  # subfolders of --data in which a data set may be
 
     def needs(self, row: PaperRow) -> list[str]:
         """Return the names of the weights that a row needs."""
@@ -241,7 +198,7 @@ def _sweep(
             logits="kk-mean",
             attention="sd2",
             attention_options=named,
-            measured=name if over_field else PAPER,
+            measured=name if over_field else "paper",  # O.P. and M.V.
             panel=sweep["label"],
             x=x,
         )

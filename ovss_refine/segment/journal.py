@@ -27,37 +27,24 @@ COLUMNS = ("name", "labels", "index", "class", "pixels", "share")
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """An image whose files were all written.
+    """An image whose files were all written."""
 
-    Attributes:
-        file: size in bytes and modification time of the image.
-        classes: indices of the classes that occur.
-        outputs: the outputs besides the label map, by their fields of `Outputs`. Other files in the
-            folder may be those of an earlier run with other settings.
-    """
-
-    file: tuple[int, int]
-    classes: tuple[int, ...]
+    file: tuple[int, int]  # size in bytes and modification time of the image
+    classes: tuple[int, ...]  # indices of the classes that occur
+    # The outputs besides the label map, by their fields of `Outputs`. Other files in the folder may
+    # be those of an earlier run with other settings.
     outputs: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """The area of a class in an image.
-
-    Attributes:
-        name: of the image.
-        labels: "refined" or "baseline".
-        index: of the class.
-        pixels: of the class, > 0.
-        share: of all pixels, in (0, 1].
-    """
+    """The area of a class in an image."""
 
     name: str
-    labels: str
-    index: int
+    labels: str  # "refined" or "baseline"
+    index: int  # of the class
     pixels: int
-    share: float
+    share: float  # of all pixels, in (0, 1]
 
 
 class Journal:

@@ -10,18 +10,18 @@ from ovss_refine.cli import main
 
 def test_wrong_arguments_are_refused(tmp_path, capsys):
     make(tmp_path, "folder")
-    for more, said in (
+    for more, message in (
         (("--limit", "0"), "`limit` must be at least 1"),
         (("--batch-size", "0"), "`batch_size` must be at least 1"),
         (("--workers", "0"), "`workers` must be at least 1"),
         (("--pictures", "-1"), "`pictures` must be at least 0"),
         (("--device", "abacus"), "`device` must be 'auto' or one that torch can use"),
-        (("--prompts", "sclip"), "`prompts` must be left out where logits come from files"),
+        (("--prompts", "sclip"), "`prompts` must be left out if logits are read from files"),
         (("--logits-option", "scal=2"), "scal"),
         (("--probability-threshold", "2"), "`probability_threshold` must be"),
     ):
         assert main(arguments(tmp_path, "folder", *more)) == 2, more
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(arguments(tmp_path, "folder", "--logits-option", "scale"))
     assert "must be KEY=VALUE such as temperature=0.1; got 'scale'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The words of `reproduce`: what is refused, before anything is done; what needs nothing."""
+"""The arguments of `reproduce`: errors before any work, and what needs no weights or data."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from reproduce.test_run import nothing_in_the_cache, run  # noqa: F401 - for all
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["--data", "nowhere"], "`data` must be an existing folder; got `nowhere`"),
         (["--root", "voc21=nowhere"], "`root` must be an existing folder; got `nowhere` for voc21"),
@@ -23,14 +23,14 @@ from reproduce.test_run import nothing_in_the_cache, run  # noqa: F401 - for all
         (["--out", "/proc/self/nowhere"], "`out` must be a folder that can be written; "),
     ],
 )
-def test_words_that_do_not_fit(words, message, tmp_path, capsys):
-    run("tau", tmp_path, *words, code=2)
+def test_invalid_arguments_are_refused(arguments, message, tmp_path, capsys):
+    run("tau", tmp_path, *arguments, code=2)
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("*"))
 
 
 @pytest.mark.parametrize("root", ["voc21", "voc21=", "folder=x", "voc=x"])
-def test_roots_that_are_none(root, tmp_path, capsys):
+def test_invalid_roots_are_refused(root, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("tau", tmp_path, "--root", root)
     assert "must be NAME=PATH, NAME one of ade20k, " in capsys.readouterr().err
@@ -50,11 +50,11 @@ def test_libraries_that_are_missing_are_named(tmp_path, monkeypatch, capsys):
     assert f"- {wanted} (kk-mean + sd2)" in capsys.readouterr().out
 
 
-def test_without_anything_the_published_numbers_are_shown(tmp_path, capsys):
+def test_without_weights_and_data_the_published_values_are_shown(tmp_path, capsys):
     run("main", tmp_path / "out")
     text = capsys.readouterr().out
     assert "| ViT-B/16 | Ours M.V.     | 67.8 / - / - | 38.3 / - / - |" in text
-    assert "not refined" not in text  # rows of ours, of which nothing is known
+    assert "not refined" not in text  # rows of this library that are not measured
     for name in ("clip-b16", "clip-l14", "dino-b8", "sd2"):
         assert f"- weights `{name}`" in text
     assert "there is no source of that method here (FreeDA, ReCo, GroupViT" in text

@@ -1,4 +1,4 @@
-"""Plots: all points, series that can be told apart, one legend, nothing global."""
+"""Plots: all points, distinct series, one legend, no global state."""
 
 import io
 import sys
@@ -17,7 +17,7 @@ def panel(title="voc21", **lines):
     return Panel(title, "time step", "mIoU (%)", lines or {"M.V.": RISING})
 
 
-def test_points_and_names_are_those_given():
+def test_points_and_names_are_plotted():
     (axes,) = make_figure([panel(**{"M.V.": RISING, "O.P.": FALLING})], "A title").axes
     assert [line.get_xydata().tolist() for line in axes.lines] == [
         [list(point) for point in points] for points in (RISING, FALLING)
@@ -28,7 +28,7 @@ def test_points_and_names_are_those_given():
     assert axes.figure.get_suptitle() == "A title"
 
 
-def test_a_series_looks_alike_in_all_panels_and_like_no_other():
+def test_series_look_the_same_in_all_panels_and_are_distinct():
     names = [f"series {i}" for i in range(len(COLOURS))]
     lines = {name: RISING for name in names}
     backwards = {name: RISING for name in reversed(names)}
@@ -39,7 +39,7 @@ def test_a_series_looks_alike_in_all_panels_and_like_no_other():
     )
     assert one == two[::-1]
     assert len({colour for colour, _, _ in one}) == len(names)
-    assert len({(marker, dash) for _, marker, dash in one}) == len(names)  # in grey
+    assert len({(marker, dash) for _, marker, dash in one}) == len(names)  # in greyscale
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == names
     assert [handle.get_color() for handle in legend.legend_handles] == list(COLOURS)
@@ -48,18 +48,18 @@ def test_a_series_looks_alike_in_all_panels_and_like_no_other():
 def size(count):
     file = io.BytesIO()
     write_plot(file, [panel()] * count, "A title")
-    with Image.open(file) as picture:
-        assert picture.format == "PNG"
-        return picture.size
+    with Image.open(file) as image:
+        assert image.format == "PNG"
+        return image.size
 
 
-def test_many_panels_take_rows():
+def test_more_than_three_panels_take_several_rows():
     (one, low), (three, same), (four, high) = size(1), size(3), size(4)
     assert 3 * one == three == four
     assert low == same < high
 
 
-def test_pyplot_is_left_alone():
+def test_pyplot_is_not_imported():
     before = "matplotlib.pyplot" in sys.modules
     write_plot(io.BytesIO(), [panel()], "")
     assert ("matplotlib.pyplot" in sys.modules) == before

@@ -1,4 +1,4 @@
-"""The report of `reproduce`, from evaluations that are made up: costs, machines, columns."""
+"""The report of `reproduce`, from fictitious evaluations: costs, machines, columns."""
 
 import csv
 import io
@@ -75,14 +75,14 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_costs_are_of_what_a_row_needs(folder):
+def test_costs_are_those_of_the_parts_that_a_row_needs(folder):
     _, lines = report("cost", folder)
     of = {}
     for line in lines:
         if line["quantity"] != "mIoU":
             of.setdefault(line["method"], {})[line["quantity"]] = line["ours"]
     assert of["CLIP"]["seconds"] == "0.625"
-    # Of an evaluation that has Stable Diffusion's attention, but for rows that do not look at it.
+    # The evaluation measures Stable Diffusion's attention, which these rows do not use.
     assert of["kk-mean, not refined"]["seconds"] == "0.625"
     assert of["kk-mean, upsampling alone"]["seconds"] == "0.75"
     assert of["kk-mean, upsampling alone"]["attention"] == ""
@@ -93,28 +93,28 @@ def test_costs_are_of_what_a_row_needs(folder):
     assert of["Ours M.V."]["seconds"] == "5.5"
 
 
-def test_costs_stand_beside_the_miou_that_they_buy(folder):
+def test_costs_are_listed_with_the_miou(folder):
     text, lines = report("cost", folder)
     of = {line["method"]: line for line in lines if line["quantity"] == "mIoU"}
     assert (of["Ours M.V."]["published"], of["Ours M.V."]["ours"]) == ("67.8", "30.0")
     assert "67.8 / 30.0* / -37.8" in text
     assert "\\* voc21 32 of 1449 images: not comparable with the published values." in text
     assert "seconds, and mIoU in percent" in text
-    assert "0.57 / 5.50 / +4.93" in text  # no star: every image takes its time
+    assert "0.57 / 5.50 / +4.93" in text  # no star: seconds do not depend on the number of images
     assert (
         "- GFLOPs and parameters are not measured here; `benchmarks/sources.py` in the repository "
         "counts those of the attention sources\n"
     ) in text
 
 
-def test_the_machines_are_those_that_measured(folder):
+def test_the_machines_that_measured_are_named(folder):
     text, _ = report("main", folder, machines=("one", "two"))
     assert "mIoU in percent; measured on one and on two." in text
     text, _ = report("main", folder, measured=False)
     assert "measured on" not in text
 
 
-def test_lines_without_a_measurement_name_no_evaluation(folder):
+def test_rows_without_a_measurement_name_no_evaluation(folder):
     _, lines = report("cost", folder)
     assert {line["evaluation"] for line in lines if line["method"] == "Ours M.V."} == {folder.name}
     _, lines = report("main", folder, measured=False)
@@ -122,7 +122,7 @@ def test_lines_without_a_measurement_name_no_evaluation(folder):
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_curves_are_drawn_where_matplotlib_is_installed(folder, monkeypatch, installed):
+def test_curves_are_plotted_if_matplotlib_is_installed(folder, monkeypatch, installed):
     if installed:
         pytest.importorskip("matplotlib", reason="plots need matplotlib")
     else:
@@ -153,7 +153,7 @@ def test_tables_without_curves_have_no_plot(folder):
 
 def test_seconds_are_medians_of_the_images_after_the_first(tmp_path):
     records = Records(tmp_path)
-    # Killed after the fourth image, so that a new process begins with the fifth.
+    # Killed after the fourth image; a new process resumes with the fifth.
     for number, (batch, seconds) in enumerate(
         [(0, 50), (1, 40), (2, 1), (3, 9), (0, 60), (1, 70), (2, 2)]
     ):
@@ -164,7 +164,7 @@ def test_seconds_are_medians_of_the_images_after_the_first(tmp_path):
     assert read_seconds(tmp_path) == {"logits": 2}
 
 
-def test_seconds_of_the_first_images_alone_are_better_than_none(tmp_path):
+def test_seconds_of_the_first_images_count_if_there_are_no_others(tmp_path):
     records = Records(tmp_path)
     records.append({"id": "a", "counts": {}, "seconds": {"logits": 5}, "batch": 0})
     records.close()

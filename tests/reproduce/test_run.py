@@ -1,4 +1,4 @@
-"""The command `reproduce`: every table on tiny models; what is kept, is missing, goes wrong."""
+"""The command `reproduce`: every table on tiny models; resuming, missing inputs, failures."""
 
 import csv
 import functools
@@ -35,7 +35,7 @@ CURVES = ("timestep", "resolution", "tau", "nms")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder for results, beside the tiny models and data sets, which all tests share."""
+    """A folder for results beside the tiny models and data sets that all tests share."""
     root = tmp_path_factory.mktemp("reproduced")
     tiny.write_models(root / "models")
     for name in ("voc21", "cityscapes"):
@@ -44,7 +44,7 @@ def home(tmp_path_factory):
 
 
 def inputs(home):
-    """Flags that name the tiny models and data sets."""
+    """Return the flags that name the tiny models and data sets."""
     return ("--models-dir", home / "models", "--data", home / "data")
 
 
@@ -55,7 +55,7 @@ def tokenizer(name):
 
 @pytest.fixture(autouse=True)
 def nothing_in_the_cache(monkeypatch, tmp_path):
-    """No weights from the machine that this runs on; and one vocabulary, read once."""
+    """Use no weights of this machine, and read the vocabulary once."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -66,7 +66,7 @@ def nothing_in_the_cache(monkeypatch, tmp_path):
 
 @pytest.fixture
 def models_run():
-    """Count the modules that are run."""
+    """Count the forward passes of modules."""
     counts = []
     handle = nn.modules.module.register_module_forward_pre_hook(lambda *_: counts.append(1))
     yield counts
@@ -74,8 +74,8 @@ def models_run():
 
 
 def run(table, out, *more, code=0):
-    words = ["reproduce", table, "--out", str(out), "--device", "cpu", *map(str, more)]
-    assert main(words) == code
+    line = ["reproduce", table, "--out", str(out), "--device", "cpu", *map(str, more)]
+    assert main(line) == code
 
 
 def read(path):
@@ -84,7 +84,7 @@ def read(path):
 
 
 def published():
-    """Read the paper's numbers with nothing of the command's."""
+    """Read the paper's values without the code of the command."""
     with (HERE / CSV_NAME).open(newline="") as file:
         return {(r["table"], r["backbone"], r["method"]): r for r in csv.DictReader(file)}
 
@@ -92,9 +92,9 @@ def published():
 @pytest.mark.parametrize("table", TABLES)
 def test_every_table_on_tiny_models(table, home, models_run, capsys):
     out = home / "out"
-    words = (*inputs(home), "--limit", 1, "--datasets", "voc21")
-    run(table, out, *words)
-    said = capsys.readouterr()
+    flags = (*inputs(home), "--limit", 1, "--datasets", "voc21")
+    run(table, out, *flags)
+    first = capsys.readouterr()
     lines = read(out / f"{table}.csv")
     assert list(lines[0]) == list(HEAD)
     missing = {row.method for row in load_tables().tables[table].rows if row.missing}
@@ -117,29 +117,29 @@ def test_every_table_on_tiny_models(table, home, models_run, capsys):
 
     models_run.clear()
     before = {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*")}
-    run(table, out, *words)
+    run(table, out, *flags)
     again = capsys.readouterr()
-    assert (again.out, models_run, again.err) == (said.out, [], "")
+    assert (again.out, models_run, again.err) == (first.out, [], "")
     assert before == {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*")}
 
 
-def test_models_are_run_where_nothing_is_kept(home, models_run):
-    """The count of the test above can be other than nothing."""
+def test_models_are_run_if_there_are_no_results(home, models_run):
+    """The count of the test above can be nonzero."""
     run("tau", home / "out", *inputs(home), "--datasets", "cityscapes", "--limit", 1)
     assert models_run
 
 
 def test_tables_share_their_evaluations(home, tmp_path, capsys):
-    words = (*inputs(home), "--limit", 1, "--datasets", "voc21")
+    flags = (*inputs(home), "--limit", 1, "--datasets", "voc21")
     for table in ("main", "components"):
-        run(table, home / "out", *words)
+        run(table, home / "out", *flags)
     main, components = (read(home / f"out/{name}.csv") for name in ("main", "components"))
     assert evaluation(main, "Ours M.V.") == evaluation(components, "VI IV+M.V.")
     assert evaluation(main, "CLIP") == evaluation(components, "I baseline")
     capsys.readouterr()
-    run("versatility", tmp_path, *words, "--plan")
+    run("versatility", tmp_path, *flags, "--plan")
     to_do = capsys.readouterr().out.partition("## To do\n\n")[2].split("\n\n")[0]
-    # The segmenter alone is a row of its refinement's evaluation.
+    # The segmenter alone is a row of the evaluation of its refinement.
     assert sorted(to_do.splitlines()) == [
         f"- voc21, 1 images: ViT-{backbone} {name} + sd2, paper"
         for backbone, names in (
@@ -160,10 +160,10 @@ def tree(tmp_path):
     return f"voc21={tmp_path / 'voc'}"
 
 
-def test_ours_stand_beside_the_published_numbers(home, tree, tmp_path, capsys):
+def test_ours_are_listed_beside_the_published_values(home, tree, tmp_path, capsys):
     models = home / "models"
-    words = ("--models-dir", models, "--root", tree, "--datasets", "voc21", "--limit", 1)
-    run("logits", tmp_path / "out", *words, "--csv", tmp_path / "deep" / "all.csv")
+    flags = ("--models-dir", models, "--root", tree, "--datasets", "voc21", "--limit", 1)
+    run("logits", tmp_path / "out", *flags, "--csv", tmp_path / "deep" / "all.csv")
     text = capsys.readouterr().out
     assert "\\* voc21 1 of 1449 images: not comparable with the published values." in text
     numbers = published()
@@ -185,16 +185,16 @@ def test_ours_stand_beside_the_published_numbers(home, tree, tmp_path, capsys):
     assert compared == 6
     assert (tmp_path / "deep/all.csv").read_text() == (tmp_path / "out/logits.csv").read_text()
     settings = json.loads(next((tmp_path / "out/cells").glob("*/manifest.json")).read_text())
-    assert str(models) not in json.dumps(settings["settings"])  # they may be moved
+    assert str(models) not in json.dumps(settings["settings"])  # models may be moved
 
 
-def test_what_is_missing_is_said_and_the_rest_is_done(home, tree, tmp_path, capsys):
+def test_missing_inputs_are_reported_and_the_rest_is_measured(home, tree, tmp_path, capsys):
     models = tmp_path / "models"
     models.mkdir()
     for name in ("clip-b16", "dino-b8"):
         (models / name).symlink_to(home / "models" / name)
-    words = ("--models-dir", models, "--root", tree, "--datasets", "voc21", "ade20k", "--limit", 1)
-    run("sources", tmp_path / "out", *words)
+    flags = ("--models-dir", models, "--root", tree, "--datasets", "voc21", "ade20k", "--limit", 1)
+    run("sources", tmp_path / "out", *flags)
     text = capsys.readouterr().out
     assert (
         "- data set `ade20k` (ADE20K val (scene parsing, 150 classes); `images/validation`, "
@@ -216,9 +216,9 @@ def test_what_is_missing_is_said_and_the_rest_is_done(home, tree, tmp_path, caps
     assert {dataset for _, dataset in done} == {"voc21"}
 
 
-def test_a_plan_does_nothing(home, tree, tmp_path, capsys, models_run):
-    words = ("--models-dir", home / "models", "--root", tree, "--datasets", "voc21")
-    run("components", tmp_path / "out", *words, "--plan")
+def test_a_plan_measures_nothing(home, tree, tmp_path, capsys, models_run):
+    flags = ("--models-dir", home / "models", "--root", tree, "--datasets", "voc21")
+    run("components", tmp_path / "out", *flags, "--plan")
     to_do = capsys.readouterr().out.partition("## To do\n\n")[2].split("\n\n")[0]
     assert to_do.splitlines() == [
         "- voc21: ViT-B/16 clip",
@@ -229,40 +229,40 @@ def test_a_plan_does_nothing(home, tree, tmp_path, capsys, models_run):
     assert not (tmp_path / "out/cells").exists()
 
 
-def test_other_weights_and_images_are_other_evaluations(home, tree, tmp_path):
+def test_other_weights_or_images_make_other_evaluations(home, tree, tmp_path):
     models = tmp_path / "models"
     models.mkdir()
     for name in ("clip-b16", "dino-b8"):
         (models / name).mkdir()
         for path in (home / "models" / name).iterdir():
             (models / name / path.name).write_bytes(path.read_bytes())
-    words = ("--models-dir", models, "--root", tree, "--datasets", "voc21", "--limit", 1)
+    flags = ("--models-dir", models, "--root", tree, "--datasets", "voc21", "--limit", 1)
 
     def found():
-        run("sources", tmp_path / "out", *words)
+        run("sources", tmp_path / "out", *flags)
         return evaluation(read(tmp_path / "out" / "sources.csv"), "DINO-B/8 (M.V.)")
 
     first = found()
     weights = models / "dino-b8" / "model.safetensors"
     content = bytearray(weights.read_bytes())
-    content[-4] ^= 1  # another number, of the same size
+    content[-4] ^= 1  # another value, of the same size
     weights.write_bytes(content)
     second = found()
     write_tree(tmp_path / "voc", "voc21", count=5, size=(48, 64))
     third = found()
     assert len({first, second, third}) == 3
     assert first.rpartition("-")[0] == second.rpartition("-")[0] == third.rpartition("-")[0]
-    # Both are still there; which of them would be meant cannot be known without the weights.
+    # Both are still there, but without the weights it is ambiguous which applies.
     weights.unlink()
     assert found() == ""
 
 
 def test_results_outlive_weights_and_data(home, tree, tmp_path, capsys):
-    words = ("--datasets", "voc21", "--limit", 1)
+    flags = ("--datasets", "voc21", "--limit", 1)
     here = ("--models-dir", home / "models", "--root", tree)
-    run("components", tmp_path / "out", *here, *words)
+    run("components", tmp_path / "out", *here, *flags)
     before = read(tmp_path / "out/components.csv")
-    run("components", tmp_path / "out", *words)
+    run("components", tmp_path / "out", *flags)
     assert read(tmp_path / "out/components.csv") == before
     assert "## Missing" not in capsys.readouterr().out.rpartition("# `components`")[2]
 
@@ -287,9 +287,9 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_kill_goes_on_where_it_was(home, tree, tmp_path, monkeypatch):
-    words = ("--models-dir", home / "models", "--root", tree, "--datasets", "voc21")
-    line = ["reproduce", "tau", "--out", tmp_path / "killed", "--device", "cpu", *words]
+def test_a_killed_run_is_resumed(home, tree, tmp_path, monkeypatch):
+    flags = ("--models-dir", home / "models", "--root", tree, "--datasets", "voc21")
+    line = ["reproduce", "tau", "--out", tmp_path / "killed", "--device", "cpu", *flags]
     done = subprocess.run(
         [sys.executable, "-c", KILLED, *map(str, line)],
         check=False,
@@ -302,24 +302,24 @@ def test_a_kill_goes_on_where_it_was(home, tree, tmp_path, monkeypatch):
     assert len(kept) == 3
     assert not (folder / "results.json").exists()
 
-    run("tau", tmp_path / "killed", *words)
+    run("tau", tmp_path / "killed", *flags)
     after = [record["id"] for record in read_all(folder)]
     assert after[:3] == kept
     assert len(after) == len(set(after)) == 6
-    run("tau", tmp_path / "whole", *words)
+    run("tau", tmp_path / "whole", *flags)
     numbers = [read(tmp_path / out / "tau.csv") for out in ("killed", "whole")]
     assert numbers[0] == numbers[1]
     assert {line["images"] for line in numbers[0]} == {"6"}
 
 
 def test_two_processes_share_the_images(home, tree, tmp_path):
-    words = ("--models-dir", str(home / "models"), "--root", tree, "--datasets", "voc21")
-    words += ("--limit", "3")
-    run("logits", tmp_path / "one", *words)
-    line = ["reproduce", "logits", "--device", "cpu", "--out", str(tmp_path / "two"), *words]
+    flags = ("--models-dir", str(home / "models"), "--root", tree, "--datasets", "voc21")
+    flags += ("--limit", "3")
+    run("logits", tmp_path / "one", *flags)
+    line = ["reproduce", "logits", "--device", "cpu", "--out", str(tmp_path / "two"), *flags]
     done = torchrun(2, line, [tiny.__file__])
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("# `logits`") == 1  # one of them reports
+    assert done.stdout.count("# `logits`") == 1  # one process reports
     assert read(tmp_path / "two/logits.csv") == read(tmp_path / "one/logits.csv")
     for folder in (tmp_path / "two/cells").iterdir():
         assert [len(path.read_text().splitlines()) for path in sorted(folder.glob("rec*"))] == [
@@ -328,50 +328,50 @@ def test_two_processes_share_the_images(home, tree, tmp_path):
         ]
 
 
-def test_a_failure_does_not_stop_the_others(home, tmp_path, capsys):
+def test_a_failure_does_not_stop_other_evaluations(home, tmp_path, capsys):
     for name in ("voc21", "ade20k"):
         write_tree(tmp_path / "data" / name, name, count=2, size=(48, 64))
     bad = next((tmp_path / "data/voc21").rglob("*.jpg"))
     sound = bad.read_bytes()
     bad.write_bytes(sound[:100] + bytes(len(sound) - 100))  # of the same size, so the same images
-    words = ("--models-dir", home / "models", "--data", tmp_path / "data")
-    words += ("--datasets", "voc21", "ade20k")
-    run("tau", tmp_path / "out", *words, code=2)
-    said = capsys.readouterr().err
-    assert "1 of 2 evaluations failed, the first: " in said
-    assert bad.name in said
+    flags = ("--models-dir", home / "models", "--data", tmp_path / "data")
+    flags += ("--datasets", "voc21", "ade20k")
+    run("tau", tmp_path / "out", *flags, code=2)
+    shown = capsys.readouterr().err
+    assert "1 of 2 evaluations failed, the first: " in shown
+    assert bad.name in shown
     text = (tmp_path / "out/tau.md").read_text()
     assert bad.name in text.partition("## Failed")[2]
     done = {line["dataset"] for line in read(tmp_path / "out/tau.csv") if line["ours"]}
     assert done == {"ade20k"}
-    run("tau", tmp_path / "out", *words, "--on-error", "skip")
+    run("tau", tmp_path / "out", *flags, "--on-error", "skip")
     skipped = "Images that could not be read and were skipped: voc21 1."
     assert skipped in capsys.readouterr().out
 
-    # It is tried again, is still shown, and has a result once it can be read.
-    run("tau", tmp_path / "out", *words, "--plan")
-    said = capsys.readouterr().out
-    assert "## To do\n\n- voc21: " in said
-    assert "ade20k: ViT" not in said
-    run("tau", tmp_path / "out", *words, "--on-error", "skip")
+    # The image is retried, still reported, and evaluated once it can be read.
+    run("tau", tmp_path / "out", *flags, "--plan")
+    shown = capsys.readouterr().out
+    assert "## To do\n\n- voc21: " in shown
+    assert "ade20k: ViT" not in shown
+    run("tau", tmp_path / "out", *flags, "--on-error", "skip")
     assert skipped in capsys.readouterr().out
     bad.write_bytes(sound)
-    run("tau", tmp_path / "out", *words)
+    run("tau", tmp_path / "out", *flags)
     assert "skipped" not in capsys.readouterr().out
-    run("tau", tmp_path / "out", *words, "--plan")
+    run("tau", tmp_path / "out", *flags, "--plan")
     assert "## To do" not in capsys.readouterr().out
     assert {line["images"] for line in read(tmp_path / "out/tau.csv")} == {"2"}
 
 
 def test_tiny_models_on_real_photographs(home, tmp_path):
     if not VOC_MINI.is_dir():
-        pytest.skip(f"the photographs in {VOC_MINI} are not here")
-    words = ("--models-dir", home / "models", "--root", f"voc21={VOC_MINI}")
-    run("components", tmp_path, *words, "--datasets", "voc21", "--limit", 2)
+        pytest.skip(f"the photographs in {VOC_MINI} are missing")
+    flags = ("--models-dir", home / "models", "--root", f"voc21={VOC_MINI}")
+    run("components", tmp_path, *flags, "--datasets", "voc21", "--limit", 2)
     lines = read(tmp_path / "components.csv")
     assert len(lines) == 12
     assert all(line["images"] == "2" and line["ours"] for line in lines)
-    assert len({line["ours"] for line in lines}) >= 6  # the modes are not the same thing
+    assert len({line["ours"] for line in lines}) >= 6  # the modes differ
 
 
 def test_seconds_add_up(home, tmp_path):
@@ -389,17 +389,17 @@ def test_seconds_add_up(home, tmp_path):
         assert of[method]["GFLOPs"] == ""
         assert float(of[method]["mIoU"]) >= 0
     assert of["CLIP"]["attention"] == ""
-    for show in ("not refined", "upsampling alone"):  # an evaluation that has attention
+    for show in ("not refined", "upsampling alone"):  # their evaluation has attention
         assert of[f"kk-mean, {show}"]["attention"] == ""
     assert float(of["CLIP"]["seconds"]) > float(of["CLIP"]["logits"]) > 0
-    # Every image has a record of it, so that medians are of images.
+    # Every image has a record, so that medians are over images.
     name = next(line["evaluation"] for line in read(out / "cost.csv"))
     (record,) = read_all(out / "cells" / name)
     assert {"sources", "logits", "attention", *COMMON[:2]} <= set(record["seconds"])
 
 
-def test_pictures_of_curves_are_pictures(home):
+def test_plots_of_curves_are_images(home):
     pytest.importorskip("matplotlib", reason="plots need matplotlib")
     run("nms", home / "out", *inputs(home), "--limit", 1, "--datasets", "voc21")
-    with Image.open(home / "out/nms.png") as picture:
-        assert picture.size[0] > 400
+    with Image.open(home / "out/nms.png") as image:
+        assert image.size[0] > 400

@@ -1,4 +1,4 @@
-"""The tables as data: every number used once, and every row either measurable or explained."""
+"""The tables as data: every value is used once, and every row is measurable or explained."""
 
 import csv
 import re
@@ -20,11 +20,11 @@ DOCS = Path(__file__).parents[2] / "docs"
 def spec(name):
     path = SHARED / "spec" / name
     if not path.is_file():
-        pytest.skip(f"{path} is not here")
+        pytest.skip(f"{path} is missing")
     return path
 
 
-def test_the_numbers_are_those_that_were_handed_over():
+def test_the_values_equal_the_given_file():
     assert CSV.read_bytes() == spec("paper_tables.csv").read_bytes()
 
 
@@ -52,7 +52,7 @@ def test_every_published_number_has_a_column():
         assert shown in (set(), set(table.datasets))  # no column without any number
 
 
-def test_what_cannot_be_measured_says_why():
+def test_rows_that_cannot_be_measured_have_a_reason():
     lacking = {}
     for name, table in load_tables().tables.items():
         for row in table.rows:
@@ -70,8 +70,8 @@ def test_what_cannot_be_measured_says_why():
     }
 
 
-def test_naclip_is_without_what_the_paper_has_not(tmp_path):
-    """Its authors' numbers are with PAMR, 64.1 on VOC21; the paper's is 58.9."""
+def test_naclip_is_measured_without_pamr(tmp_path):
+    """Its authors' values are with PAMR, 64.1 on VOC21; the paper's is 58.9."""
     pytest.importorskip("torch")
     from ovss_refine.evaluation.published import Published
     from ovss_refine.evaluation.request import Chosen, EvaluateRequest
@@ -92,7 +92,7 @@ def test_naclip_is_without_what_the_paper_has_not(tmp_path):
             assert baseline_of(asked, given).pamr_iterations == 0
 
 
-def test_a_decision_that_nobody_published_is_said():
+def test_unpublished_decisions_have_a_note():
     shown = [
         row
         for name in ("main", "components", "cost")
@@ -104,7 +104,7 @@ def test_a_decision_that_nobody_published_is_said():
         assert "background threshold" in row.note
         for name in list_datasets()[:-1]:
             settings = load_dataset(name).method(row.logits)
-            assert "probability_threshold" not in settings  # or the note is wrong
+            assert "probability_threshold" not in settings  # otherwise the note is wrong
 
 
 def test_names_and_order_are_those_of_the_command_line():
@@ -122,11 +122,11 @@ def test_every_row_shows_what_its_evaluation_measures():
             assert set(load_tables().needs(row)) <= set(load_tables().weights)
     for members in load_tables().variants.values():
         for options in members.values():
-            split_variant(options)  # raises on what is no option
+            split_variant(options)  # raises on an unknown option
             assert not set(members) & set(ROWS)
 
 
-def test_rows_stand_for_what_they_are_called():
+def test_rows_have_the_sources_and_modes_of_their_names():
     shows = {"O.P.": "optimal_path", "M.V.": "maximum_velocity"}
     refined = 0
     for name in ("main", "components", "attention-weights", "logits", "sources", "versatility"):
@@ -204,10 +204,10 @@ def test_costs_are_those_of_the_notes():
             got[row.method] = [row.cost[name] for name in names]
             parts[row.method] = [row.cost[name] for name in row.cost if name not in names]
     assert got == wanted
-    said = re.search(
+    noted_parts = re.search(
         r"logits (.*), attention (.*), distribution (.*), JBU (.*)\.$", "\n".join(lines), re.M
     )
-    pairs = [[float(x) for x in group.split(" / ")] for group in said.groups()]
+    pairs = [[float(x) for x in group.split(" / ")] for group in noted_parts.groups()]
     assert [parts["Ours O.P."], parts["Ours M.V."]] == [list(x) for x in zip(*pairs, strict=True)]
 
 
@@ -219,12 +219,12 @@ def test_the_guide_shows_the_published_tables():
     guide = (DOCS / "reproduce.md").read_text()
     assert guide.endswith(f"\n{text}\n")
     assert guide.count("## The published tables") == 1
-    # All published rows but 13 of methods and 10 of strategies that are not here, and 5 costs.
+    # All published rows except 13 methods and 10 strategies that are unavailable; and 5 costs.
     assert text.count("not measured here") == 77 - 13 - 10 + 5
 
 
-def test_facts_of_the_adapters():
-    """What is known to the adapters alone by the names of weights is written down twice."""
+def test_the_tables_agree_with_the_adapters():
+    """Facts about weights are in the tables and in the adapters."""
     for name in ("open_clip", "timm"):
         pytest.importorskip(name, reason="the adapters need the models")
     import open_clip

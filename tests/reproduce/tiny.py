@@ -1,7 +1,7 @@
 """Tiny models of the real libraries' classes with random weights, and tiny data sets.
 
-They lie in folders as real ones do: `--models-dir` and `--data` take them. As a script, this file
-is the command `ovss-refine` with sources that look at small images (`with_tiny_sizes`).
+They are in folders like real ones, for `--models-dir` and `--data`. As a script, this file is the
+command `ovss-refine` with sources that resize images to small sizes (`with_tiny_sizes`).
 """
 
 import functools
@@ -29,9 +29,9 @@ SEED = 0
 # As deep as the real ones, since some methods choose their blocks by depth; two heads, like DINO's.
 CLIP = {"width": 64, "head_width": 32}
 SIZES = {"clip-b16": (12, 16, 32), "clip-l14": (24, 14, 28)}  # layers, patch, image
-# So that patches, and words, differ from one another, and no attention is flat: with one number for
-# all, a single class would win everywhere.
-# Branches of the image tower's blocks are small beside what they are added to, as in trained ones.
+# Chosen so that patches and tokens differ and no attention is uniform: with one value for all, a
+# single class would win everywhere.
+# The residual branches of the image tower are small, as in trained models.
 CLIP_STD = {
     "embedding|conv1": 1.0,
     r"visual.*(out|c)_proj": 0.01,
@@ -47,7 +47,7 @@ VITS = {
 WORDS = {"a</w>": 0, "a": 1, "!": 2, "<|startoftext|>": 3, "<|endoftext|>": 4}
 IMAGES, SIDE, BLOCK = 2, (48, 64), 8
 
-# What tiny models and images are run with; the real resolution of Stable Diffusion by 8.
+# Options for tiny models and images; Stable Diffusion has 1/8 of its real resolution.
 ALL_LOGITS = {"templates": "single", "cache_dir": None, "short_side": 64}
 WINDOWS: Mapping[str, Any] = {"window": 48, "stride": 16}
 LOGITS: Mapping[str, Mapping[str, Any]] = {
@@ -95,7 +95,7 @@ def with_tiny_sizes(registered: Callable[[str], Mapping[str, Any]]) -> Callable[
 
 
 def write_models(folder: Path) -> None:
-    """Write a folder for each of the weights; one that is there is left as it is."""
+    """Write a folder for each of the weights, unless it exists."""
     makers: dict[str, Callable[[Path], None]] = {
         **{name: _clip_writer(*sizes) for name, sizes in SIZES.items()},
         **{name: _vit_writer(architecture) for name, architecture in VITS.items()},
@@ -106,12 +106,12 @@ def write_models(folder: Path) -> None:
 
 
 def write_data(folder: Path, dataset: DataSet) -> None:
-    """Write a few blocky pictures and masks in the layout of a data set, unless they are there."""
+    """Write a few blocky images and masks in the layout of a data set, unless they exist."""
     _once(folder, lambda part: _write_data(part, dataset))
 
 
 def _once(folder: Path, write: Callable[[Path], None]) -> None:
-    """Fill a folder under another name, so that it is there as a whole or not at all."""
+    """Fill a folder under a temporary name, so that it exists whole or not at all."""
     if folder.is_dir():
         return
     part = folder.with_name(f".{folder.name}.part")
@@ -124,7 +124,7 @@ def _once(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def _randomised(model: Any, std: float, others: Mapping[str, float] | None = None) -> Any:
-    """Draw all parameters anew.
+    """Sample all parameters.
 
     Args:
         model: any model.
@@ -193,7 +193,7 @@ def _write_diffusion(folder: Path) -> None:
 
 
 def _write_empty_prompt(folder: Path) -> None:
-    """Write a text encoder and a tokenizer, which embed nothing but the empty prompt."""
+    """Write a text encoder and a tokenizer for the empty prompt only."""
     transformers = require("transformers", "models")
     config = transformers.CLIPTextConfig(
         vocab_size=len(WORDS),
@@ -218,9 +218,9 @@ def _write_data(folder: Path, dataset: DataSet) -> None:
     rng = np.random.default_rng(SEED)
     ids = [f"town/town_{i}" if dataset.recursive else f"tiny_{i}" for i in range(IMAGES)]
     for id in ids:
-        picture = folder / dataset.images / f"{id}{dataset.image_suffix[0]}"
+        image = folder / dataset.images / f"{id}{dataset.image_suffix[0]}"
         mask = folder / dataset.masks / f"{id}{dataset.mask_suffix}"
-        for path, content in ((picture, _blocks(rng, 256, 3)), (mask, _labels(rng, dataset))):
+        for path, content in ((image, _blocks(rng, 256, 3)), (mask, _labels(rng, dataset))):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(content).save(path)
     if dataset.split:
@@ -236,7 +236,7 @@ def _labels(rng: np.random.Generator, dataset: DataSet) -> NDArray[np.uint8]:
 
 
 def _blocks(rng: np.random.Generator, values: int, channels: int) -> NDArray[np.uint8]:
-    """Draw [H, W, channels] values below `values`, alike within a block."""
+    """Sample [H, W, channels] values below `values`, constant within a block."""
     H, W = SIDE
     drawn = rng.integers(0, values, (H // BLOCK, W // BLOCK, channels), dtype=np.uint8)
     return drawn.repeat(BLOCK, 0).repeat(BLOCK, 1)
