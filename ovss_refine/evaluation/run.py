@@ -10,12 +10,7 @@ from ovss_refine.evaluation import report
 from ovss_refine.evaluation.batches import Sample
 from ovss_refine.evaluation.dataset import DataSet, Item, fingerprint
 from ovss_refine.evaluation.engine import Job, LabelMaps, evaluate
-from ovss_refine.evaluation.inputs import (
-    AttentionFrom,
-    LogitsFrom,
-    files_digest,
-    weights_digest,
-)
+from ovss_refine.evaluation.inputs import AttentionFrom, LogitsFrom, files_digest, weights_digest
 from ovss_refine.evaluation.processes import ProcessGroup, join
 from ovss_refine.evaluation.published import OF_DECISION, Published
 from ovss_refine.evaluation.request import Chosen, EvaluateRequest

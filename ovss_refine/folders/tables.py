@@ -18,15 +18,12 @@ def markdown_table(rows: Sequence[Sequence[str]], text_columns: int) -> str:
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * w if i < text_columns else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    return "\n".join(
-        "| "
-        + " | ".join(
-            cell.ljust(w) if i < text_columns else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        + " |"
-        for row in [rows[0], rule, *rows[1:]]
-    )
+    lines = []
+    for row in (rows[0], rule, *rows[1:]):
+        cells = zip(row, widths, strict=True)
+        aligned = [x.ljust(w) if i < text_columns else x.rjust(w) for i, (x, w) in enumerate(cells)]
+        lines.append(f"| {' | '.join(aligned)} |")
+    return "\n".join(lines)
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
