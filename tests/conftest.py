@@ -6,7 +6,9 @@ from importlib.util import find_spec
 import hypothesis
 import numpy as np
 import pytest
+import torch
 
+TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
 # The sources' tests use the real libraries: without the extra `models` they are left out.
 MODELS = ("timm", "open_clip", "diffusers", "transformers", "safetensors", "scipy")
 MISSING = [name for name in MODELS if find_spec(name) is None]

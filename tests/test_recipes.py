@@ -62,7 +62,11 @@ def test_hugging_face(tmp_path):
 
     torch.manual_seed(0)
     config = transformers.SegformerConfig(
-        depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 16, 16], decoder_hidden_size=16, num_labels=5
+        depths=[1, 1, 1, 1],
+        num_attention_heads=[1, 1, 2, 2],
+        hidden_sizes=[8, 8, 16, 16],
+        decoder_hidden_size=16,
+        num_labels=5,
     )
     model = transformers.SegformerForSemanticSegmentation(config)
     model.decode_head.classifier.weight.data *= 1000  # or no patch is sure of anything

@@ -55,7 +55,8 @@ def size(count):
 
 def test_more_than_three_panels_take_several_rows():
     (one, low), (three, same), (four, high) = size(1), size(3), size(4)
-    assert 3 * one == three == four
+    assert three == four
+    assert three in (3 * one - 1, 3 * one)  # older releases of matplotlib round down
     assert low == same < high
 
 

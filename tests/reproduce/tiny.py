@@ -208,8 +208,13 @@ def _write_empty_prompt(folder: Path) -> None:
     )
     encoder = _randomised(transformers.CLIPTextModel(config), 0.2)
     encoder.save_pretrained(folder / "text_encoder")
+    # From files: transformers 4 takes nothing else.
+    (folder / "tokenizer").mkdir(exist_ok=True)
+    vocab, merges = folder / "tokenizer" / "vocab.json", folder / "tokenizer" / "merges.txt"
+    vocab.write_text(json.dumps(WORDS))
+    merges.write_text("#version: 0.2\n")
     tokenizer = transformers.CLIPTokenizer(
-        vocab=WORDS, merges=[], model_max_length=77, pad_token="<|endoftext|>"
+        str(vocab), str(merges), model_max_length=77, pad_token="<|endoftext|>"
     )
     tokenizer.save_pretrained(folder / "tokenizer")
 

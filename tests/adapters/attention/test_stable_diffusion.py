@@ -19,6 +19,7 @@ from ovss_refine_adapters.attention.stable_diffusion import BLOCKS, StableDiffus
 from ovss_refine_adapters.backbones import diffusion as _diffusion
 
 SMALL = {"resolution": 64}
+ENDS = ("<|startoftext|>", "<|endoftext|>")
 EQUAL = dict.fromkeys(BLOCKS, 1)
 
 
@@ -236,6 +237,18 @@ def test_factors_need_no_map():
     assert memory.peak < N * N * 4 * 0.6  # the activations of the vae, of 8 x 512 x 512
 
 
+def save_tokenizer(folder, tokens):
+    """Write a CLIP tokenizer, from files: the releases of transformers agree on those only."""
+    folder.mkdir(exist_ok=True)
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    vocab.write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    merges.write_text("#version: 0.2\n")
+    tokenizer = transformers.CLIPTokenizer(
+        str(vocab), str(merges), model_max_length=77, pad_token=ENDS[1]
+    )
+    tokenizer.save_pretrained(folder)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A complete tiny model on disk, with a text encoder and a tokenizer."""
@@ -255,13 +268,7 @@ def folder(tmp_path_factory):
         pad_token_id=4,
     )
     randomise(transformers.CLIPTextModel(config)).save_pretrained(root / "text_encoder")
-    words = {"a</w>": 0, "a": 1, "!": 2, "<|startoftext|>": 3, "<|endoftext|>": 4}
-    (root / "vocab.json").write_text(json.dumps(words))
-    (root / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = transformers.CLIPTokenizer(
-        vocab=words, merges=[], model_max_length=77, pad_token="<|endoftext|>"
-    )
-    tokenizer.save_pretrained(root / "tokenizer")
+    save_tokenizer(root / "tokenizer", ["a</w>", "a", "!", *ENDS])
     return root
 
 
@@ -335,7 +342,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ("unet/config.json", r"must hold `unet/config.json`; got \['merges.txt', 'scheduler',"),
+        ("unet/config.json", r"must hold `unet/config.json`; got \['scheduler', 'text_encoder',"),
         (f"unet/{WEIGHTS}", "must be a folder with the subfolders .*no file named"),
         ("scheduler/scheduler_config.json", "must be a folder with the subfolders"),
         ("text_encoder/config.json", r"must hold `text_encoder/config.json`; got \["),
@@ -354,8 +361,8 @@ def test_a_folder_with_other_weights_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=r"unet` must be complete; got \d+ missing parameters"):
         StableDiffusionAttention(tmp_path, cache_dir=None, **SMALL)
     copy(folder, tmp_path)
-    (tmp_path / "tokenizer" / "tokenizer.json").unlink()
-    with pytest.raises(ValueError, match=r"tokenizer` must have the 5 tokens .* encoder; got \d+"):
+    save_tokenizer(tmp_path / "tokenizer", ["a</w>", "a", "!", "?", *ENDS])
+    with pytest.raises(ValueError, match=r"tokenizer` must have the 5 tokens .* encoder; got 6"):
         StableDiffusionAttention(tmp_path, cache_dir=None, **SMALL)
     copy(folder, tmp_path)
     path = tmp_path / "text_encoder" / "config.json"
