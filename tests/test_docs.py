@@ -16,6 +16,7 @@ from conftest import MISSING
 from doc_pages import PAGES, ROOT, all_commands, blocks, read, split
 from doc_world import install_tiny_models, scene, write_world
 from ovss_refine.cli import main
+from ovss_refine.images.read import read_image
 from ovss_refine.method.modes import MODES
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -126,7 +127,7 @@ CHECKS = {
     "pip": check_pip,
     "python": check_python,
     "python3": check_python,
-    **dict.fromkeys(("pytest", "ruff", "mypy", "sphinx-build"), check_tool),
+    **dict.fromkeys(("pytest", "pre-commit", "ruff", "mypy", "sphinx-build"), check_tool),
 }
 
 
@@ -204,6 +205,14 @@ def test_code(guide, world):
                 names[name]()
 
 
+def test_readme_begins_with_code_that_runs_as_pasted():
+    names = {}
+    exec(blocks("README.md", "python")[0].text, names)
+    H, W, _ = read_image(names["examples"] / "astronaut.png").shape
+    assert names["labels"].shape == (H, W)
+    assert len(names["labels"].unique()) > 1
+
+
 def test_what_runs_elsewhere_is_there():
     for page, part, test in RUN_ELSEWHERE:
         assert any(part in block.text for block in blocks(page, "python")), (page, part)
@@ -218,7 +227,7 @@ def test_toml(guide):
 
 
 def test_every_block_says_its_language():
-    known = {"bash", "python", "toml", "text", "math", ""}
+    known = {"bash", "bibtex", "python", "toml", "text", "math", ""}
     for page in PAGES:
         found = [(block.line, block.language) for block in blocks(page)]
         assert {language for _, language in found} <= known, (page, found)
