@@ -228,6 +228,10 @@ class AttentionSource(Protocol):
 
         Returns:
             B maps over the patches, without other tokens, on the grid that the source chooses.
+
+        Raises:
+            FileNotFoundError: if an image is a path without a file.
+            TypeError, ValueError: on images of another form, shape or range.
         """
         ...
 

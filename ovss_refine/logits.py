@@ -98,5 +98,9 @@ class LogitsSource(Protocol):
 
         Returns:
             Values [B, K, h, w] on a grid that the source chooses.
+
+        Raises:
+            FileNotFoundError: if an image is a path without a file.
+            TypeError, ValueError: on images of another form, shape or range.
         """
         ...

@@ -87,7 +87,7 @@ def section(doc, title):
     match = re.search(rf"^{title}:\n((?:    .*\n|\n)+)", f"{doc}\n", re.MULTILINE)
     if match is None:
         return {}
-    entries = re.split(r"^    (?=[\w.]+:)", match[1], flags=re.MULTILINE)[1:]
+    entries = re.split(r"^    (?=[\w.]+(?:, [\w.]+)*:)", match[1], flags=re.MULTILINE)[1:]
     return {entry.partition(":")[0]: entry.partition(":")[2] for entry in entries}
 
 
@@ -106,7 +106,7 @@ def what_it_says(doc):
     """Return what a docstring, or the ones that it refers to, says of arguments and exceptions."""
     told = section(doc, "Args") | section(doc, "Attributes")
     raises = section(doc, "Raises")
-    if reference := re.search(r"Arguments and exceptions are those of (.*)\.", doc):
+    if reference := re.search(r"[Aa]rguments and exceptions are those of (.*)\.", doc):
         for short in re.findall(r"`(\w+)`", reference[1]):
             (full,) = [name for name in NAMES if name.endswith(f".{short}")]
             more = what_it_says(inspect.getdoc(load(full)))
@@ -132,9 +132,9 @@ def test_docstring_says_what_goes_in_and_what_may_be_raised(full):
 
 
 def test_sections_are_read():
-    doc = "Do.\n\nArgs:\n    a: [N] one\n        more: yes.\n    b: two.\n\nRaises:\n    E: if.\n"
+    doc = "Do.\n\nArgs:\n    a: [N] one\n        more: yes.\n    b: two.\n\nRaises:\n    E, F: if.\n"
     assert section(doc, "Args") == {"a": " [N] one\n        more: yes.\n", "b": " two.\n\n"}
-    assert section(doc, "Raises") == {"E": " if.\n\n"}
+    assert section(doc, "Raises") == {"E, F": " if.\n\n"}
     assert section("Do.\n", "Args") == {}
     assert set(RAISES_NOTHING) <= {full.rpartition(".")[2] for full in NAMES}
 

@@ -13,7 +13,7 @@ import inspect
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,12 +37,7 @@ read_classes = read_labels
 
 
 def as_classes(classes: LabelsLike) -> Labels:
-    """Read the `classes` of a source like `as_labels`, except that a string is a file's path.
-
-    Raises:
-        TypeError, ValueError: as `as_labels` does.
-        FileNotFoundError: if there is no such file.
-    """
+    """Read the `classes` of a source like `as_labels`, except that a string is a file's path."""
     if not isinstance(classes, str):
         return as_labels(classes)
     if not Path(classes).is_file():
@@ -56,11 +51,7 @@ def as_classes(classes: LabelsLike) -> Labels:
 def as_templates(templates: Templates) -> tuple[str, ...]:
     """Return templates with "{}" where the name goes.
 
-    Args:
-        templates: "imagenet" for OpenAI's 80, "single" for "a photo of a {}.", or a list.
-
-    Raises:
-        ValueError: on an unknown name, an empty list, or a template without exactly one "{}".
+    They are "imagenet" for OpenAI's 80, "single" for "a photo of a {}.", or a list.
     """
     if templates == "imagenet":
         known = require("open_clip", "models").OPENAI_IMAGENET_TEMPLATES
@@ -76,6 +67,32 @@ def as_templates(templates: Templates) -> tuple[str, ...]:
     return tuple(templates)
 
 
+def cached(
+    cache_dir: str | Path | Literal["default"] | None,
+    name: Callable[[], str],
+    compute: Callable[[], Tensor],
+) -> Tensor:
+    """Return an embedding from the cache, or compute and cache it.
+
+    Args:
+        cache_dir: its folder; "default": `default_cache()`; None: always compute.
+        name: returns the name of the file, with a digest of all that the embedding depends on.
+        compute: returns the embedding; called if it is not cached.
+    """
+    if cache_dir is None:
+        return compute()
+    folder = default_cache() if cache_dir == "default" else Path(cache_dir)
+    path = folder / f"{name()}.npy"
+    if path.is_file():
+        try:
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+        except (ValueError, EOFError) as error:
+            warnings.warn(f"`{path}` is damaged ({error}); computed again.", stacklevel=3)
+    embedding = compute()
+    _write(path, embedding.cpu().numpy())
+    return embedding
+
+
 def default_cache() -> Path:
     """Return the cache folder: ovss_refine in `$XDG_CACHE_HOME`, else in `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ovss_refine"
@@ -85,7 +102,7 @@ def text_features(
     clip: Clip,
     classes: Labels,
     templates: Templates = "imagenet",
-    cache_dir: str | Path | None = None,
+    cache_dir: str | Path | Literal["default"] | None = None,
 ) -> Tensor:
     """Embed the prompts as unit vectors.
 
@@ -93,33 +110,26 @@ def text_features(
         clip: the model and its tokenizer.
         classes: whose prompts to embed.
         templates: see `as_templates`.
-        cache_dir: folder to cache the vectors in; None: no cache. The file's name is a digest of
-            the text tower's weights and modules and of all token ids, so that it is reused only
-            for the same model, templates and names.
+        cache_dir: as in `cached`. The file's name is a digest of the text tower's weights and
+            modules and of all token ids, so that it is reused only for the same model, templates
+            and names.
 
     Returns:
         [K, D] float32 unit rows on the model's device.
 
     Raises:
-        ValueError: as `as_templates` does, or if a prompt in a template has more tokens than the
-            model takes.
+        ValueError: on wrong templates, or if a prompt in one has more tokens than the model takes.
     """
     texts = [t.replace("{}", p) for p in classes.all_prompts for t in as_templates(templates)]
     tokens = clip.tokenizer(texts)  # [K * S, context]
     _check_length(clip.tokenizer, texts, tokens, classes)
     device = next(clip.model.parameters()).device
     K = len(classes.all_prompts)
-    if cache_dir is None:
-        return _embed(clip.model, tokens.to(device), K)
-    path = Path(cache_dir) / f"text-{_digest(clip.model, tokens, K)}.npy"
-    if path.is_file():
-        try:
-            return torch.from_numpy(np.load(path, allow_pickle=False)).to(device)
-        except (ValueError, EOFError) as error:
-            warnings.warn(f"`{path}` is damaged ({error}); computed again.", stacklevel=2)
-    features = _embed(clip.model, tokens.to(device), K)
-    _write(path, features.cpu().numpy())
-    return features
+    return cached(
+        cache_dir,
+        lambda: f"text-{_digest(clip.model, tokens, K)}",
+        lambda: _embed(clip.model, tokens.to(device), K),
+    ).to(device)
 
 
 def _check_length(
@@ -181,5 +191,5 @@ def _write(path: Path, features: Any) -> None:
             whole.replace(path)
     except OSError as error:
         warnings.warn(
-            f"the text features were not cached in `{path.parent}`: {error}", stacklevel=3
+            f"the embedding of text was not cached in `{path.parent}`: {error}", stacklevel=4
         )

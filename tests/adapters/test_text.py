@@ -159,7 +159,7 @@ def test_a_damaged_cache_is_computed_again(clip, tmp_path, content):
 
 def test_unwritable_cache_folder_warns(clip, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.warns(UserWarning, match=r"text features were not cached in `.*/file`"):
+    with pytest.warns(UserWarning, match=r"embedding of text was not cached in `.*/file`"):
         features = text_features(clip, as_classes(["cat"]), "single", tmp_path / "file")
     assert_close(features, text_features(clip, as_classes(["cat"]), "single"))
 

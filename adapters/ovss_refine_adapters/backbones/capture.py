@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovss_refine.attention import Attention
-from ovss_refine.checks import check_number
+from ovss_refine.checks import check_count, check_number
 from ovss_refine.images.convert import ImagesLike, as_image_batch
 
 # Elements of a block of rows: it fits in a CPU's cache, and a few float32 blocks are no larger than
@@ -45,18 +45,7 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 
 
 def check_images(images: ImagesLike) -> Tensor:
-    """Return B images as [B, 3, H, W] float32 in [0, 1], or raise.
-
-    Args:
-        images: a tensor [B, 3, H, W] or an array [B, H, W, 3], uint8 or float in [0, 1]; or a list
-            of images of one size, each a path, a PIL image, or an array or tensor without B.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        TypeError: if an image is in none of these forms.
-        ValueError: on one image outside a batch or list, images of different sizes, a wrong shape,
-            or values that are not finite or outside [0, 1].
-    """
+    """Return B images, in the forms of `AttentionSource`, as [B, 3, H, W] float32 in [0, 1]."""
     batch, several = as_image_batch(images, "images")
     if not several:
         raise ValueError(
@@ -75,33 +64,30 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def target_size(
-    size: int | tuple[int, int] | None, H: int, W: int, multiple: tuple[int, int]
+    size: int | tuple[int, int] | None, images: Tensor, multiple: tuple[int, int]
 ) -> tuple[int, int]:
-    """Return the size to which images of H x W are resized for a model.
+    """Return the size to which [B, 3, H, W] images are resized for a model.
 
     Args:
         size: None: the images' own, each side rounded to a multiple; a number: the shorter side,
             the longer one in proportion, rounded; a pair: exactly that.
-        H: height of the images.
-        W: width of the images.
+        images: only their size is used.
         multiple: (height, width) of a patch.
     """
     if isinstance(size, tuple):
         return size
+    H, W = images.shape[2:]
     scale = 1.0 if size is None else size / min(H, W)
-    sides = (max(1, round(side * scale / m)) * m for side, m in zip((H, W), multiple, strict=True))
-    height, width = sides
+    height, width = (
+        max(1, round(side * scale / m)) * m for side, m in zip((H, W), multiple, strict=True)
+    )
     return height, width
 
 
 def check_size(
     name: str, size: int | tuple[int, int] | None, multiple: tuple[int, int]
 ) -> int | tuple[int, int] | None:
-    """Return `size` for `target_size`, or raise.
-
-    Raises:
-        ValueError: if it is not a positive multiple of a patch, or a pair of them.
-    """
+    """Return `size` for `target_size`, or raise ValueError if its sides are not whole patches."""
     if size is None:
         return None
     pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
@@ -120,12 +106,13 @@ def add_mean_attention(
 ) -> None:
     """Add `weight` times the mean over heads of softmax(scale q k^T) to `out`, a block at a time.
 
-    The softmax is over all T tokens. Then the `prefix` tokens, which are not patches, are dropped
-    and each row is divided by its remaining sum. Memory beyond `out`: four blocks of 2^21 floats.
+    The softmax is over all T = prefix + N tokens. Then the `prefix` tokens, which are not patches,
+    are dropped and each row is divided by its remaining sum. Memory beyond `out`: four blocks of
+    2^21 floats.
 
     Args:
         out: [B, N, N], updated in place; any float dtype.
-        q: [B, A, T, d] queries, T = prefix + N.
+        q: [B, A, T, d] queries.
         k: [B, A, T, d] keys.
         scale: factor on the products, usually d ** -0.5.
         weight: factor on the map.
@@ -162,7 +149,7 @@ def mix_attention(
         grid: (gh, gw), T - prefix = gh * gw.
         prefix: number of leading tokens that are not patches.
         factors: return the layers' heads side by side instead of the map.
-        device: device of the result.
+        device: of the result.
     """
     with torch.no_grad(), torch.autocast(layers[0][0].device.type, enabled=False):
         if factors:
@@ -179,15 +166,22 @@ def mix_attention(
         return Attention(out.to(device), grid)
 
 
+def check_layers(layers: Sequence[int], count: int) -> list[int]:
+    """Return some of `count` layers, which may be negative, counted from the start, or raise."""
+    if isinstance(layers, str) or len(layers) == 0:
+        raise ValueError(f"`layers` must name at least one layer; got {layers!r}.")
+    for layer in layers:
+        check_count("layers", layer, -count)
+        check_number("layers", layer, -count, count - 1)
+    return [layer % count for layer in layers]
+
+
 def check_layer_weights(
     name: str, weights: Sequence[float] | None, count: int, *, factors: bool
 ) -> tuple[float, ...]:
     """Return the weights of `count` layers, divided by their sum; equal weights for None.
 
-    Raises:
-        TypeError: if one is not a number.
-        ValueError: if there are not `count`, one is negative, all are zero, or they differ with
-            `factors`.
+    With `factors`, those that are not zero must be equal.
     """
     if weights is None:
         return (1 / count,) * count

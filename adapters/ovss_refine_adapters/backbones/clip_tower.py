@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ovss_refine.checks import check_shape
 from ovss_refine.registry import require
-from ovss_refine_adapters.backbones.positions import resize_positions
+from ovss_refine_adapters.backbones.positions import Skip, resize_positions
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,11 +82,7 @@ class Tower:
         return device
 
     def grid(self, H: int, W: int) -> tuple[int, int]:
-        """Return the grid (h, w) of an image of H x W pixels; partial patches are dropped.
-
-        Raises:
-            ValueError: if the image is smaller than one patch.
-        """
+        """Return the grid (h, w) of whole patches of an image of H x W pixels, at least one."""
         h, w = H // self.patch[0], W // self.patch[1]
         if h < 1 or w < 1:
             height, width = self.patch
@@ -98,26 +94,15 @@ class Tower:
     def stem(self, pixels: Tensor) -> Tensor:
         """Cut into patches, add class token and positions, normalise: the input of block 0.
 
-        Args:
-            pixels: [B, 3, H, W] normalised for the model, H and W of one patch or more.
-
-        Returns:
-            [B, T, C] in the dtype of the weights.
-
-        Raises:
-            ValueError: on a wrong shape, or an image smaller than a patch.
+        [B, 3, H, W] pixels, normalised for the model, to [B, T, C] in the dtype of the weights.
         """
         sizes = check_shape("pixels", pixels, "B C H W", C=3)
         grid = self.grid(sizes["H"], sizes["W"])
         visual = self.visual
-        x = visual.conv1(pixels.to(visual.conv1.weight.dtype))  # [B, C, h, w]
-        x = x.flatten(2).mT  # [B, N, C]
+        x = visual.conv1(pixels.to(visual.conv1.weight.dtype)).flatten(2).mT  # [B, N, C]
         first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
-        table = resize_positions(
-            visual.positional_embedding,
-            grid,
-            skip="count" if self.faithful else "count and square",
-        )
+        skip: Skip = "count" if self.faithful else "count and square"
+        table = resize_positions(visual.positional_embedding, grid, skip=skip)
         x = torch.cat([first, x], dim=1) + table.to(x.dtype)  # [B, T, C]
         normal: Tensor = visual.ln_pre(x)
         return normal
@@ -130,13 +115,7 @@ class Tower:
     def blocks(
         self, tokens: Tensor, start: int, stop: int, keep: Collection[int] = ()
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Run blocks `start` to `stop` - 1 unchanged.
-
-        Args:
-            tokens: [B, T, C] input of block `start`.
-            start: first block, from 0.
-            stop: one past the last block.
-            keep: indices of the blocks whose outputs are returned too.
+        """Run blocks `start` to `stop` - 1 unchanged on [B, T, C] tokens.
 
         Returns:
             [B, T, C] output of the last one, and those of the blocks in `keep` by index.
@@ -149,14 +128,9 @@ class Tower:
         return tokens, kept
 
     def qkv(self, i: int, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute queries, keys and values of block `i` from its input.
+        """Compute q, k, v of block `i`, [B, A, T, d] float32 each, from its input [B, T, C].
 
-        Args:
-            i: index of the block, from 0.
-            tokens: [B, T, C] input of the block; any tokens, with or without the class token.
-
-        Returns:
-            q, k, v: [B, A, T, d] each, float32.
+        The class token may be left out.
         """
         block = self.visual.transformer.resblocks[i]
         joint = F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias)
@@ -186,15 +160,10 @@ class Tower:
 
 
 def self_similarity(x: Tensor, y: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Attend: softmax over the last axis of x y^T / sqrt(d), plus `bias` before the softmax.
+    """Attend: softmax of x y^T / sqrt(d) + bias over the last axis.
 
-    Args:
-        x: [B, A, T, d] queries.
-        y: [B, A, S, d] keys.
-        bias: broadcast to [B, A, T, S].
-
-    Returns:
-        [B, A, T, S]; rows sum to one. B * A * T * S floats.
+    Queries [B, A, T, d] and keys [B, A, S, d] to [B, A, T, S] with rows that sum to one; the `bias`
+    is broadcast to that.
     """
     logits = (x @ y.mT).mul(x.shape[-1] ** -0.5)
     return (logits if bias is None else logits + bias).softmax(dim=-1)

@@ -5,7 +5,6 @@ names with HF_HUB_OFFLINE=1.
 """
 
 import hashlib
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ovss_refine.registry import require
-from ovss_refine_adapters.backbones.weights import check_config, from_hub, local_folder
-from ovss_refine_adapters.text import default_cache
+from ovss_refine_adapters.backbones.weights import check_config, check_unset, from_hub, local_folder
+from ovss_refine_adapters.text import cached
 
 INSTEAD = "a folder with the subfolders vae, unet, scheduler, text_encoder and tokenizer"
 
@@ -54,9 +53,7 @@ def load_parts(
     """
     options = {"revision": revision, "variant": variant, "device": device, "dtype": dtype}
     if isinstance(model, Parts):
-        for name, value in options.items():
-            if value is not None:
-                raise ValueError(f"`{name}` must be None with ready parts; got {value!r}.")
+        check_unset(options, "ready parts")
         return model
     folder = local_folder(model)
     source = str(model) if folder is None else str(folder)
@@ -66,12 +63,11 @@ def load_parts(
             if found != kind:
                 raise ValueError(f"`{folder / part}` must hold {kind}; got {found!r}.")
     vae, unet, scheduler = _load(source, options)
-    path = _cache_path(source, revision, cache_dir)
-    prompt = _read(path)
-    if prompt is None:
-        prompt = _embed_empty_prompt(source, revision, variant)
-        if path is not None:
-            _write(path, prompt)
+    prompt = cached(
+        cache_dir,
+        lambda: f"prompt-{_prompt_digest(source, revision)}",
+        lambda: _embed_empty_prompt(source, revision, variant),
+    )
     return Parts(vae, unet, scheduler, prompt)
 
 
@@ -126,29 +122,6 @@ def _check_complete(what: str, report: dict[str, Any]) -> None:
         )
 
 
-def _read(path: Path | None) -> Tensor | None:
-    """Return the cached embedding [1, 77, C], or None; a damaged file counts as missing."""
-    tensors = require("safetensors", "models")
-    if path is None or not path.is_file():
-        return None
-    try:
-        with tensors.safe_open(path, framework="pt") as file:
-            cached: Tensor = file.get_tensor("prompt")
-    except tensors.SafetensorError:
-        return None
-    return cached
-
-
-def _write(path: Path, prompt: Tensor) -> None:
-    """Cache the embedding atomically; other processes may do so at the same time."""
-    tensors = require("safetensors.torch", "models")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        written = Path(folder) / path.name
-        tensors.save_file({"prompt": prompt}, written)
-        written.replace(path)
-
-
 def _embed_empty_prompt(source: str, revision: str | None, variant: str | None) -> Tensor:
     """Run the model's own text encoder on the empty prompt; it is freed afterwards."""
     transformers = require("transformers", "models")
@@ -182,18 +155,12 @@ def _embed_empty_prompt(source: str, revision: str | None, variant: str | None) 
     return embedded.contiguous()
 
 
-def _cache_path(
-    source: str, revision: str | None, cache_dir: str | Path | Literal["default"] | None
-) -> Path | None:
-    """Name the file after everything the embedding depends on."""
-    if cache_dir is None:
-        return None
-    folder = default_cache() if cache_dir == "default" else Path(cache_dir)
+def _prompt_digest(source: str, revision: str | None) -> str:
+    """Hash everything that the embedding depends on."""
     key = [source, str(revision)]
     for part in ("text_encoder", "tokenizer"):
         inside = Path(source) / part
         for path in sorted(inside.iterdir()) if inside.is_dir() else ():
             facts = path.stat()
             key += [str(path.resolve()), str(facts.st_size), str(facts.st_mtime_ns)]
-    digest = hashlib.sha256("\n".join(key).encode()).hexdigest()[:32]
-    return folder / f"prompt-{digest}.safetensors"
+    return hashlib.sha256("\n".join(key).encode()).hexdigest()[:32]

@@ -4,8 +4,7 @@ open_clip only warns if a name and its weights disagree on the activation, and k
 if it finds no others. Here both raise.
 """
 
-import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ovss_refine.registry import require
-from ovss_refine_adapters.backbones.weights import check_config, from_hub
+from ovss_refine_adapters.backbones.weights import (
+    check_config,
+    check_unset,
+    did_you_mean,
+    from_hub,
+    local_folder,
+)
 
 # OpenAI's weights, which all published training-free methods use.
 PRESETS = {
@@ -68,15 +73,14 @@ def load_clip(
         device: device to load onto; None: the CPU.
 
     Raises:
-        ModuleNotFoundError: if open_clip is not installed.
+        ModuleNotFoundError, FileNotFoundError: if open_clip, a folder, a file or weights are
+            missing.
         ValueError: on an unknown name or tag, an activation that differs from that of the
             weights, weights that do not fit, or a missing or superfluous `pretrained`.
-        FileNotFoundError: if a folder, a file or weights cannot be found, on disk or online.
     """
     library = require("open_clip", "models")
     if isinstance(model, nn.Module):
-        if pretrained is not None:
-            raise ValueError(f"`pretrained` must be None with a ready model; got {pretrained!r}.")
+        check_unset({"pretrained": pretrained}, "a ready model")
         return _clip(library, model, tokenizer or _own_tokenizer(library, model))
     name = str(model)
     if name in PRESETS:
@@ -85,13 +89,12 @@ def load_clip(
     if name not in library.list_models() and not name.startswith(HUB):
         name = _folder(library, model)
     if name.startswith((LOCAL, HUB)):
-        if pretrained is not None:
-            raise ValueError(
-                f"`pretrained` must be None with {name!r}, which has its own weights; "
-                f"got {pretrained!r}."
-            )
+        check_unset({"pretrained": pretrained}, f"{name!r}, which has its own weights")
         if name.startswith(HUB):
-            _check_hub(library, name.removeprefix(HUB))
+            repository = name.removeprefix(HUB)
+            with from_hub(repository, argument="model='local-dir:PATH'", instead=INSTEAD):
+                for filename in (CONFIG, None):  # None: the weights, whatever their name
+                    library.pretrained.download_pretrained_from_hf(repository, filename=filename)
     else:
         _check_weights(library, name, pretrained)
     loaded = _create(library, name, pretrained, device)
@@ -119,12 +122,10 @@ def _own_tokenizer(library: ModuleType, model: nn.Module) -> Tokenizer:
 
 def _folder(library: ModuleType, model: str | Path) -> str:
     """Treat a name unknown to open_clip as a folder, or raise."""
-    folder = Path(str(model).removeprefix(LOCAL)).expanduser()
-    if not folder.is_dir():
-        if isinstance(model, Path) or model.startswith(LOCAL):
-            raise FileNotFoundError(f"`model` must be an existing folder; got `{folder}`.")
-        near = _near(model, [*PRESETS, *library.list_models()])
-        raise ValueError(f"`model` must be an open_clip name or a folder; got {model!r}.{near}")
+    folder = Path(model) if Path(model).is_dir() else local_folder(model)
+    if folder is None:
+        hint = did_you_mean(str(model), [*PRESETS, *library.list_models()])
+        raise ValueError(f"`model` must be an open_clip name or a folder; got {model!r}.{hint}")
     check_config(folder, CONFIG, "model_cfg")
     # Without weights, open_clip would keep random ones.
     if not any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES):
@@ -132,17 +133,6 @@ def _folder(library: ModuleType, model: str | Path) -> str:
             f"`model` must be {INSTEAD}; `{folder}` has no {' or '.join(WEIGHT_FILES)}."
         )
     return f"{LOCAL}{folder}"
-
-
-def _near(value: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(value, known, n=3)
-    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-
-
-def _check_hub(library: ModuleType, repository: str) -> None:
-    with from_hub(repository, argument="model='local-dir:PATH'", instead=INSTEAD):
-        for filename in (CONFIG, None):  # None: the weights, whatever their name
-            library.pretrained.download_pretrained_from_hf(repository, filename=filename)
 
 
 def _check_weights(library: ModuleType, name: str, pretrained: str | Path | None) -> None:
@@ -157,7 +147,7 @@ def _check_weights(library: ModuleType, name: str, pretrained: str | Path | None
             raise FileNotFoundError(f"`pretrained` must be an existing file; got `{pretrained}`.")
         raise ValueError(
             f"`pretrained` must be one of {tags} or a file for {name!r}; "
-            f"got {pretrained!r}.{_near(str(pretrained), tags)}"
+            f"got {pretrained!r}.{did_you_mean(str(pretrained), tags)}"
         )
     _check_activation(library, name, str(pretrained), wanted.get("quick_gelu", False))
     repository = "/".join(wanted["hf_hub"].split("/")[:2])  # a file's name may follow
@@ -182,11 +172,11 @@ def _check_activation(library: ModuleType, name: str, tag: str, trained: bool) -
 def _create(
     library: ModuleType, name: str, pretrained: str | Path | None, device: str | torch.device | None
 ) -> nn.Module:
-    source = name if pretrained is None else str(pretrained)
+    weights = None if pretrained is None else str(pretrained)
     try:
         model: nn.Module = library.create_model(
             name,
-            pretrained=None if pretrained is None else str(pretrained),
+            pretrained=weights,
             device=device or "cpu",
             require_pretrained=True,
             weights_only=True,
@@ -194,6 +184,6 @@ def _create(
     except Exception as error:  # every format has its own errors for a damaged file
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"the weights `{source}` must be tensors that fit the model `{name}`; {first}"
+            f"the weights `{weights or name}` must be tensors that fit the model `{name}`; {first}"
         ) from error
     return model.eval()

@@ -8,7 +8,7 @@ Axes: C channels, g the side of the table's square grid, (h, w) the target grid,
 """
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -39,14 +39,13 @@ def resize_positions(
         [prefix + h * w, C] in the dtype and on the device of `table`.
 
     Raises:
-        TypeError: if `table` is not a floating-point tensor.
-        ValueError: on a wrong shape, a table whose patches do not form a square, a grid
-            without patches or an unknown `skip`.
+        TypeError, ValueError: on a table that is not floating-point or whose patches do not form a
+            square, a grid without patches or an unknown `skip`.
     """
     sizes = check_shape("table", table, "T C")
     check_float("table", table)
     check_count("prefix", prefix, 0)
-    check_choice("skip", skip, ["count", "count and square"])
+    check_choice("skip", skip, get_args(Skip))
     h, w = grid
     check_count("grid[0]", h, 1)
     check_count("grid[1]", w, 1)

@@ -16,14 +16,9 @@ WEIGHT_BITS = 11
 
 
 def resize_8bit(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize like OpenCV.
+    """Resize [B, 3, H, W] images in [0, 1] like OpenCV to float32 multiples of 1/255.
 
-    Args:
-        images: [B, 3, H, W] in [0, 1]; rounded to multiples of 1/255 first.
-        size: (h, w).
-
-    Returns:
-        [B, 3, h, w] float32 multiples of 1/255 in [0, 1].
+    They are rounded to multiples of 1/255 first; `size` is (h, w).
     """
     levels = (images.float() * 255).round().long()
     (H, W), (h, w), device = images.shape[-2:], size, images.device

@@ -1,4 +1,4 @@
-"""Dense features of any timm backbone, and queries, keys and values of a ViT.
+"""Dense features of any timm backbone, and queries and keys of a ViT.
 
 Axes: B images, C channels, A heads, T tokens (prefix tokens first), N = gh * gw patches, d channels
 per head.
@@ -7,7 +7,7 @@ per head.
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ovss_refine.checks import check_choice
 from ovss_refine.registry import require
 from ovss_refine_adapters.backbones.capture import (
     check_images,
+    check_layers,
     check_size,
     device_of,
     dtype_of,
@@ -28,7 +29,6 @@ from ovss_refine_adapters.backbones.timm_attention import Projections, add_hooks
 from ovss_refine_adapters.backbones.weights import load_timm
 
 Positions = Literal["timm", "reference"]
-POSITIONS = ("timm", "reference")
 
 
 class TimmBackbone:
@@ -48,8 +48,7 @@ class TimmBackbone:
         dtype: dtype of the model's parameters; None: unchanged.
 
     Raises:
-        ModuleNotFoundError: if timm is not installed.
-        FileNotFoundError: if the weights are unavailable; the message says what to do.
+        ModuleNotFoundError, FileNotFoundError: if timm or the weights are missing.
         ValueError: on an unknown model, weights of another model, a `size` that is not a multiple
             of the patch, "reference" for a model without a table, or `weights`, `device` or `dtype`
             with a ready model.
@@ -66,8 +65,7 @@ class TimmBackbone:
         dtype: torch.dtype | None = None,
     ) -> None:
         """Load the model, or take a ready one."""
-        check_choice("positions", positions, POSITIONS)
-        timm_data = require("timm.data", "models")
+        check_choice("positions", positions, get_args(Positions))
         # Any: the attributes used below are timm's, not those of a plain module.
         self.model: Any = load_timm(model, weights=weights, device=device, dtype=dtype)
         patch = getattr(getattr(self.model, "patch_embed", None), "patch_size", (1, 1))
@@ -80,7 +78,7 @@ class TimmBackbone:
                 f"{type(self.model).__name__} has none."
             )
         self.positions = positions
-        config = timm_data.resolve_model_data_config(self.model)
+        config = require("timm.data", "models").resolve_model_data_config(self.model)
         self.mean, self.std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
 
     def features(self, images: Tensor, layer: int = -1) -> Tensor:
@@ -94,42 +92,28 @@ class TimmBackbone:
             [B, C, gh, gw] float32 on the device of `images`, without prefix tokens.
 
         Raises:
-            TypeError: if `images` are neither uint8 nor floating-point.
-            ValueError: on images of another shape or range, a layer that does not exist, or a size
-                that the model was not made for.
+            TypeError, ValueError: as `AttentionSource` does, or on a layer that does not exist, or
+                a size that the model was not made for.
         """
         (index,) = self.check_layers([layer])
         maps = self._run(images, index, norm=True)
         return maps.float().to(images.device)
 
-    def queries(self, images: Tensor, layer: int = -1) -> Tensor:
-        """Return the queries of a block, [B, A, N, d] float32; arguments as in `features`."""
-        return self._drop_prefix(self.projections(images, [layer])[0].q, images)
-
     def keys(self, images: Tensor, layer: int = -1) -> Tensor:
         """Return the keys of a block, [B, A, N, d] float32; arguments as in `features`."""
-        return self._drop_prefix(self.projections(images, [layer])[0].k, images)
-
-    def values(self, images: Tensor, layer: int = -1) -> Tensor:
-        """Return the values of a block, [B, A, N, d] float32; arguments as in `features`."""
-        return self._drop_prefix(self.projections(images, [layer])[0].v, images)
+        tokens = self.projections(images, [layer])[0].k
+        return tokens[:, :, self.prefix :].float().to(images.device)
 
     def grid(self, images: Tensor) -> tuple[int, int]:
         """Return the grid (gh, gw) of a ViT's patches for `images`."""
-        H, W = target_size(self.size, images.shape[2], images.shape[3], self.patch_size)
+        H, W = target_size(self.size, images, self.patch_size)
         return H // self.patch_size[0], W // self.patch_size[1]
 
     def projections(self, images: Tensor, layers: Sequence[int]) -> list[Projections]:
-        """Return queries, keys and values of blocks, prefix tokens included, on the model's device.
+        """Return queries and keys of blocks, in their order, on the model's device.
 
-        Args:
-            images: [B, 3, H, W] in [0, 1].
-            layers: blocks, negative from the end; the result is in their order.
-
-        Raises:
-            TypeError: if `images` are neither uint8 nor floating-point.
-            ValueError: as `features` does, or if the model is not a ViT with plain attention.
-            RuntimeError: if a block ran without computing attention.
+        Prefix tokens are included. Raises as `features` does; ValueError if the model is not a ViT
+        with plain attention, RuntimeError if a block ran without computing it.
         """
         indices = self.check_layers(layers)
         modules = {index: self._attention_of(index) for index in indices}
@@ -137,25 +121,13 @@ class TimmBackbone:
         with ExitStack() as stack:
             for index, attn in modules.items():
                 for handle in add_hooks(attn, captured[index]):
-                    stack.callback(handle.remove)
+                    stack.enter_context(handle)
             self._run(images, max(indices), norm=False)
         return [project(modules[index], captured[index], index) for index in indices]
 
     def check_layers(self, layers: Sequence[int]) -> list[int]:
-        """Return `layers` counted from the start.
-
-        Raises:
-            ValueError: if there are none, or one does not exist.
-        """
-        count = len(self.model.feature_info)
-        if len(layers) == 0:
-            raise ValueError("`layers` must name at least one layer; got none.")
-        for layer in layers:
-            if isinstance(layer, bool) or not isinstance(layer, int):
-                raise TypeError(f"`layers` must be whole numbers; got {layer!r}.")
-            if not -count <= layer < count:
-                raise ValueError(f"`layers` must be in [-{count}, {count - 1}]; got {layer}.")
-        return [layer % count for layer in layers]
+        """Return `layers`, blocks or stages, counted from the start, or raise."""
+        return check_layers(layers, len(self.model.feature_info))
 
     def check_attention(self, layers: Sequence[int]) -> None:
         """Raise ValueError unless the blocks have plain softmax attention."""
@@ -180,12 +152,12 @@ class TimmBackbone:
     def _run(self, images: Tensor, index: int, *, norm: bool) -> Tensor:
         """Run up to layer `index` and return its [B, C, gh, gw] features."""
         images = check_images(images)
-        size = target_size(self.size, images.shape[2], images.shape[3], self.patch_size)
+        size = target_size(self.size, images, self.patch_size)
         self._check_fixed_size(size)
         with undisturbed(self.model), ExitStack() as stack:
             if self.positions == "reference":
                 for handle in _hook_positions(self.model, size, self.patch_size):
-                    stack.callback(handle.remove)
+                    stack.enter_context(handle)
             x = resize(images.to(device_of(self.model)), size)
             x = (x - self.mean.to(x.device)) / self.std.to(x.device)
             maps: list[Tensor] = self.model.forward_intermediates(
@@ -207,9 +179,6 @@ class TimmBackbone:
                 f"`size={tuple(own)}`."
             )
 
-    def _drop_prefix(self, tokens: Tensor, images: Tensor) -> Tensor:
-        return tokens[:, :, self.prefix :].float().to(images.device)
-
 
 def _hook_positions(model: Any, size: tuple[int, int], patch_size: tuple[int, int]) -> list[Any]:
     """Replace timm's position embeddings by the reference's, before the first block."""
@@ -219,8 +188,7 @@ def _hook_positions(model: Any, size: tuple[int, int], patch_size: tuple[int, in
     table = resize_positions(model.pos_embed[0], grid, skip="count and square", prefix=prefix)
 
     def keep_patches(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
-        x = output
-        patches.append(x.flatten(1, 2) if x.ndim == 4 else x)
+        patches.append(output.flatten(1, 2) if output.ndim == 4 else output)
 
     def add_positions(_module: nn.Module, _args: tuple[Any, ...], _output: Tensor) -> Tensor:
         x = patches.pop()

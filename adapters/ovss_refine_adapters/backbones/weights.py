@@ -3,7 +3,7 @@
 import difflib
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,22 +30,32 @@ def load_timm(
     Arguments and exceptions are those of `TimmBackbone`.
     """
     if isinstance(model, nn.Module):
-        for name, value in (("weights", weights), ("device", device), ("dtype", dtype)):
-            if value is not None:
-                raise ValueError(f"`{name}` must be None with a ready model; got {value!r}.")
+        options = {"weights": weights, "device": device, "dtype": dtype}
+        check_unset(options, "a ready model")
         return model
-    require("timm", "models")
     folder = local_folder(model)
     if folder is not None:
         check_config(folder, "config.json", "architecture")
         loaded = _create(f"local-dir:{folder}", pretrained=False)
-        _load_file(loaded, weight_file(folder if weights is None else weights))
-    elif weights is not None:
-        loaded = _named(str(model), pretrained=False)
-        _load_file(loaded, weight_file(weights))
+        weights = folder if weights is None else weights
     else:
-        loaded = _named(str(model), pretrained=True)
+        loaded = _named(str(model), pretrained=weights is None)
+    if weights is not None:
+        _load_file(loaded, weight_file(weights))
     return loaded.to(device=device, dtype=dtype).eval()
+
+
+def check_unset(options: Mapping[str, object], beside: str) -> None:
+    """Raise ValueError if an option that does not go with another argument is not None."""
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"`{name}` must be None with {beside}; got {value!r}.")
+
+
+def did_you_mean(value: str, known: Sequence[str]) -> str:
+    """Return a sentence that proposes similar names; empty if there are none."""
+    near = difflib.get_close_matches(value, known, n=3)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 @contextmanager
@@ -72,11 +82,10 @@ def from_hub(repository: str, *, argument: str, instead: str) -> Iterator[None]:
         ) from error
 
 
-def local_folder(model: str | Path, argument: str = "model") -> Path | None:
+def local_folder(model: str | Path) -> Path | None:
     """Return `model` as a folder, given as a path or after `local-dir:`, or None if it is a name.
 
-    Raises:
-        FileNotFoundError: if it is written as a folder but does not exist.
+    Something written as a folder that does not exist raises FileNotFoundError.
     """
     text = str(model)
     path = Path(text.removeprefix("local-dir:")).expanduser()
@@ -84,16 +93,12 @@ def local_folder(model: str | Path, argument: str = "model") -> Path | None:
     if path.is_dir() and (meant or len(path.parts) > 1):
         return path
     if meant:
-        raise FileNotFoundError(f"`{argument}` must be an existing folder; got `{path}`.")
+        raise FileNotFoundError(f"`model` must be an existing folder; got `{path}`.")
     return None
 
 
 def weight_file(path: str | Path) -> Path:
-    """Return the weight file at `path`, or in the folder `path`.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-    """
+    """Return the weight file at `path`, or in the folder `path`, or raise FileNotFoundError."""
     path = Path(str(path).removeprefix("local-dir:")).expanduser()
     if path.is_file():
         return path
@@ -109,12 +114,7 @@ def weight_file(path: str | Path) -> Path:
 
 
 def check_config(folder: Path, name: str, key: str) -> object:
-    """Return the entry `key` of the JSON file `name` in `folder`.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not JSON, or has no such entry.
-    """
+    """Return the entry `key` of the JSON file `name` in `folder`, or raise."""
     path = folder / name
     if not path.is_file():
         raise FileNotFoundError(f"`{folder}` must hold `{name}`; got {_listing(folder)}.")
@@ -140,8 +140,7 @@ def _named(name: str, *, pretrained: bool) -> nn.Module:
     else:
         _check_name(name, pretrained=pretrained)
         repository = timm.get_pretrained_cfg(name).hf_hub_id or name
-    instead = "a weight file or a folder with one"
-    with from_hub(repository, argument="weights", instead=instead):
+    with from_hub(repository, argument="weights", instead="a weight file or a folder with one"):
         return _create(name, pretrained=pretrained)
 
 
@@ -163,8 +162,7 @@ def _check_name(name: str, *, pretrained: bool) -> None:
     timm = require("timm", "models")
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(name, timm.list_models(pretrained=True), n=3, cutoff=0.5)
-        hint = f" Did you mean one of {near}?" if near else ""
+        hint = did_you_mean(name, timm.list_models(pretrained=True))
         raise ValueError(f"`model` must be the name of a timm model; got {name!r}.{hint}")
     known = timm.list_models(f"{architecture}*", pretrained=True)
     known = [other for other in known if other.partition(".")[0] == architecture]

@@ -125,7 +125,7 @@ def test_a_mismatched_activation_is_refused():
         ({"layers": [3]}, ValueError, r"`layers` must be in \[-3, 2\]; got 3"),
         ({"layers": [-4]}, ValueError, "`layers` must be at least -3; got -4"),
         ({"layers": []}, ValueError, r"at least one layer; got \[\]"),
-        ({"layers": "last"}, ValueError, "'all' or name at least one layer; got 'last'"),
+        ({"layers": "last"}, ValueError, "must name at least one layer; got 'last'"),
         ({"layers": [0.0]}, TypeError, "`layers` must be a whole number"),
         ({"layer_weights": [0.0]}, ValueError, "must not be all zero"),
         ({"size": 30}, ValueError, "`size` must be a positive multiple of the patch size 8"),
