@@ -161,11 +161,9 @@ class StableDiffusionAttention:
         unet, vae = self.parts.unet, self.parts.vae
         with undisturbed(vae, unet):
             latents = self._encode(images)
-            N, grid_map = self.grid[0] * self.grid[1], None
-            if not self.factors:
-                shape = (len(images), N, N)
-                grid_map = torch.zeros(shape, dtype=self.map_dtype, device=latents.device)
-            captured = _Captured(grid_map, [], [])
+            B, N = len(images), self.grid[0] * self.grid[1]
+            total = None if self.factors else latents.new_zeros(B, N, N, dtype=self.map_dtype)
+            captured = _Captured(total, [], [])
             for timestep in self.timesteps:
                 self._run_unet(latents, timestep, captured)
         if captured.map is None:
