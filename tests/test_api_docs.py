@@ -132,7 +132,9 @@ def test_docstring_says_what_goes_in_and_what_may_be_raised(full):
 
 
 def test_sections_are_read():
-    doc = "Do.\n\nArgs:\n    a: [N] one\n        more: yes.\n    b: two.\n\nRaises:\n    E, F: if.\n"
+    doc = (
+        "Do.\n\nArgs:\n    a: [N] one\n        more: yes.\n    b: two.\n\nRaises:\n    E, F: if.\n"
+    )
     assert section(doc, "Args") == {"a": " [N] one\n        more: yes.\n", "b": " two.\n\n"}
     assert section(doc, "Raises") == {"E, F": " if.\n\n"}
     assert section("Do.\n", "Args") == {}

@@ -36,7 +36,7 @@ from ovss_refine_adapters.logits.cass_graph import (
 from ovss_refine_adapters.logits.clip import gaussian
 from ovss_refine_adapters.logits.global_text import GlobalTextClip
 from ovss_refine_adapters.logits.proxyclip import as_backbone, denormalise, whole_patches
-from ovss_refine_adapters.logits.windows import upsample
+from ovss_refine_adapters.logits.windows import regrid
 
 # Components kept of a graph.
 RANK = 10
@@ -78,9 +78,9 @@ class CassLogits(GlobalTextClip):
     """CLIP with attention from DINO's graph, and text moved towards the image.
 
     Memory beyond both models: 5 * B * A * N * N floats.
+    Further arguments and exceptions are those of `DenseClip`.
 
     Args:
-        classes: names with synonyms, a file, or `Labels`.
         proxy: source of the keys: "dino-b8" (published), any other name, folder or ready model that
             `TimmBackbone` takes, or an object with `keys` and `grid`. It must have as many heads as
             CLIP.
@@ -97,10 +97,7 @@ class CassLogits(GlobalTextClip):
             own.
 
     Raises:
-        TypeError: on an unknown option, a value that is not a number, or a proxy of another kind.
-        ValueError: on invalid classes or options, or an unsupported model.
-        FileNotFoundError: if weights cannot be found.
-        ModuleNotFoundError: if open_clip, timm or scipy is not installed.
+        TypeError: also on a proxy of another kind.
     """
 
     linkage = "ward"
@@ -150,7 +147,8 @@ class CassLogits(GlobalTextClip):
         keys = match_range(self.proxy_keys(pixels, grid), k)
         pairing = self.pair(keys, k)
         clip = scaled_products(k)  # [B, A, N, N]
-        graph = match_range(self.low_rank(_reorder_heads(keys, pairing.heads)), clip, per_head=True)
+        keys = keys.gather(1, pairing.heads[..., None, None].expand_as(keys))
+        graph = match_range(self.low_rank(keys), clip, per_head=True)
         weight = GRAPH_WEIGHT * pairing.weight[..., None, None]
         joined = (weight * graph + clip) / (weight + 1)
         bias = gaussian(grid, self.gaussian_std, x.device)[1:, 1:]
@@ -164,18 +162,18 @@ class CassLogits(GlobalTextClip):
         return tower.head(x[:, :1])[:, 0]
 
     def proxy_keys(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Compute DINO's keys on CLIP's grid: normalised pixels to [B, A, N, d'] float32.
-
-        Raises:
-            ValueError: if the proxy has another number of heads, or keys that do not fit its grid.
-        """
-        images = self._proxy_images(pixels)
+        """Compute DINO's keys on CLIP's grid: normalised pixels to [B, A, N, d'] float32."""
+        if self.options.faithful:
+            patch = getattr(self.proxy, "patch_size", (1, 1))
+            images = whole_patches(released_view(pixels), patch)
+        else:
+            images = denormalise(pixels, self._mean, self._std)
+            images = whole_patches(images, self.tower.patch)
         gh, gw = self.proxy.grid(images)
         keys = self.proxy.keys(images).to(pixels.device).float()
-        A = self.tower.heads
-        sizes = check_shape("keys of the proxy", keys, "B A N d", B=len(pixels), A=A, N=gh * gw)
-        maps = keys.mT.reshape(sizes["B"], -1, gh, gw)
-        return upsample(maps, grid).view(sizes["B"], A, sizes["d"], -1).mT
+        B, A = len(pixels), self.tower.heads
+        check_shape("keys of the proxy", keys, "B A N d", B=B, A=A, N=gh * gw)
+        return regrid(keys, (gh, gw), grid)
 
     def pair(self, proxy: Tensor, clip: Tensor) -> Pairing:
         """Give each of CLIP's heads one of DINO's, by keys [B, A, N, d'] and [B, A, N, d].
@@ -209,15 +207,8 @@ class CassLogits(GlobalTextClip):
         if self.spectrum_stretch:
             s = stretch(s)
         graph = ((u * s[..., None, :]) @ v.mT).float()
-        own = torch.eye(N, dtype=torch.bool, device=graph.device)
-        return graph.masked_fill(own, 0.0)
-
-    def _proxy_images(self, pixels: Tensor) -> Tensor:
-        """Return DINO's input images, in [0, 1]."""
-        patch = getattr(self.proxy, "patch_size", (1, 1))
-        if not self.options.faithful:
-            return whole_patches(denormalise(pixels, self._mean, self._std), self.tower.patch)
-        return whole_patches(released_view(pixels), patch)
+        graph.diagonal(dim1=-2, dim2=-1).zero_()
+        return graph
 
 
 def _check_heads(proxy: TimmBackbone, heads: int) -> None:
@@ -230,14 +221,10 @@ def _check_heads(proxy: TimmBackbone, heads: int) -> None:
 
 
 def released_view(pixels: Tensor) -> Tensor:
-    """Make the images that the released code gives to DINO.
+    """Make the images that the released code gives to DINO, multiples of 1/255 in [0, 1].
 
-    Args:
-        pixels: [B, 3, H, W] normalised for CLIP.
-
-    Returns:
-        [B, 3, m, m] multiples of 1/255 in [0, 1], m = min(H, W): ImageNet's normalisation undone
-        instead of CLIP's, truncated to 8 bits and resized to a square.
+    [B, 3, H, W] pixels normalised for CLIP to [B, 3, m, m], m = min(H, W): ImageNet's normalisation
+    undone instead of CLIP's, truncated to 8 bits and resized to a square.
     """
     mean, std = (pixels.new_tensor(x).view(3, 1, 1) for x in (RELEASED_MEAN, RELEASED_STD))
     levels = ((pixels * std + mean).clamp(0, 1) * 255).floor()
@@ -247,8 +234,3 @@ def released_view(pixels: Tensor) -> Tensor:
         resized = F.interpolate(levels, (side, side), mode="bicubic", antialias=True)
         levels = resized.round().clamp(0, 255)
     return levels / 255
-
-
-def _reorder_heads(keys: Tensor, heads: Tensor) -> Tensor:
-    """Reorder the heads of [B, A, N, d] by [B, A] indices."""
-    return keys.gather(1, heads[..., None, None].expand_as(keys))

@@ -28,16 +28,13 @@ def scaled_products(keys: Tensor) -> Tensor:
 
 
 def match_range(x: Tensor, like: Tensor, *, per_head: bool = False) -> Tensor:
-    """Map values linearly onto the range of others: [B, A, ...] each, one range per image.
+    """Map values linearly onto the range of others: [B, A, N, d] each, one range per image.
 
     With `per_head`, one per head. Constants map to the lower end.
     """
-    start = 2 if per_head else 1
+    axes = tuple(range(2 if per_head else 1, x.ndim))
     (low, high), (least, most) = (
-        (y.flatten(start).amin(-1), y.flatten(start).amax(-1)) for y in (x, like)
-    )
-    low, high, least, most = (
-        y.reshape(*y.shape, *[1] * (x.ndim - start)) for y in (low, high, least, most)
+        (y.amin(axes, keepdim=True), y.amax(axes, keepdim=True)) for y in (x, like)
     )
     share = (x - low) / (high - low).clamp(min=torch.finfo(x.dtype).tiny)
     return share * (most - least) + least
@@ -48,13 +45,7 @@ def assign(worth: Tensor) -> Tensor:
 
     If one eigenvalue dominates every graph, `worth` is nearly a row term plus a column term, all
     assignments are equally good, and rounding would decide. A small penalty on the distance from
-    the diagonal breaks such ties.
-
-    Args:
-        worth: [B, A, A].
-
-    Returns:
-        [B, A] int64 column of each row, on the CPU.
+    the diagonal breaks such ties. [B, A, A] to the [B, A] int64 column of each row, on the CPU.
     """
     solve = require("scipy.optimize", "models").linear_sum_assignment
     places = torch.arange(worth.shape[-1], dtype=torch.float64)
@@ -65,11 +56,7 @@ def assign(worth: Tensor) -> Tensor:
 def spectrum(keys: Tensor) -> Tensor:
     """Compute the largest eigenvalues of the graph k k^T / sqrt(d), as shares of their sum.
 
-    Args:
-        keys: [B, A, N, d].
-
-    Returns:
-        [B, A, 20] float64, ascending, summing to one; fewer if there are fewer patches.
+    [B, A, N, d] to [B, A, 20] float64, ascending; fewer if there are fewer patches.
     """
     # k^T k has the same eigenvalues except zeros, and is d x d.
     keys = keys.double()
@@ -83,16 +70,11 @@ def randomised_svd(factor: Tensor, q: int, seed: int) -> tuple[Tensor, Tensor, T
     """Factor F F^T by random projection, as `torch.svd_lowrank` does, with its own seed.
 
     N. Halko et al., "Finding structure with randomness", SIAM Review 2011, algorithms 4.4 and 5.1.
-    The random matrices are drawn head by head; every image gets the same.
-
-    Args:
-        factor: [B, A, N, d] F.
-        q: number of components, at most N.
-        seed: of the random matrices.
+    The random matrices are drawn head by head; every image gets the same. F is [B, A, N, d].
 
     Returns:
-        U [B, A, N, q], singular values [B, A, q] descending, V [B, A, N, q], in the dtype of
-        `factor`: F F^T is about U diag(s) V^T.
+        U [B, A, N, q], singular values s [B, A, q] descending, V [B, A, N, q], q <= N, in the dtype
+        of `factor`: F F^T is about U diag(s) V^T.
     """
     N = factor.shape[2]
     # On the CPU, so that a seed gives the same matrices on every device.
@@ -110,13 +92,9 @@ def randomised_svd(factor: Tensor, q: int, seed: int) -> tuple[Tensor, Tensor, T
 
 
 def stretch(values: Tensor) -> Tensor:
-    """Spread singular values: their range becomes half the least to 1.5 times the largest.
+    """Spread [..., q] singular values, descending, from half the least to 1.5 times the largest.
 
-    Args:
-        values: [..., q] >= 0, descending.
-
-    Returns:
-        [..., q]; unchanged where all are equal.
+    They are unchanged where all are equal.
     """
     least, most = values[..., -1:], values[..., :1]
     span = most - least

@@ -13,7 +13,7 @@ Axes: B images, A heads, T = 1 + N tokens (class token first), D channels, (h, w
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from ovss_refine_adapters.backbones.clip_tower import self_similarity, to_map
 from ovss_refine_adapters.logits.dense import DenseClip
 
 Similarity = Literal["qk", "qq", "kk", "qq + kk", "own"]
-SIMILARITIES = ("qk", "qq", "kk", "qq + kk", "own")
+_LARGE_WINDOWS = {"short_side": 448, "window": 448, "stride": 224}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class LastBlock:
 
     def __post_init__(self) -> None:
         """Check the combination."""
-        check_choice("similarity", self.similarity, SIMILARITIES)
+        check_choice("similarity", self.similarity, get_args(Similarity))
         if self.gaussian_std is not None:
             check_number("gaussian_std", self.gaussian_std, 0, open_ends=True)
             if self.over_blocks or self.similarity == "own":
@@ -67,18 +67,11 @@ class ClipLogits(DenseClip):
     """CLIP with a rewired last block.
 
     Memory beyond the tower's: a few times B * A * T * T floats, for attention.
+    Further arguments and exceptions are those of `DenseClip`.
 
     Args:
-        classes: names with synonyms, a file, or `Labels`.
         last_block: what the last block does.
         pad_windows: pad windows with zeros to whole patches.
-        options: fields of `ClipOptions`.
-
-    Raises:
-        TypeError: on an option that does not exist.
-        ValueError: on invalid classes or options, or an unsupported model.
-        FileNotFoundError: if the weights cannot be found.
-        ModuleNotFoundError: if open_clip is not installed.
     """
 
     def __init__(
@@ -122,7 +115,6 @@ class ClipLogits(DenseClip):
 
 
 def _attend(similarity: Similarity, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute the attention of queries and keys: [B, A, T, d] each to [B, A, T, T]."""
     if similarity == "qq + kk":
         return self_similarity(q, q, bias) + self_similarity(k, k, bias)
     pairs = {"qk": (q, k), "qq": (q, q), "kk": (k, k)}
@@ -130,16 +122,10 @@ def _attend(similarity: Similarity, q: Tensor, k: Tensor, bias: Tensor | None = 
 
 
 def gaussian(grid: tuple[int, int], std: float, device: torch.device | None = None) -> Tensor:
-    """Gaussian of the distance between patches, NACLIP's additive map.
+    """Compute NACLIP's additive map, exp(-distance^2 / (2 std^2)) between patches.
 
-    Args:
-        grid: (h, w) of the patches.
-        std: in patches, > 0.
-        device: device of the result.
-
-    Returns:
-        [1 + N, 1 + N] float32: exp(-distance^2 / (2 std^2)); 0 in the row and the column of the
-        class token, which comes first.
+    [1 + N, 1 + N] float32 for N patches on the `grid`, with `std` in patches; 0 in the row and the
+    column of the class token, which comes first.
     """
     rows, columns = (torch.arange(n, device=device, dtype=torch.float32) for n in grid)
     y = (rows[:, None] - rows) ** 2  # [h, h]
@@ -161,21 +147,14 @@ def maskclip(
 ) -> ClipLogits:
     """MaskCLIP: no attention in the last block, only the values.
 
-    Args:
-        classes: names with synonyms, a file, or `Labels`.
-        reading: "a" keeps residual and feed-forward part (CLIP-DINOiser, LPOSS), "b" drops both
-            (ClearCLIP's comparison). Both are published as MaskCLIP.
-        options: fields of `ClipOptions`.
-
-    Raises:
-        ValueError: on an unknown reading.
+    Both readings are published as MaskCLIP: "a" keeps residual and feed-forward part
+    (CLIP-DINOiser, LPOSS), "b" drops both (ClearCLIP's comparison).
     """
     check_choice("reading", reading, ("a", "b"))
     kept = reading == "a"
     block = LastBlock(similarity="own", residual=kept, feed_forward=kept)
-    published = {"short_side": 448, "window": 448, "stride": 224}
-    scale = {"logit_scale": 100.0} if kept else {"logit_scale": 50.0}
-    return ClipLogits(classes, block, **{**published, **scale, **options})
+    scale = {"logit_scale": 100.0 if kept else 50.0}
+    return ClipLogits(classes, block, **{**_LARGE_WINDOWS, **scale, **options})
 
 
 def sclip(classes: LabelsLike, **options: Any) -> ClipLogits:
@@ -186,10 +165,8 @@ def sclip(classes: LabelsLike, **options: Any) -> ClipLogits:
 
 def clearclip(classes: LabelsLike, **options: Any) -> ClipLogits:
     """ClearCLIP: q-q attention, no residual, no feed-forward part; windows padded to patches."""
-    published = {"short_side": 448, "window": 448, "stride": 224, "logit_scale": 50.0}
-    return ClipLogits(
-        classes, LastBlock(similarity="qq"), pad_windows=True, **{**published, **options}
-    )
+    published = {**_LARGE_WINDOWS, "logit_scale": 50.0, **options}
+    return ClipLogits(classes, LastBlock(similarity="qq"), pad_windows=True, **published)
 
 
 def naclip(classes: LabelsLike, *, gaussian_std: float = 5.0, **options: Any) -> ClipLogits:
@@ -199,23 +176,21 @@ def naclip(classes: LabelsLike, *, gaussian_std: float = 5.0, **options: Any) ->
 
 def qq(classes: LabelsLike, **options: Any) -> ClipLogits:
     """q-q attention of the last block, no residual, no feed-forward part; the whole image."""
-    return _whole(classes, LastBlock(similarity="qq"), options)
+    return ClipLogits(classes, LastBlock(similarity="qq"), **{"window": None, **options})
 
 
 def kk(classes: LabelsLike, **options: Any) -> ClipLogits:
     """k-k attention of the last block, no residual, no feed-forward part; the whole image."""
-    return _whole(classes, LastBlock(similarity="kk"), options)
+    return ClipLogits(classes, LastBlock(similarity="kk"), **{"window": None, **options})
 
 
 def qq_mean(classes: LabelsLike, **options: Any) -> ClipLogits:
     """q-q attention averaged over all blocks, otherwise as `qq`."""
-    return _whole(classes, LastBlock(similarity="qq", over_blocks=True), options)
+    block = LastBlock(similarity="qq", over_blocks=True)
+    return ClipLogits(classes, block, **{"window": None, **options})
 
 
 def kk_mean(classes: LabelsLike, **options: Any) -> ClipLogits:
     """k-k attention averaged over all blocks, otherwise as `kk`: the default of J. Li et al."""
-    return _whole(classes, LastBlock(similarity="kk", over_blocks=True), options)
-
-
-def _whole(classes: LabelsLike, block: LastBlock, options: dict[str, Any]) -> ClipLogits:
+    block = LastBlock(similarity="kk", over_blocks=True)
     return ClipLogits(classes, block, **{"window": None, **options})

@@ -8,6 +8,7 @@ Axes: B images, K prompts, D channels, (H, W) pixels, (h, w) grid.
 import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,22 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovss_refine.baseline.resize import resized_size
-from ovss_refine.checks import (
-    check_count,
-    check_finite,
-    check_float,
-    check_number,
-    check_shape,
-)
+from ovss_refine.checks import check_count, check_finite, check_float, check_number, check_shape
 from ovss_refine.images.convert import ImagesLike
 from ovss_refine.labels import LabelsLike
 from ovss_refine.logits import Logits
-from ovss_refine_adapters.backbones.capture import check_images, undisturbed
+from ovss_refine_adapters.backbones.capture import check_images, resize, undisturbed
 from ovss_refine_adapters.backbones.clip_tower import Tower
 from ovss_refine_adapters.backbones.open_clip import Clip, Tokenizer, load_clip
 from ovss_refine_adapters.backbones.resize import resize_8bit
 from ovss_refine_adapters.logits.windows import slide
-from ovss_refine_adapters.text import Templates, as_classes, default_cache, text_features
+from ovss_refine_adapters.text import Templates, as_classes, text_features
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,13 +34,15 @@ class ClipOptions:
     """Options of all producers on CLIP.
 
     Attributes:
-        model: "B/16", "L/14", an open_clip name, "hf-hub:owner/name", a folder, or a ready model.
+        model: "B/16", "L/14" (OpenAI's weights), an open_clip name, "hf-hub:owner/name", a folder
+            ("local-dir:PATH" or a path), or a ready model.
         pretrained: tag or file of the weights, for an open_clip name.
         tokenizer: texts to token ids, for a ready model whose vocabulary is not CLIP's.
         device: device to load onto; None: the CPU. A ready model stays where it is.
         templates: "imagenet" (80), "single" ("a photo of a {}.") or a list with "{}" in each.
         text_features: [K, D], one row per prompt, instead of the text tower's.
-        cache_dir: folder that caches text features; "default": `default_cache()`; None: no cache.
+        cache_dir: folder that caches text features; "default": ovss_refine in the user's cache
+            folder; None: no cache.
         short_side: shorter side to resize images to, > 0; None: images keep their size.
         window: side of the sliding windows in pixels of the resized image; None: whole image.
         stride: step between windows in pixels, in [1, window].
@@ -55,8 +52,7 @@ class ClipOptions:
             position table unchanged to any grid with as many patches. False: none of these.
 
     Raises:
-        TypeError: if a numeric option is not a number.
-        ValueError: if one is out of range.
+        TypeError, ValueError: if a numeric option is not a number or out of range.
     """
 
     model: str | Path | nn.Module = "B/16"
@@ -105,10 +101,9 @@ class DenseClip(ABC):
         options: fields of `ClipOptions`.
 
     Raises:
-        TypeError: on an option that does not exist.
-        ValueError: on invalid classes or options, or an unsupported model.
-        FileNotFoundError: if the weights cannot be found.
-        ModuleNotFoundError: if open_clip is not installed.
+        TypeError, ValueError: on an option that does not exist, options of the wrong kind or out of
+            range, invalid classes, or an unsupported model.
+        ModuleNotFoundError, FileNotFoundError: if a library or weights are missing.
     """
 
     defaults: ClassVar[dict[str, Any]] = {}
@@ -134,11 +129,8 @@ class DenseClip(ABC):
     def with_classes(self, classes: LabelsLike) -> Self:
         """Return a source of the same kind for other classes, on the same model.
 
-        Nothing is loaded or copied; this source is unchanged.
-
-        Raises:
-            ValueError: on invalid classes, or if `text_features` were given, which belong to the
-                first classes.
+        Nothing is loaded or copied; this source is unchanged. Given `text_features` belong to the
+        first classes and raise ValueError.
         """
         if self.options.text_features is not None:
             raise ValueError("`text_features` must be None to change the classes; got a tensor.")
@@ -148,28 +140,16 @@ class DenseClip(ABC):
         return other
 
     def logits(self, images: ImagesLike) -> Logits:
-        """Compute logits; a batch gives the same as its images one by one.
+        """Compute cosines in [-1, 1], [B, K, h, w] float32 on the device of `images`.
 
-        Args:
-            images: B images in any form that `LogitsSource` lists.
-
-        Returns:
-            Cosines in [-1, 1], [B, K, h, w] float32 on the device of `images`. On whole images
-            the grid is the producer's own. With windows it is the pixels of the resized image,
-            over which the windows were averaged: B * K * H' * W' floats.
-
-        Raises:
-            TypeError: on images in none of these forms.
-            ValueError: on images of another shape or range, or smaller than a patch.
+        Images and exceptions are those of `LogitsSource`; images smaller than a patch raise too. On
+        whole images the grid is the producer's own. With windows it is the pixels of the resized
+        image, over which the windows were averaged: B * K * H' * W' floats.
         """
         images = check_images(images)
         with undisturbed(self.tower.visual):
             pixels = self.prepare(images)
-            context = self.context(pixels)
-
-            def score(part: Tensor) -> Tensor:
-                return self.cosines(part, context)
-
+            score = partial(self.cosines, context=self.context(pixels))
             if self.options.window is None:
                 values = score(pixels)
             else:
@@ -192,7 +172,10 @@ class DenseClip(ABC):
         pixels = images.to(self.tower.device)
         if self.options.short_side is not None:
             size = resized_size(images.shape[2], images.shape[3], self.options.short_side)
-            pixels = _resize(pixels, size, self.options.faithful)
+            if self.options.faithful and pixels.shape[-2:] != size:
+                pixels = resize_8bit(pixels, size)
+            else:
+                pixels = resize(pixels, size).clamp(0, 1)
         self.tower.grid(*pixels.shape[-2:])
         return (pixels * 255 - self._mean) / self._std
 
@@ -201,39 +184,27 @@ class DenseClip(ABC):
         return None
 
     def cosines(self, pixels: Tensor, context: Any) -> Tensor:
-        """Compare patches with prompts.
+        """Compare patches with prompts: [B, K, h, w] float32 in [-1, 1], on the producer's grid.
 
         Args:
             pixels: [B, 3, H, W] normalised pixels of whole images, or of a window of each.
             context: what `context` returned for the whole images.
-
-        Returns:
-            [B, K, h, w] float32 in [-1, 1], on the producer's grid.
         """
         unit = F.normalize(self.features(pixels), dim=1)  # [B, D, h, w]
         return torch.einsum("bdhw,kd->bkhw", unit, self.text)
 
     @abstractmethod
     def features(self, pixels: Tensor) -> Tensor:
-        """Compute patch features in the joint space with text, before normalisation to unit length.
+        """Compute patch features in the joint space with text, not of unit length.
 
-        Args:
-            pixels: [B, 3, H, W] normalised pixels.
-
-        Returns:
-            [B, D, h, w] float32.
+        [B, 3, H, W] normalised pixels to [B, D, h, w] float32.
         """
 
     def _text(self) -> Tensor:
         given = self.options.text_features
         if given is None:
-            folder = self.options.cache_dir
-            return text_features(
-                self._clip,
-                self.classes,
-                self.options.templates,
-                default_cache() if folder == "default" else folder,
-            )
+            how = self.options
+            return text_features(self._clip, self.classes, how.templates, how.cache_dir)
         check_shape("text_features", given, "K D", K=len(self.classes.all_prompts))
         check_float("text_features", given)
         check_finite("text_features", given)
@@ -247,12 +218,3 @@ def _statistics(clip: Clip, faithful: bool, device: torch.device) -> tuple[Tenso
         for row in (clip.mean, clip.std)
     )
     return mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
-
-
-def _resize(images: Tensor, size: tuple[int, int], faithful: bool) -> Tensor:
-    if images.shape[-2:] == size:
-        return images
-    if faithful:
-        return resize_8bit(images, size)
-    resized = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
-    return resized.clamp(0, 1)

@@ -26,30 +26,20 @@ from ovss_refine_adapters.logits.dense import DenseClip
 
 # Patches that a prompt moves towards.
 NEAREST = 2
-# What the authors of both methods set for PASCAL Context, with and without background; near the
-# median of their eight benchmarks, on whose validation images they were chosen.
-GLOBAL_WEIGHT, PATCH_WEIGHT, CLUSTER_DISTANCE = 0.25, 0.04, 0.09
 
 
 class GlobalTextClip(DenseClip):
     """A source on CLIP whose text depends on the image.
 
-    A subclass defines `encode` and `class_embedding`, and says how prompts are grouped.
+    A subclass defines `encode` and `class_embedding`, and says how prompts are grouped. Further
+    arguments and exceptions are those of `DenseClip`.
 
     Args:
-        classes: names with synonyms, a file, or `Labels`.
         global_weight: share of the whole image's logits, gamma, in [0, 1].
         patch_weight: how far a prompt moves towards its patches, alpha, in [0, 1].
         cluster_distance: height at which the tree of prompts is cut, h, >= 0.
         global_from: source of the class embedding: the whole "image", or each "window". No
             difference without windows.
-        options: fields of `ClipOptions`.
-
-    Raises:
-        TypeError: on an unknown option, or a value that is not a number.
-        ValueError: on invalid classes or options, or an unsupported model.
-        FileNotFoundError: if the weights cannot be found.
-        ModuleNotFoundError: if open_clip or scipy is not installed.
     """
 
     linkage: ClassVar[Literal["ward", "complete"]]
@@ -58,9 +48,11 @@ class GlobalTextClip(DenseClip):
         self,
         classes: LabelsLike,
         *,
-        global_weight: float = GLOBAL_WEIGHT,
-        patch_weight: float = PATCH_WEIGHT,
-        cluster_distance: float = CLUSTER_DISTANCE,
+        # What the authors of both methods set for PASCAL Context, with and without background; near
+        # the median of their eight benchmarks, on whose validation images they were chosen.
+        global_weight: float = 0.25,
+        patch_weight: float = 0.04,
+        cluster_distance: float = 0.09,
         global_from: Literal["image", "window"] = "image",
         **options: Any,
     ) -> None:
@@ -77,11 +69,7 @@ class GlobalTextClip(DenseClip):
         self.groups = group(self.text, self.linkage, cluster_distance)
 
     def with_classes(self, classes: LabelsLike) -> Self:
-        """Return a source for other classes, whose prompts are grouped anew, on the same model.
-
-        Raises:
-            ValueError: as `DenseClip.with_classes` does.
-        """
+        """Return a source for other classes, whose prompts are grouped anew, on the same model."""
         other = super().with_classes(classes)
         other.groups = group(other.text, self.linkage, self.cluster_distance)
         return other
@@ -119,13 +107,8 @@ class GlobalTextClip(DenseClip):
 def group(text: Tensor, linkage: Literal["ward", "complete"], distance: float) -> Tensor:
     """Group prompts by hierarchical clustering of their cosine distances.
 
-    Args:
-        text: [K, D] unit rows.
-        linkage: how the distance of two groups is measured.
-        distance: height at which the tree is cut, >= 0.
-
-    Returns:
-        [K] int64 index of each prompt's group, from 0, without gaps.
+    [K, D] unit rows to the [K] int64 index of each prompt's group, from 0, without gaps. The tree
+    is cut at the height `distance`.
     """
     if len(text) == 1:
         return torch.zeros(1, dtype=torch.int64, device=text.device)
@@ -142,7 +125,7 @@ def group(text: Tensor, linkage: Literal["ward", "complete"], distance: float) -
 def adjust(
     text: Tensor, groups: Tensor, whole: Tensor, patches: Tensor, patch_weight: float
 ) -> Tensor:
-    """Move one prompt of each group towards the patches most similar to it.
+    """Move one prompt of each group towards the patches most similar to it: [B, K, D] unit rows.
 
     Args:
         text: [K, D] unit rows.
@@ -150,9 +133,6 @@ def adjust(
         whole: [B, K] cosines of prompts with the image.
         patches: [B, N, D] unit rows.
         patch_weight: alpha, in [0, 1].
-
-    Returns:
-        [B, K, D] unit rows.
     """
     chosen = nearest_prompts(groups, whole)  # [B, G]
     rows = text[chosen]  # [B, G, D]

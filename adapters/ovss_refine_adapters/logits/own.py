@@ -41,19 +41,10 @@ class CallableLogits:
         self.scale = scale
 
     def logits(self, images: ImagesLike) -> Logits:
-        """Call the function.
+        """Call the function: [B, K, h, w] logits on the device of `images`.
 
-        Args:
-            images: B images in any form that `LogitsSource` lists.
-
-        Returns:
-            [B, K, h, w] logits on the device of `images`.
-
-        Raises:
-            TypeError: on images in none of these forms, or if the result is not a floating-point
-                tensor.
-            ValueError: on images of another shape or range, or a result that is not one map for
-                each image and prompt, or not finite.
+        Images and exceptions are those of `LogitsSource`. Raises TypeError or ValueError also on a
+        result that is not one finite floating-point map for each image and prompt.
         """
         images = check_images(images)
         with torch.no_grad():
@@ -72,8 +63,8 @@ class NpzLogits:
 
     Args:
         folder: where the files are.
-        classes: names with synonyms, a file, or `Labels`; None: no names.
-        scale: factor on the logits before a softmax over prompts, > 0.
+        classes: as in `CallableLogits`.
+        scale: as in `CallableLogits`.
         key: name of the array in the files.
 
     Raises:

@@ -28,7 +28,7 @@ from ovss_refine.labels import LabelsLike
 from ovss_refine_adapters.backbones.clip_tower import to_map
 from ovss_refine_adapters.backbones.timm import Positions, TimmBackbone
 from ovss_refine_adapters.logits.dense import DenseClip
-from ovss_refine_adapters.logits.windows import upsample
+from ovss_refine_adapters.logits.windows import regrid
 
 # timm names, and how the position table is resized: DINO's released code has its own rule.
 BACKBONES: dict[str, tuple[str, Positions]] = {
@@ -56,10 +56,9 @@ class ProxyClipLogits(DenseClip):
     """CLIP's values, aggregated over the patches that another model finds similar.
 
     The logits are on the proxy's grid. Memory beyond both models, with features: 4 * B * n * n
-    floats.
+    floats. Further arguments and exceptions are those of `DenseClip`.
 
     Args:
-        classes: names with synonyms, a file, or `Labels`.
         proxy: source of the similarity: "dino-b8" (published), "dino-b16", "dinov2-b14-reg", any
             other name, folder or ready model that `TimmBackbone` takes; an object with
             `features(images)`, or a function, from [B, 3, H, W] in [0, 1] to [B, C, gh, gw]; or
@@ -73,10 +72,7 @@ class ProxyClipLogits(DenseClip):
             pixels that CLIP's patches cover.
 
     Raises:
-        TypeError: on an unknown option, or a proxy of another kind.
-        ValueError: on invalid classes or options, or an unsupported model.
-        FileNotFoundError: if weights cannot be found.
-        ModuleNotFoundError: if open_clip or timm is not installed.
+        TypeError: also on a proxy of another kind.
     """
 
     defaults: ClassVar[dict[str, Any]] = {"window": 336}
@@ -108,42 +104,32 @@ class ProxyClipLogits(DenseClip):
     def features(self, pixels: Tensor) -> Tensor:
         """Compute patch features: [B, 3, H, W] normalised pixels to [B, D, gh, gw] float32.
 
-        Raises:
-            TypeError: if the proxy's features are not floating-point.
-            ValueError: if the proxy's output does not have a grid that fits the images.
+        Raises TypeError or ValueError if the proxy's output does not fit the images.
         """
         tower = self.tower
         last = tower.layers - 1
         x, _ = tower.blocks(tower.stem(pixels), 0, last)
         v = tower.qkv(last, x)[2][:, :, 1:]  # [B, A, N, d]
-        images = self._proxy_images(pixels)
+        # The released code crops to whole patches of the proxy, not of CLIP.
+        patch = (self.options.faithful and self.patch) or tower.patch
+        images = whole_patches(denormalise(pixels, self._mean, self._std), patch)
         if isinstance(self.proxy, AttentionSource):
             attention = self.proxy.attention(images)
             _check_map(attention, images)
             grid = attention.grid
-            v = _to_grid(v, tower.grid(*pixels.shape[-2:]), grid)
+            v = regrid(v, tower.grid(*pixels.shape[-2:]), grid)
             rows = [block[:, None].to(v.device) @ v for _, block in attention.blocks()]
             y = torch.cat(rows, dim=2)  # [B, A, n, d]
         else:
             features = self.proxy(images)
             grid = _check_features(features, images)
-            v = _to_grid(v, tower.grid(*pixels.shape[-2:]), grid)
+            v = regrid(v, tower.grid(*pixels.shape[-2:]), grid)
             y = proxy_attention(features.to(v.device).float(), self.beta, self.gamma)[:, None] @ v
         return to_map(tower.head(tower.project(last, y)), grid)
 
-    def _proxy_images(self, pixels: Tensor) -> Tensor:
-        """Undo the normalisation and crop to whole patches: [B, 3, H', W']."""
-        patch = (self.options.faithful and self.patch) or self.tower.patch
-        return whole_patches(denormalise(pixels, self._mean, self._std), patch)
-
 
 def as_backbone(proxy: str | Path | nn.Module, device: torch.device) -> TimmBackbone:
-    """Load a backbone by one of our names or a timm name, or take a ready model.
-
-    Raises:
-        ValueError: on an unknown name, and as `TimmBackbone` does.
-        FileNotFoundError: if the weights cannot be found.
-    """
+    """Load a backbone by one of our names or as `TimmBackbone` does, or take a ready model."""
     if isinstance(proxy, nn.Module):
         return TimmBackbone(proxy)
     if str(proxy) in BACKBONES:
@@ -161,11 +147,7 @@ def as_backbone(proxy: str | Path | nn.Module, device: torch.device) -> TimmBack
 def as_proxy(
     proxy: DenseFeatures | AttentionSource | Callable[[Tensor], Tensor],
 ) -> AttentionSource | Callable[[Tensor], Tensor]:
-    """Return an attention source, or a function from images to features.
-
-    Raises:
-        TypeError: if it is neither, or both.
-    """
+    """Return an attention source, or a function from images to features, or raise TypeError."""
     dense, attends = isinstance(proxy, DenseFeatures), isinstance(proxy, AttentionSource)
     if dense and attends:
         raise TypeError(
@@ -194,16 +176,7 @@ def whole_patches(images: Tensor, patch: tuple[int, int]) -> Tensor:
 
 
 def proxy_attention(features: Tensor, beta: float, gamma: float) -> Tensor:
-    """Turn dense features into attention: cosine similarity, then `masked_softmax`.
-
-    Args:
-        features: [B, C, gh, gw] float32.
-        beta: see `masked_softmax`.
-        gamma: see `masked_softmax`.
-
-    Returns:
-        [B, n, n]; rows sum to one.
-    """
+    """Attend by the cosines of features with `masked_softmax`: [B, C, gh, gw] to [B, n, n]."""
     unit = F.normalize(features.flatten(2), dim=1)  # [B, C, n]
     return masked_softmax(unit.mT @ unit, beta, gamma)
 
@@ -212,27 +185,13 @@ def masked_softmax(similarity: Tensor, beta: float, gamma: float) -> Tensor:
     """Attend where similarity exceeds `beta` times its mean: softmax(gamma (S - beta mean(S))).
 
     A patch always attends to itself. That matters only if all of its row is masked, as on an image
-    of a single colour, where the softmax would be 0 / 0.
-
-    Args:
-        similarity: [B, n, n] cosines; the mean is per image.
-        beta: share of the mean, >= 0.
-        gamma: factor before the softmax, > 0.
-
-    Returns:
-        [B, n, n]; rows sum to one.
+    of a single colour, where the softmax would be 0 / 0. The mean is per image: [B, n, n] cosines
+    to [B, n, n] with rows that sum to one.
     """
     mean = similarity.mean(dim=(1, 2), keepdim=True)
     scaled = (similarity - beta * mean) * gamma
     own = torch.eye(similarity.shape[-1], dtype=torch.bool, device=similarity.device)
     return scaled.masked_fill((scaled < 0) & ~own, -torch.inf).softmax(dim=-1)
-
-
-def _to_grid(v: Tensor, grid: tuple[int, int], target: tuple[int, int]) -> Tensor:
-    """Resize values bilinearly to another grid: [B, A, N, d] to [B, A, n, d]."""
-    B, A, _, d = v.shape
-    maps = v.mT.reshape(B, A * d, *grid)
-    return upsample(maps, target).view(B, A, d, -1).mT
 
 
 def _check_features(features: Tensor, images: Tensor) -> tuple[int, int]:

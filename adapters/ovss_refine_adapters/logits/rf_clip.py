@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovss_refine.checks import check_count
+from ovss_refine.checks import check_count, check_number
 from ovss_refine.labels import LabelsLike
 from ovss_refine_adapters.backbones.clip_tower import self_similarity, to_map
 from ovss_refine_adapters.backbones.open_clip import PRESETS
@@ -46,9 +46,9 @@ class RfClipLogits(GlobalTextClip):
     """CLIP without attention sinks, and text moved towards the image.
 
     Memory beyond the tower's: a few times B * A * T * T floats.
+    Further arguments and exceptions are those of `DenseClip`.
 
     Args:
-        classes: names with synonyms, a file, or `Labels`.
         sink_channels: indices of the channels that identify sinks, >= 0 and below the tower's
             width, specific to the weights. None: the published ones of OpenAI's B/16 and L/14.
         refocus: move attention away from patches that attract it, see `refocus`. The paper
@@ -60,11 +60,7 @@ class RfClipLogits(GlobalTextClip):
             their sum.
 
     Raises:
-        TypeError: on an unknown option, or a value that is not a number.
-        ValueError: on invalid classes or options, an unsupported model, or no `sink_channels` for
-            other weights.
-        FileNotFoundError: if the weights cannot be found.
-        ModuleNotFoundError: if open_clip or scipy is not installed.
+        ValueError: also without `sink_channels` for other weights.
     """
 
     linkage = "complete"
@@ -82,7 +78,10 @@ class RfClipLogits(GlobalTextClip):
         if sink_channels is None:
             sink_channels = known_channels(self.options.model, self.options.pretrained)
         width = int(self.tower.visual.class_embedding.shape[-1])
-        self.sink_channels = _check_channels(sink_channels, width)
+        for channel in sink_channels:
+            check_count("sink_channels", channel, 0)
+            check_number("sink_channels", channel, 0, width - 1)
+        self.sink_channels = tuple(sink_channels)
         self.refocus = refocus
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,15 +139,7 @@ class RfClipLogits(GlobalTextClip):
 
 
 def known_channels(model: str | Path | nn.Module, pretrained: str | Path | None) -> tuple[int, ...]:
-    """Return the published sink channels of OpenAI's weights.
-
-    Args:
-        model: as in `ClipOptions`.
-        pretrained: as in `ClipOptions`.
-
-    Raises:
-        ValueError: for any other weights.
-    """
+    """Return the published sink channels of OpenAI's weights, or raise ValueError for others."""
     name, tag = PRESETS.get(str(model), (model, None))
     for preset, channels in SINK_CHANNELS.items():
         if (name, pretrained or tag) == PRESETS[preset]:
@@ -159,32 +150,18 @@ def known_channels(model: str | Path | nn.Module, pretrained: str | Path | None)
     )
 
 
-def _check_channels(channels: Sequence[int], width: int) -> tuple[int, ...]:
-    for channel in channels:
-        check_count("sink_channels", channel, 0)
-        if channel >= width:
-            raise ValueError(
-                f"`sink_channels` must be below the tower's width {width}; got {channel}."
-            )
-    return tuple(channels)
-
-
 def blend_sinks(
     tokens: Tensor, grid: tuple[int, int], channels: Sequence[int], faithful: bool
 ) -> Tensor:
-    """Blend sinks with their neighbourhood.
+    """Blend those of [B, T, C] tokens, class token first, that are sinks with their neighbourhood.
 
     Args:
-        tokens: [B, T, C], class token first, any float dtype.
+        tokens: of any float dtype, which is kept.
         grid: (h, w).
         channels: those that identify a sink: one of them has more than 5 / C of the token's sum,
             after the least channel is subtracted from all.
         faithful: True: the mean of the 3 x 3 patches counts zeros outside the image. False: it is
             over existing patches.
-
-    Returns:
-        [B, T, C] in the dtype of `tokens`; the class token and patches that are not sinks are
-        unchanged.
     """
     if not channels:
         return tokens
@@ -198,17 +175,12 @@ def blend_sinks(
 
 
 def refocus(attention: Tensor) -> Tensor:
-    """Move attention from patches that attract much of it to all other patches.
+    """Move [B, A, T, T] attention from patches that attract much of it to all other patches.
 
     The published constants, in the plainest reading: a patch that gets more than 0.1 of a head's
     attention, averaged over patches, keeps 0.6 of it; the rest goes to the other patches in
-    proportion to theirs.
-
-    Args:
-        attention: [B, A, T, T], class token first; rows sum to one.
-
-    Returns:
-        [B, A, T, T]; rows sum to one; attention to the class token is unchanged.
+    proportion to theirs. Rows still sum to one; attention to the class token, the first, is
+    unchanged.
     """
     patches = attention[..., 1:]  # [B, A, T, N]
     sinks = patches[:, :, 1:].mean(dim=2, keepdim=True) > REFOCUS_THRESHOLD
@@ -217,9 +189,6 @@ def refocus(attention: Tensor) -> Tensor:
     total = others.sum(dim=-1, keepdim=True)
     lost = (patches - kept).sum(dim=-1, keepdim=True)
     # If every patch is a sink, there is nowhere to move it.
-    moved = torch.where(total > 0, kept + lost * others / total.clamp(min=_tiny(total)), patches)
+    tiny = torch.finfo(total.dtype).tiny
+    moved = torch.where(total > 0, kept + lost * others / total.clamp(min=tiny), patches)
     return torch.cat([attention[..., :1], moved], dim=-1)
-
-
-def _tiny(x: Tensor) -> float:
-    return torch.finfo(x.dtype).tiny

@@ -43,8 +43,7 @@ class Calibration:
         class_weight: share of the class token added after the last block, >= 0.
 
     Raises:
-        TypeError: if a value is not a number.
-        ValueError: if one is negative, or the sum is empty.
+        TypeError, ValueError: if a value is not a number or negative, or the sum is empty.
     """
 
     pre_adjust: int
@@ -72,9 +71,9 @@ class ScClipLogits(DenseClip):
     """CLIP, calibrated by its own earlier blocks.
 
     Memory beyond the tower's: B * N * N floats for each of three maps, B * A * N * N for attention.
+    Further arguments and exceptions are those of `DenseClip`.
 
     Args:
-        classes: names with synonyms, a file, or `Labels`.
         calibration: which blocks to use; None: as published for 12 and 24 blocks.
         similarity_threshold: cosines below it count as 0 when patches are aggregated, in [0, 1].
         neighbours: patches from which a patch's density is estimated, >= 1; at most all others are
@@ -84,11 +83,7 @@ class ScClipLogits(DenseClip):
             see `outlier_factor`.
 
     Raises:
-        TypeError: on an unknown option, or a value that is not a number.
-        ValueError: on invalid classes or options, an unsupported model, or no `calibration` for a
-            tower of another depth.
-        FileNotFoundError: if the weights cannot be found.
-        ModuleNotFoundError: if open_clip is not installed.
+        ValueError: also without `calibration` for a tower of another depth.
     """
 
     def __init__(
@@ -199,13 +194,8 @@ def _lookup(values: Tensor, index: Tensor) -> Tensor:
 def repair(patches: Tensor, outliers: Tensor, grid: tuple[int, int]) -> Tensor:
     """Replace outliers by the mean of those of their 8 neighbours that are not outliers.
 
-    Args:
-        patches: [B, N, C] float32.
-        outliers: [B, N] bool.
-        grid: (h, w).
-
-    Returns:
-        [B, N, C]; an outlier without such a neighbour is unchanged.
+    [B, N, C] float32 patches on the `grid` and [B, N] bool to [B, N, C]; an outlier without such a
+    neighbour is unchanged.
     """
     good = (~outliers).to(patches.dtype)[..., None]  # [B, N, 1]
     # An outlier itself counts as 0, so that the sum over the window of 9 is that of its neighbours.

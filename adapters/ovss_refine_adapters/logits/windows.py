@@ -19,6 +19,13 @@ def upsample(values: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(values, size=size, mode="bilinear", align_corners=False)
 
 
+def regrid(tokens: Tensor, grid: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    """Resize [B, A, N, d] tokens bilinearly from one grid of N patches to another."""
+    B, A, _, d = tokens.shape
+    maps = tokens.mT.reshape(B, A * d, *grid)
+    return upsample(maps, target).view(B, A, d, -1).mT
+
+
 def slide(
     pixels: Tensor,
     score: Callable[[Tensor], Tensor],
@@ -27,18 +34,15 @@ def slide(
     stride: int,
     multiple: int = 1,
 ) -> Tensor:
-    """Compute the logits of windows and average them, B * K * H * W floats.
+    """Compute the logits of windows and average them: [B, 3, H, W] pixels to [B, K, H, W].
 
     Args:
-        pixels: [B, 3, H, W] normalised pixels.
+        pixels: normalised pixels.
         score: [B, 3, y, x] pixels of a window to [B, K, h, w] logits on any grid.
         window: side of a window in pixels; cropped to the image if larger.
         stride: step between windows in pixels, >= 1 and at most `window`.
         multiple: windows are padded with zeros on all sides to a multiple of this many pixels,
             and their logits cropped back.
-
-    Returns:
-        [B, K, H, W] averages.
     """
     H, W = pixels.shape[-2:]
     total, count = torch.zeros(()), pixels.new_zeros(H, W)

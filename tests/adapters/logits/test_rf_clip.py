@@ -245,7 +245,7 @@ def test_half_precision_tower():
     ("options", "error", "message"),
     [
         ({"sink_channels": None}, ValueError, r"`sink_channels` must be given for weights other"),
-        ({"sink_channels": [64]}, ValueError, r"below the tower's width 64; got 64"),
+        ({"sink_channels": [64]}, ValueError, r"`sink_channels` must be in \[0, 63\]; got 64"),
         ({"sink_channels": [-1]}, ValueError, r"`sink_channels` must be at least 0; got -1"),
         ({"sink_channels": [1.0]}, TypeError, r"`sink_channels` must be a whole number; got 1.0"),
         ({"refocuss": True}, TypeError, r"unexpected keyword argument 'refocuss'"),
