@@ -2,22 +2,20 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Result = TypeVar("Result")
 # Attributes that are compared by value. All others are compared by identity where they are
 # callable (`forward`, processors) and left out where not: libraries keep caches on their modules.
 PLAIN = (bool, int, float, str, bytes, tuple, type(None))
-# Square, wide and tall, of no common multiple: no model's own size.
+# Square, wide and tall, with no common multiple: no model's own size.
 SIZES = ((64, 64), (48, 80), (83, 37))
-# What float32 arithmetic in another order may change, as a share of the largest value.
+# How much the order of float32 operations may change, as a share of the largest value.
 ORDER_TOLERANCE = 1e-4
-# What rounding images to half precision may change, likewise; a wrong result changes all of it.
+# How much rounding the images to half precision may change, likewise; a wrong result changes all.
 HALF_TOLERANCE = 0.1
 
 
@@ -30,7 +28,7 @@ def demand(condition: bool, message: str) -> None:
 def modules_of(thing: object) -> list[nn.Module]:
     """List the outermost modules that `thing` holds, in attributes, containers and closures."""
     found: dict[int, nn.Module] = {}
-    seen: dict[int, object] = {}  # keeps what it has seen alive, so that no id comes twice
+    seen: dict[int, object] = {}  # the objects are kept alive, so that no id is reused
     queue = [thing]
     while queue:
         one = queue.pop()
@@ -62,29 +60,21 @@ def _held(thing: Any) -> list[object]:
     return held
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Snapshot:
-    """What a module was like: by the name of its part, then of what is compared."""
+def snapshot(module: nn.Module) -> dict[str, dict[str, Any]]:
+    """Return what is compared of a module, by the names of its parts."""
+    return {name: _state(part) for name, part in module.named_modules()}
 
-    parts: dict[str, dict[str, Any]]
 
-    @classmethod
-    def of(cls, module: nn.Module) -> "Snapshot":
-        """Take one."""
-        return cls({name: _state(part) for name, part in module.named_modules()})
-
-    def difference(self, module: nn.Module) -> str:
-        """Say how `module` differs now, or return an empty string."""
-        now = Snapshot.of(module).parts
-        if now.keys() != self.parts.keys():
-            return f"parts {sorted(now.keys() ^ self.parts.keys())}"
-        for part, before in self.parts.items():
-            after = now[part]
-            for name in before.keys() | after.keys():
-                one, two = before.get(name, _ABSENT), after.get(name, _ABSENT)
-                if not _same(one, two):
-                    return f"`{name}` of {part or 'the model'}"
-        return ""
+def difference(before: dict[str, dict[str, Any]], module: nn.Module) -> str:
+    """Say how `module` differs from its snapshot, or return an empty string."""
+    now = snapshot(module)
+    if now.keys() != before.keys():
+        return f"parts {sorted(now.keys() ^ before.keys())}"
+    for part, old in before.items():
+        for name in old.keys() | now[part].keys():
+            if not _same(old.get(name, _ABSENT), now[part].get(name, _ABSENT)):
+                return f"`{name}` of {part or 'the model'}"
+    return ""
 
 
 _ABSENT = object()
@@ -94,8 +84,7 @@ def _state(module: nn.Module) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for name, value in vars(module).items():
         if "hook" in name and isinstance(value, dict):
-            # Hooks are registered under a number of their own: the order is part of it.
-            state[name] = list(value.items())
+            state[name] = list(value.items())  # by the number of each hook, in order
         elif isinstance(value, PLAIN) or callable(value):
             state[name] = value
     for name, parameter in module.named_parameters(recurse=False):
@@ -103,7 +92,7 @@ def _state(module: nn.Module) -> dict[str, Any]:
         state[f"gradient of {name}"] = parameter.grad
         state[f"requires_grad of {name}"] = parameter.requires_grad
     for name, buffer in module.named_buffers(recurse=False):
-        if name not in module._non_persistent_buffers_set:  # caches, else
+        if name not in module._non_persistent_buffers_set:  # those are caches
             state[f"buffer {name}"] = (buffer, buffer.detach().clone())
     return state
 
@@ -111,9 +100,8 @@ def _state(module: nn.Module) -> dict[str, Any]:
 def _same(one: Any, two: Any) -> bool:
     if isinstance(one, tuple) and len(one) == 2 and isinstance(one[1], Tensor):
         return isinstance(two, tuple) and one[0] is two[0] and _equal(one[1], two[1])
-    if isinstance(one, list):
-        return isinstance(two, list) and one == two
-    return one is two or (isinstance(one, PLAIN) and type(one) is type(two) and bool(one == two))
+    comparable = isinstance(one, (list, *PLAIN)) and type(one) is type(two)
+    return one is two or (comparable and bool(one == two))
 
 
 def _equal(one: Tensor, two: Tensor) -> bool:
@@ -123,11 +111,11 @@ def _equal(one: Tensor, two: Tensor) -> bool:
 
 @contextmanager
 def left_as_found(modules: list[nn.Module], when: str) -> Iterator[None]:
-    """Raise AssertionError if the body changes one of `modules`; what it raises goes first."""
-    before = [Snapshot.of(module) for module in modules]
+    """Raise AssertionError if the body, unless it raises, changes one of `modules`."""
+    before = [snapshot(module) for module in modules]
     yield
-    for module, snapshot in zip(modules, before, strict=True):
-        changed = snapshot.difference(module)
+    for module, old in zip(modules, before, strict=True):
+        changed = difference(old, module)
         demand(
             not changed,
             f"a source must leave its model as it was found; {when} {changed} of "
@@ -135,8 +123,8 @@ def left_as_found(modules: list[nn.Module], when: str) -> Iterator[None]:
         )
 
 
-class Planted(Exception):
-    """The exception that the suites let happen inside a model."""
+class InjectedError(Exception):
+    """The exception that the suites raise inside a model."""
 
 
 def calls_of(modules: list[nn.Module], run: Callable[[], object]) -> list[nn.Module]:
@@ -157,24 +145,23 @@ def calls_of(modules: list[nn.Module], run: Callable[[], object]) -> list[nn.Mod
 
 
 def interrupt(module: nn.Module, run: Callable[[], object]) -> None:
-    """Run with an exception raised when `module` is called; demand that it comes through."""
+    """Raise an exception when `run` calls `module`; demand that `run` lets it through."""
 
     def stop(_module: nn.Module, _args: object) -> None:
-        raise Planted
+        raise InjectedError
 
     handle = module.register_forward_pre_hook(stop)
-    came_through = False
     try:
         run()
-    except Planted:
-        came_through = True
+    except InjectedError:
+        return
     finally:
         handle.remove()
-    demand(came_through, "a source must not swallow an exception of its model; it did.")
+    raise AssertionError("a source must not swallow an exception of its model; it did.")
 
 
 def smooth_images(B: int, H: int, W: int) -> Tensor:
-    """Make smooth, different images, so that results are not those of noise."""
+    """Make B smooth images, all different."""
     generator = torch.Generator().manual_seed(H * W)
     coarse = torch.rand(B, 3, 5, 5, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, (H, W), mode="bilinear")
@@ -185,7 +172,7 @@ def smooth_images(B: int, H: int, W: int) -> Tensor:
 def settings_left_alone() -> Iterator[None]:
     """Raise AssertionError if the body changes a global setting or draws random numbers."""
     with torch.random.fork_rng(devices=[]):
-        torch.rand(7)  # a state that no seed gives, so that seeding is seen
+        torch.rand(7)  # a state that no seed gives, so that seeding is detected
         before = _settings()
         yield
         demand(
@@ -208,7 +195,7 @@ def _settings() -> tuple[object, ...]:
 
 
 def check_refusals(run: Callable[[Tensor], object]) -> None:
-    """Check that anything but a batch of images in [0, 1] is refused; for uint8 see `of_uint8`."""
+    """Check that anything but a batch of images in [0, 1] is refused, apart from uint8 images."""
     images = smooth_images(1, 64, 64)
     wrong: dict[str, Tensor] = {
         "without a batch axis": images[0],
@@ -229,21 +216,8 @@ def check_refusals(run: Callable[[Tensor], object]) -> None:
         raise AssertionError(f"images {what} must raise ValueError or TypeError; they did not.")
 
 
-def of_uint8(run: Callable[[Tensor], Result]) -> tuple[Result, Result] | None:
-    """Return the results of uint8 images and of the same ones divided by 255.
-
-    None if uint8 images are refused: a source need not take them.
-    """
-    images = (255 * smooth_images(1, 48, 80)).byte()
-    wanted = run(images / 255)
-    try:
-        return run(images), wanted
-    except (TypeError, ValueError):
-        return None
-
-
 def check_interruptions(source: object, run: Callable[[], object]) -> None:
-    """Check that an exception at the start, the middle and the end leaves no trace."""
+    """Check that an exception in the first, middle or last module called leaves no trace."""
     modules = modules_of(source)
     if not modules:
         return

@@ -9,7 +9,7 @@ from torch import nn
 
 from ovss_refine import Attention
 from ovss_refine.testing import check_attention_source
-from ovss_refine.testing.models import Snapshot, modules_of
+from ovss_refine.testing.models import difference, modules_of, snapshot
 
 
 class Good:
@@ -293,11 +293,11 @@ class Unused(Good):
         (NoMethod, "must have a method `attention`; NoMethod has none"),
         (BareTensor, "must return `Attention`; got Tensor"),
         (FirstImageOnly, r"one map for each image, \[B=2, N=64, N\]; got \[1, 64, 64\]"),
-        (Transposed, r"grid must lie as the image does, .* got \(10, 6\) for 48 x 80"),
+        (Transposed, r"grid must have the orientation of the image, .* got \(10, 6\) for 48 x 80"),
         (WithGradient, "must carry no gradient"),
         (Scribbler, "`images` must not be changed"),
         (Unnormalised, r"every row of the map must .* sums from 2 to 2"),
-        (Restless, "must be the same when asked twice"),
+        (Restless, "must be the same in a second call"),
         (RandomNumbers, "random numbers alone; it did not"),
         (Seeds, "random numbers alone; it did not"),
         (GradientMode, "must leave gradient mode"),
@@ -307,7 +307,7 @@ class Unused(Good):
         (HalfBlind, r"not depend on the images' type, torch.float64"),
         (Permissive, "images with four channels must raise .* got RuntimeError"),
         (AnyType, "images of whole numbers must raise .* they did not"),
-        (BytesOfAnotherRange, r"must be that of the images / 255 where uint8 images are accepted"),
+        (BytesOfAnotherRange, "must be those of the images / 255 where uint8 is accepted"),
         (AnyRange, r"images in \[0, 255\] must raise"),
         (Hooked, r"after its use `_forward_hooks` of 0 of Sequential"),
         (HookedOnFailure, "after its use `_forward_hooks` of 0"),  # an image was refused
@@ -364,14 +364,13 @@ def test_models_are_found_wherever_a_source_keeps_them():
 
 def test_a_snapshot_tells_what_changed():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    before = Snapshot.of(model)
-    assert before.difference(model) == ""
+    assert difference(snapshot(model), model) == ""
     for change, says in (
         (lambda: model[0].weight.requires_grad_(False), "`requires_grad of weight` of 0"),
         (lambda: setattr(model[0], "bias", nn.Parameter(model[0].bias.data)), "`parameter bias`"),
         (lambda: model.double(), "`parameter"),
         (lambda: setattr(model, "note", "x"), "`note` of the model"),
     ):
-        changed = Snapshot.of(model)
+        before = snapshot(model)
         change()
-        assert says in changed.difference(model)
+        assert says in difference(before, model)
