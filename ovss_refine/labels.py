@@ -3,27 +3,27 @@
     cat, dog/puppy, background: wall/floor/sky
 
 is three classes: "cat", "dog" with two prompts, and "background" with three. This module imports
-neither torch nor numpy: the command line reads labels before it loads either.
+neither torch nor numpy, because the command line reads labels before it loads them.
 """
 
 import codecs
+import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 SYNONYM, NAMED = "/", ":"
-# What separates the prompts of a class in a file: ours, SCLIP's and its descendants', ProxyCLIP's.
-IN_FILES = "/,;"
 GRAMMAR = '"cat, dog/puppy, background: wall/floor/sky"'
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The classes to look for, and the prompts that stand for each.
+    """The classes to look for, and the prompts of each.
 
-    Runs of blanks become one. A prompt may stand for two classes, as in published lists; the
-    functions that read labels warn of it.
+    Iterating gives one text for each class, as `prompts` does; this is what a source of logits
+    takes as `classes`. White space is collapsed. Two classes may share a prompt, as in published
+    lists; the functions that read labels warn about it.
 
     Attributes:
         names: M names, distinct without regard to case.
@@ -32,15 +32,20 @@ class Labels:
     Raises:
         TypeError: if a name or a prompt is not a string.
         ValueError: if there is no class, a name or a prompt is empty, occurs twice or cannot be
-            encoded, a prompt has a "/" or a colon, or there are not as many rows of prompts as
-            names.
+            encoded, a prompt contains "/" or a colon, or the numbers of names and of rows of
+            prompts differ.
+
+    Example:
+        >>> labels = Labels(("dog", "background"), (("dog", "puppy"), ("wall",)))
+        >>> list(labels), str(labels)
+        (['dog/puppy', 'wall'], 'dog/puppy, background: wall')
     """
 
     names: tuple[str, ...]
     synonyms: tuple[tuple[str, ...], ...]
 
     def __post_init__(self) -> None:
-        """Check everything, and make every run of blanks one."""
+        """Check everything, and collapse white space."""
         if wrong := [row for row in self.synonyms if isinstance(row, str)]:
             raise TypeError(f"`synonyms` must be tuples of prompts; got {wrong[0]!r}.")
         names = _tidy(self.names)
@@ -59,7 +64,7 @@ class Labels:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """M texts, one for each class: its prompts with "/" between them."""
+        """M texts, one for each class: its prompts, separated by "/"."""
         return tuple(SYNONYM.join(row) for row in self.synonyms)
 
     @property
@@ -76,6 +81,10 @@ class Labels:
         """Number of classes, M."""
         return len(self.names)
 
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over `prompts`."""
+        return iter(self.prompts)
+
     def __str__(self) -> str:
         """Write the labels in the form that `parse_labels` reads."""
         rows = zip(self.names, self.synonyms, self.prompts, strict=True)
@@ -85,29 +94,13 @@ class Labels:
 LabelsLike = Labels | str | Path | Iterable[str]
 
 
-class PromptTexts(list[str]):
-    """`Labels.prompts` as a list, which is what a source of logits takes as `classes`.
-
-    The names of the classes are not in these texts. A source that reads the list with `as_labels`
-    gets the labels that it was made of, names included.
-
-    Args:
-        labels: the labels.
-    """
-
-    def __init__(self, labels: Labels) -> None:
-        """Keep the labels beside their prompts."""
-        super().__init__(labels.prompts)
-        self.labels = labels
-
-
 def as_labels(labels: LabelsLike) -> Labels:
-    """Read labels in any of the forms that a user may give.
+    """Read labels in any of the accepted forms.
 
     Args:
         labels: one text for `parse_labels`; a list with a text for each class, such as "cat",
-            "dog/puppy" or "background: wall/floor" (commas are part of the text there); a `Path`
-            for `read_labels`; or `Labels`.
+            "dog/puppy" or "background: wall/floor" (a comma there is part of the text); a `Path`
+            for `read_labels`; or `Labels`, returned as they are.
 
     Raises:
         TypeError: if a label is not a string.
@@ -119,8 +112,6 @@ def as_labels(labels: LabelsLike) -> Labels:
     """
     if isinstance(labels, Labels):
         return labels
-    if isinstance(labels, PromptTexts) and tuple(labels) == labels.labels.prompts:
-        return labels.labels
     if isinstance(labels, str):
         return parse_labels(labels)
     if isinstance(labels, Path):
@@ -133,11 +124,12 @@ def as_labels(labels: LabelsLike) -> Labels:
 
 
 def parse_labels(text: str) -> Labels:
-    """Read one text: classes with commas or line breaks between them.
+    """Read one text: classes separated by commas or line breaks.
 
     Args:
-        text: such as "cat, dog/puppy, background: wall/floor/sky". A class is its prompts with "/"
-            between them, and is called by the first; or a name, a colon and the prompts.
+        text: such as "cat, dog/puppy, background: wall/floor/sky". A class is written as its
+            prompts, separated by "/", and is named after the first; or as a name, a colon and the
+            prompts.
 
     Raises:
         ValueError: as `Labels` does, or if a class has two colons.
@@ -155,10 +147,9 @@ def parse_labels(text: str) -> Labels:
 def read_labels(path: str | Path) -> Labels:
     """Read a file of class names: one class a line, in order.
 
-    A line is the prompts of a class, which is called by the first; or a name, a colon and the
-    prompts. Between prompts stands "/", "," or ";", so that the files published with SCLIP,
-    ProxyCLIP and their descendants (`cls_*.txt`) are read as they are. In a single line the latter
-    two might as well separate classes, and are refused.
+    A line has the form of a class in `parse_labels`, but "," and ";" separate prompts too, so that
+    the files published with SCLIP, ProxyCLIP and their descendants (`cls_*.txt`) can be read
+    unchanged. A file of a single line may not contain "," or ";": they could separate classes.
 
     Args:
         path: a UTF-8 text file, with or without a byte-order mark. Blank lines at its end are
@@ -166,7 +157,7 @@ def read_labels(path: str | Path) -> Labels:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not UTF-8, a line is blank, a single line has a "," or ";", and as
+        ValueError: if it is not UTF-8, a line is blank, a single line contains "," or ";", and as
             `Labels` does; the message names the file.
 
     Warns:
@@ -181,12 +172,11 @@ def read_labels(path: str | Path) -> Labels:
             raise ValueError(f"`{path}` must have a class on every line; line {number} is blank.")
     if len(lines) == 1 and any(mark in lines[0] for mark in ",;"):
         raise ValueError(
-            f"`{path}` must have one class a line; got one line with ',' or ';', which may stand "
-            "between classes or synonyms. Write each class on a line of its own."
+            f"`{path}` must have one class a line; got one line with ',' or ';', which may "
+            "separate classes or synonyms. Write each class on a line of its own."
         )
-    table = str.maketrans(dict.fromkeys(IN_FILES, SYNONYM))
     try:
-        return _labels([line.translate(table) for line in lines], f"`{path}`: ")
+        return _labels([re.sub("[,;]", SYNONYM, line) for line in lines], f"`{path}`: ")
     except ValueError as error:
         raise ValueError(f"`{path}`: {error}") from None
 
@@ -214,7 +204,7 @@ def _labels(texts: Iterable[str], where: str = "") -> Labels:
     labels = Labels(tuple(name for name, _ in rows), tuple(prompts for _, prompts in rows))
     if shared := _shared(labels):
         warnings.warn(
-            f"{where}some prompts stand for several classes, which a model cannot tell apart by "
+            f"{where}some prompts belong to several classes, which a model cannot tell apart by "
             f"them: {shared}.",
             stacklevel=3,
         )
@@ -233,7 +223,7 @@ def _class(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _shared(labels: Labels) -> str:
-    """List the prompts that stand for several classes, with these; "": there are none."""
+    """List the prompts of several classes, with their classes; "" if there are none."""
     classes: dict[str, list[str]] = {}
     for name, row in zip(labels.names, labels.synonyms, strict=True):
         for prompt in row:
@@ -243,13 +233,13 @@ def _shared(labels: Labels) -> str:
 
 
 def _tidy(texts: Sequence[str]) -> tuple[str, ...]:
-    """Make every run of blanks one, in texts that can be written."""
+    """Collapse white space in texts that can be encoded."""
     for text in texts:
         if not isinstance(text, str):
             raise TypeError(f"classes must be strings; got {text!r}.")
         try:
             text.encode()
-        except UnicodeEncodeError:  # bytes that were not UTF-8 came in as lone surrogates
+        except UnicodeEncodeError:  # lone surrogates, from bytes that were not UTF-8
             raise ValueError(
                 f"classes must be text that can be encoded; got {text.strip()!r}."
             ) from None
@@ -265,13 +255,13 @@ def _check_class(name: str, prompts: Sequence[str]) -> None:
     if not prompts or not all(prompts):
         raise ValueError(f"classes must have no empty prompt; got one in {name!r}.")
     if wrong := [prompt for prompt in prompts if SYNONYM in prompt or NAMED in prompt]:
-        raise ValueError(f"prompts must have no '/' and no colon in them; got {wrong[0]!r}.")
+        raise ValueError(f"prompts must contain no '/' and no colon; got {wrong[0]!r}.")
     if twice := _repeated(prompts):
         raise ValueError(f"classes must have no prompt twice; got {twice!r} twice in {name!r}.")
 
 
 def _repeated(texts: Sequence[str]) -> str | None:
-    """Return a text that is there before; to a model they have no case."""
+    """Return a text that repeats an earlier one, ignoring case as models do."""
     seen = set()
     for text in texts:
         if text.casefold() in seen:

@@ -1,25 +1,42 @@
 """Sources by name, found through entry points; heavy imports that say how to install.
 
 An entry point in the group `ovss_refine.attention` or `ovss_refine.logits` names a callable that
-takes options and returns a source. Ours and a third party's register in the same way.
+takes options and returns a source. Third-party sources register exactly as ours do. This module
+does not import torch.
 """
 
 import difflib
 import importlib
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ovss_refine.attention import AttentionSource
-from ovss_refine.logits import LogitsSource
+if TYPE_CHECKING:
+    from ovss_refine.attention import AttentionSource
+    from ovss_refine.logits import LogitsSource
 
 
-def load_attention(name: str, **options: Any) -> AttentionSource:
-    """Make the attention source that is registered under `name`.
+class MissingWeightsError(FileNotFoundError):
+    """Raised by a source whose weights are neither cached nor can be downloaded.
+
+    Args:
+        lack: which weights, and where they were looked for.
+        not_asked: why the hub was not asked, continuing `lack`; "" if it was.
+        fix: what to do.
+    """
+
+    def __init__(self, lack: str, not_asked: str, fix: str) -> None:
+        """Join the parts into one sentence."""
+        super().__init__(f"{lack}{not_asked}; {fix}.")
+        self.lack, self.not_asked, self.fix = lack, not_asked, fix
+
+
+def load_attention(name: str, **options: Any) -> "AttentionSource":
+    """Make the attention source registered under `name`.
 
     Args:
         name: one of `list_attention()`.
-        options: what that source takes; see its documentation.
+        options: keyword arguments of that source; see its documentation.
 
     Raises:
         ValueError: if nothing is registered under `name`.
@@ -31,37 +48,41 @@ def load_attention(name: str, **options: Any) -> AttentionSource:
 
 
 def list_attention() -> list[str]:
-    """Name the attention sources that are installed."""
+    """List the names of the installed attention sources.
+
+    Example:
+        >>> "dinov2-b14-reg" in list_attention()
+        True
+    """
     return sorted(_registered("attention"))
 
 
-def load_logits(name: str, **options: Any) -> LogitsSource:
-    """Make the logits source that is registered under `name`.
+def load_logits(name: str, **options: Any) -> "LogitsSource":
+    """Make the logits source registered under `name`.
 
     Args:
         name: one of `list_logits()`.
-        options: what that source takes, `classes` first of all; see its documentation.
+        options: keyword arguments of that source, among them `classes`; see its documentation.
 
     Raises:
-        ValueError: if nothing is registered under `name`.
-        ModuleNotFoundError: if the source needs a library that is not installed.
-        TypeError: on an option that the source does not have.
+        ValueError, ModuleNotFoundError, TypeError: as `load_attention` does.
     """
     source: LogitsSource = find("logits", name).load()(**options)
     return source
 
 
 def list_logits() -> list[str]:
-    """Name the logits sources that are installed."""
+    """List the names of the installed logits sources.
+
+    Example:
+        >>> "kk-mean" in list_logits()
+        True
+    """
     return sorted(_registered("logits"))
 
 
 def find(kind: str, name: str) -> EntryPoint:
-    """Return the entry point of a source.
-
-    Args:
-        kind: "attention" or "logits".
-        name: the name it is registered under.
+    """Return the entry point of a source, whose `kind` is "attention" or "logits".
 
     Raises:
         ValueError: if nothing is registered under `name`.
@@ -75,10 +96,10 @@ def find(kind: str, name: str) -> EntryPoint:
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import `module`, which the optional dependencies called `extra` bring.
+    """Import `module`, an optional dependency that the extra `extra` installs.
 
     Raises:
-        ModuleNotFoundError: if it is not installed; says how to install it.
+        ModuleNotFoundError: if it is not installed; the message says how to install it.
     """
     try:
         return importlib.import_module(module)

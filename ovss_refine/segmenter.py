@@ -25,7 +25,7 @@ from ovss_refine.method.modes import ModeName
 from ovss_refine.refiner import refine
 from ovss_refine.segmentation import Segmentation
 from ovss_refine.sources.device import resolve_device
-from ovss_refine.sources.lazy import LogitsSlot, Slot, check_models_dir
+from ovss_refine.sources.lazy import LazyLogits, LazySource, check_models_dir
 from ovss_refine.sources.stages import OnStage, Stages, announce_loading
 
 # Backbones resize the shorter side to some 500 pixels, and the longer one with it: past this the
@@ -83,9 +83,9 @@ class Segmenter:
             check_count("max_pixels", max_pixels, 1)
         self.max_pixels = max_pixels
         self.device = resolve_device(device)
-        folder = check_models_dir(models_dir)
-        self._logits = LogitsSlot(logits, logits_options or {}, self.device, folder)
-        self._attention = Slot("attention", attention, attention_options or {}, self.device, folder)
+        where = self.device, check_models_dir(models_dir)
+        self._logits = LazyLogits(logits, logits_options or {}, *where)
+        self._attention = LazySource("attention", attention, attention_options or {}, *where)
         self._given: dict[str, Any] = {
             "logits": logits,
             "attention": attention,
@@ -192,8 +192,8 @@ class Segmenter:
             Such as {"kk-mean": "0.6 GB", "dinov2-b14-reg": "0.3 GB"}; "-" where nothing is
             downloaded, "not stated" where the size is unknown. Cached weights are listed too.
         """
-        # Each is asked once: another thread may load it in between.
-        sizes = [(str(slot.given), slot.download) for slot in (self._logits, self._attention)]
+        # `download` is read once: another thread may load the source in between.
+        sizes = [(str(x.given), x.download) for x in (self._logits, self._attention)]
         return {name: size for name, size in sizes if size is not None}
 
     def with_options(self, **changes: Any) -> "Segmenter":

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ovss_refine.labels import Labels, PromptTexts, as_labels, parse_labels, read_labels
+from ovss_refine.labels import Labels, as_labels, parse_labels, read_labels
 
 TEXT = "cat, dog/puppy, background: wall/floor/sky"
 MEANT = Labels(
@@ -25,7 +25,6 @@ MEANT = Labels(
         ("cat", " dog/ puppy ", "background:wall/floor/sky"),
         {"cat": 0, "dog/puppy": 1, "background: wall/floor/sky": 2}.keys(),
         (text for text in TEXT.split(",")),
-        PromptTexts(MEANT),
         MEANT,
     ],
 )
@@ -88,8 +87,8 @@ def test_what_is_refused(given, error, message):
         (("a",), ((1,),), TypeError, "must be strings; got 1"),
         ((1,), (("a",),), TypeError, "must be strings; got 1"),
         (("cat",), ("cat",), TypeError, "`synonyms` must be tuples of prompts; got 'cat'"),
-        (("a",), (("b/c",),), ValueError, "no '/' and no colon in them; got 'b/c'"),
-        (("a",), (("b: c",),), ValueError, "no '/' and no colon in them; got 'b: c'"),
+        (("a",), (("b/c",),), ValueError, "contain no '/' and no colon; got 'b/c'"),
+        (("a",), (("b: c",),), ValueError, "contain no '/' and no colon; got 'b: c'"),
     ],
 )
 def test_labels_by_hand_are_checked_too(names, synonyms, error, message):
@@ -115,7 +114,7 @@ def read_file(tmp_path):
     ],
 )
 def test_one_prompt_of_two_classes_is_kept_with_one_warning(tmp_path, read):
-    with pytest.warns(UserWarning, match="stand for several classes") as caught:
+    with pytest.warns(UserWarning, match="belong to several classes") as caught:
         labels = read(tmp_path)
     assert labels.prompts == ("Screen door/screen", "blind/Screen", "earth/soil", "land/soil")
     (warning,) = caught
@@ -125,15 +124,13 @@ def test_one_prompt_of_two_classes_is_kept_with_one_warning(tmp_path, read):
     assert ("x.txt`: " in told) == (read is read_file)
 
 
-def test_labels_that_are_handed_on_keep_their_names_and_warn_no_more():
-    """The texts alone would give two classes of the name "wall"."""
+def test_labels_that_are_passed_on_keep_their_names_and_warn_no_more():
+    """The texts alone would give two classes named "wall"."""
     with pytest.warns(UserWarning, match="'wall' for"):
         labels = as_labels("background: wall/floor, other: wall")
-    texts = PromptTexts(labels)
-    assert texts == ["wall/floor", "wall"]
-    assert as_labels(texts) is labels
-    texts[1] = "sky"
-    assert as_labels(texts).names == ("wall", "sky")
+    assert list(labels) == ["wall/floor", "wall"]
+    assert as_labels(labels) is labels
+    assert as_labels(["wall/floor", "sky"]).names == ("wall", "sky")
 
 
 @pytest.mark.parametrize(

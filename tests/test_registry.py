@@ -8,7 +8,7 @@ import pytest
 
 from ovss_refine import list_attention, list_logits, load_attention, load_logits, registry
 from ovss_refine.registry import find, require
-from ovss_refine.sources import listing as sources
+from ovss_refine.sources import listing
 
 
 class Source:
@@ -24,12 +24,12 @@ class Source:
 
 @pytest.fixture
 def third_party(monkeypatch):
-    """A package that registers `mine` in both groups, and says what it takes."""
+    """A package that registers `mine` in both groups, and states facts about one of them."""
     package = types.ModuleType("their_package")
     package.Source = Source
     about = types.ModuleType("their_package.about")
     facts = ("their/weights", "Their-1.0", "2 M", "8 MB", "numpy, no_such_library")
-    about.ABOUT = {"attention": {"mine": dict(zip(sources.COLUMNS, facts, strict=True))}}
+    about.ABOUT = {"attention": {"mine": dict(zip(listing.COLUMNS, facts, strict=True))}}
     monkeypatch.setitem(sys.modules, "their_package", package)
     monkeypatch.setitem(sys.modules, "their_package.about", about)
 
@@ -39,7 +39,6 @@ def third_party(monkeypatch):
         ]
 
     monkeypatch.setattr(registry, "entry_points", points)
-    monkeypatch.setattr(sources, "entry_points", points)
 
 
 @pytest.mark.usefixtures("third_party")
@@ -64,32 +63,32 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 @pytest.mark.usefixtures("third_party")
-def test_the_list_shows_what_their_package_says():
-    lines = sources.list_sources().splitlines()
-    assert lines[0].split() == ["attention", *sources.COLUMNS]
+def test_the_list_shows_the_facts_of_a_third_party():
+    lines = listing.list_sources().splitlines()
+    assert lines[0].split() == ["attention", *listing.COLUMNS]
     mine = "mine       their/weights  Their-1.0   2 M         8 MB        "
     assert lines[1] == mine + "numpy, no_such_library (missing: no_such_library)"
     assert lines[2].split("  ")[0] == "ours"
     assert lines[2].count("not stated") == 5
-    assert lines[5].split() == ["logits", *sources.COLUMNS]
-    assert lines[6].count("not stated") == 5  # said for attention, not for logits
+    assert lines[5].split() == ["logits", *listing.COLUMNS]
+    assert lines[6].count("not stated") == 5  # stated for attention, not for logits
 
 
-def test_a_package_that_says_nothing_is_listed_all_the_same(monkeypatch):
+def test_a_package_without_facts_is_listed_too(monkeypatch):
     point = EntryPoint("mine", "no_such_package:Source", "ovss_refine.attention")
-    monkeypatch.setattr(sources, "entry_points", lambda group: [point])
-    assert sources.list_sources().splitlines()[1].count("not stated") == 5
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    assert listing.list_sources().splitlines()[1].count("not stated") == 5
 
 
-def test_a_broken_list_of_theirs_is_not_hidden(monkeypatch, tmp_path):
+def test_an_import_error_in_about_is_raised(monkeypatch, tmp_path):
     (tmp_path / "broken_package").mkdir()
     (tmp_path / "broken_package" / "__init__.py").write_text("")
     (tmp_path / "broken_package" / "about.py").write_text("import no_such_library")
     monkeypatch.syspath_prepend(str(tmp_path))
     point = EntryPoint("mine", "broken_package:Source", "ovss_refine.attention")
-    monkeypatch.setattr(sources, "entry_points", lambda group: [point])
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
     with pytest.raises(ModuleNotFoundError, match="no_such_library"):
-        sources.list_sources()
+        listing.list_sources()
 
 
 def test_require_says_how_to_install(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""The segmenter on sources without models; with models: adapters/test_segmenter_models.py."""
+"""The segmenter on sources without models; with models: adapters/test_segmenterlazy.py."""
 
 import itertools
 import threading
@@ -16,8 +16,7 @@ from ovss_refine.evaluation.rows import Baseline
 from ovss_refine.images import batches
 from ovss_refine.labels import as_labels
 from ovss_refine.segmenter import Segmenter
-from ovss_refine.sources import lazy as _models
-from ovss_refine.sources import stages
+from ovss_refine.sources import lazy, stages
 
 LABELS = "red, green/leaf, background: blue/water"
 WEIGHTS = {
@@ -102,7 +101,7 @@ def test_one_image_is_refined_as_by_hand_and_has_names():
     assert found.labels.dtype == torch.int64
 
 
-def test_options_are_those_of_the_refinement():
+def test_options_are_passed_to_the_refinement():
     image, config = photo(), RefineConfig(mode="kl", background=(2, 0.6), logit_scale=0.5, radius=1)
     found = make(mode="kl", background=(2, 0.6), logit_scale=0.5, radius=1)(image, LABELS)
     same(found, by_hand(image, config)[0])
@@ -164,7 +163,7 @@ def test_batches_are_bounded(monkeypatch):
     assert [shape[0] for shape in seen] == [1] * 6
 
 
-def test_a_call_leaves_nothing_behind():
+def test_a_call_does_not_affect_the_next():
     one = make()
     first = one(photo(), LABELS)
     one(photo(seed=1), "green, red")
@@ -175,7 +174,7 @@ def test_a_call_leaves_nothing_behind():
 
 
 @pytest.mark.parametrize("scale", [1.0, 7.0])
-def test_baseline_is_that_of_the_evaluation(scale, monkeypatch):
+def test_the_baseline_equals_that_of_the_evaluation(scale, monkeypatch):
     images = [photo(seed=seed) for seed in range(3)]
     pixels = torch.cat([tensor(image) for image in images])
     wanted = Baseline(logit_scale=scale).label(Colours().logits(pixels), None, pixels)
@@ -188,7 +187,7 @@ def test_baseline_is_that_of_the_evaluation(scale, monkeypatch):
 
 
 @pytest.mark.parametrize(("size", "to"), [((5, 7), (31, 40)), ((9, 12), (4, 5)), ((1, 1), (3, 3))])
-def test_rows_are_enlarged_as_torch_does(size, to):
+def test_rows_are_upsampled_as_torch_does(size, to):
     from ovss_refine.baseline.bands import _enlarged
 
     values = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
@@ -207,7 +206,7 @@ def test_attention_is_kept_on_request():
         torch.testing.assert_close(row.flatten(), wanted.weights[0, -1])
 
 
-def test_stages_are_told_in_order_and_timed():
+def test_stages_are_announced_in_order_and_timed():
     told = []
     found = make()(photo(), LABELS, baseline=True, on_stage=told.append)
     assert told == ["loading", "logits", "attention", "baseline", "refinement"]
@@ -259,7 +258,7 @@ def test_a_ready_source_with_fixed_classes_has_its_own_labels():
         (photo(), "", ValueError, "no empty name"),
     ],
 )
-def test_what_is_refused_is_refused_before_anything_is_computed(images, labels, error, message):
+def test_bad_input_is_refused_before_anything_is_computed(images, labels, error, message):
     class Untouched(AnyColours):
         def with_classes(self, classes):
             raise AssertionError("asked")
@@ -280,12 +279,12 @@ def test_what_is_refused_is_refused_before_anything_is_computed(images, labels, 
             ValueError,
             "`device` must be 'auto' or one that torch can use; got 'gpu'",
         ),
-        ({"models_dir": __file__}, ValueError, "`models_dir` must be a folder; .* is a file"),
+        ({"models_dir": __file__}, ValueError, "`models_dir` must be a folder; got the file"),
         ({"logits": "kk-men"}, ValueError, "got 'kk-men'. Did you mean 'kk-mean'"),
         ({"attention": "dino"}, ValueError, "`attention` must be one of"),
         ({"logits": Similarity()}, TypeError, "`logits` must be the name .* got Similarity"),
         ({"attention": 3}, TypeError, "or have a method `attention`; got int"),
-        ({"logits_options": {"classes": "x"}}, TypeError, "must be without `classes`"),
+        ({"logits_options": {"classes": "x"}}, TypeError, "must not have `classes`"),
         (
             {"logits": Colours(), "logits_options": {"scale": 1}},
             TypeError,
@@ -317,8 +316,8 @@ class Registry:
 def registered(monkeypatch):
     def register(logits=AnyColours, attention=Similarity):
         registry = Registry(logits=logits, attention=attention)
-        monkeypatch.setattr(_models, "find", registry.find)
-        monkeypatch.setattr(_models, "facts", lambda kind, name: {"download": f"{name}: 1 GB"})
+        monkeypatch.setattr(lazy, "find", registry.find)
+        monkeypatch.setattr(lazy, "facts", lambda kind, name: {"download": f"{name}: 1 GB"})
         return registry
 
     return register
@@ -334,9 +333,8 @@ def test_named_sources_are_loaded_at_first_use_once(registered):
     assert registry.loaded == []
     assert segment.to_load() == {"one": "one: 1 GB", "two": "two: 1 GB"}
     found = [segment(photo(), labels) for labels in (LABELS, "green, red", LABELS)]
-    classes = ["red", "green/leaf", "blue/water"]
     assert registry.loaded == [
-        ("logits", "one", {"classes": classes, "scale": 2.0}),
+        ("logits", "one", {"classes": as_labels(LABELS), "scale": 2.0}),
         ("attention", "two", {"layer": 3}),
     ]
     assert segment.to_load() == {}
@@ -351,12 +349,12 @@ def test_a_source_without_with_classes_is_made_anew_for_other_labels(registered)
     segment = by_name()
     for labels in (LABELS, LABELS, "green, red", LABELS):
         same(segment(photo(), labels), make()(photo(), labels))
-    classes = [options["classes"] for kind, _, options in registry.loaded if kind == "logits"]
+    classes = [list(options["classes"]) for kind, _, options in registry.loaded if kind == "logits"]
     full = ["red", "green/leaf", "blue/water"]
-    assert classes == [full, ["green", "red"], full]  # and none of them is held twice
+    assert classes == [full, ["green", "red"], full]  # the second call reuses the first
 
 
-def test_labels_are_kept_up_to_a_number(registered):
+def test_the_number_of_kept_labels_is_bounded(registered):
     made = []
 
     class Spy(AnyColours):
@@ -367,14 +365,14 @@ def test_labels_are_kept_up_to_a_number(registered):
     registered(logits=Spy)
     segment, names = by_name(), list(WEIGHTS)
     lists = [[one, two] for one in names for two in names if one < two]
-    assert len(lists) == 10 > _models.KEPT_LABELS
+    assert len(lists) == 10 > lazy.KEPT_LABELS
     for labels in (*lists, lists[-1], lists[0]):
         same(segment(photo(), labels), make()(photo(), labels))
-    assert len(made) == len(lists)  # the first needed none; at last it had been dropped
+    assert len(made) == len(lists)  # the first pair is loaded, then made anew
     assert made[-1] == tuple(lists[0])
 
 
-def test_a_name_needs_labels(registered):
+def test_a_source_by_name_needs_labels(registered):
     registered()
     with pytest.raises(ValueError, match="`labels` must be given for 'one'; got None"):
         by_name()(photo(), None)
@@ -401,7 +399,7 @@ def test_sizes_of_other_weights_are_not_known(registered, option):
     assert make().to_load() == {}
 
 
-def test_a_device_is_named_to_sources_that_take_one(registered, monkeypatch):
+def test_sources_that_take_a_device_are_given_one(registered, monkeypatch):
     def fixed(*, classes, device=None):
         made.append(device)
         return AnyColours(classes)
@@ -412,17 +410,17 @@ def test_a_device_is_named_to_sources_that_take_one(registered, monkeypatch):
 
     made, factories = [], {"logits": fixed, "attention": without}
     point = lambda kind: type("Point", (), {"load": lambda _: factories[kind]})()  # noqa: E731
-    monkeypatch.setattr(_models, "find", lambda kind, name: point(kind))
-    monkeypatch.setattr(_models, "facts", lambda kind, name: _models.UNKNOWN)
+    monkeypatch.setattr(lazy, "find", lambda kind, name: point(kind))
+    monkeypatch.setattr(lazy, "facts", lambda kind, name: lazy.UNKNOWN)
     for device, options in (("cpu", {}), ("meta", {}), ("meta", {"device": "cpu"})):
-        slot = _models.LogitsSlot("one", options, torch.device(device), None)
-        slot.logits(as_labels(LABELS), lambda: None)
-    other = _models.Slot("attention", "two", {"layer": 1}, torch.device("meta"), None)
+        source = lazy.LazyLogits("one", options, torch.device(device), None)
+        source.logits(as_labels(LABELS), lambda: None)
+    other = lazy.LazySource("attention", "two", {"layer": 1}, torch.device("meta"), None)
     other.attention(lambda: None)
     assert made == [None, "meta", "cpu", 1]
 
 
-def test_other_options_share_the_models(registered):
+def test_other_options_share_thelazy(registered):
     registry = registered()
     first = by_name(logits_options={"scale": 2.0})
     one = first(photo(), LABELS)
@@ -441,7 +439,7 @@ def test_other_options_share_the_models(registered):
         first.with_options(modes="kl")
 
 
-def test_it_shows_what_it_was_made_with():
+def test_the_repr_shows_the_arguments():
     shown = repr(Segmenter(mode="kl", radius=1))
     assert "logits='kk-mean', attention='dinov2-b14-reg', mode='kl'" in shown
     assert "radius=1" in shown
@@ -498,7 +496,7 @@ def test_threads_load_once_and_use_a_source_one_at_a_time(registered):
     assert len(found) == 8
 
 
-def test_an_overlap_would_be_seen():
+def test_an_overlap_would_be_detected():
     watched = OneAtATime()
 
     def work(_):
@@ -509,10 +507,10 @@ def test_an_overlap_would_be_seen():
     assert True in watched.overlaps
 
 
-def test_only_known_sources_without_local_weights_look_for_the_hub(tmp_path):
+def test_only_known_sources_without_local_weights_try_the_hub(tmp_path):
     def asks(name, **options):
-        slot = _models.Slot("attention", name, options, torch.device("cpu"), None)
-        return slot._asks_hub
+        source = lazy.LazySource("attention", name, options, torch.device("cpu"), None)
+        return source._asks_hub
 
     assert asks("dinov2-b14")
     assert asks("timm", model="vit_small_patch16_224")

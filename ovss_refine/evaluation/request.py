@@ -9,7 +9,7 @@ from ovss_refine.checks import check_choice, check_count
 from ovss_refine.config import RefineConfig
 from ovss_refine.evaluation import ROWS
 from ovss_refine.evaluation.dataset import DataSet
-from ovss_refine.labels import Labels, PromptTexts
+from ovss_refine.labels import Labels
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ class Chosen:
 
         if self.folder is not None:
             return load_logits("npz", folder=self.folder, **self.options)
-        options = {"classes": PromptTexts(labels), **_placed(device), **self.options}
+        options = {"classes": labels, **_placed(device), **self.options}
         return load_logits(self.name, **options)
 
     def attention(self, device: "torch.device") -> "AttentionFrom":

@@ -17,7 +17,7 @@ from ovss_refine.attention import Attention, AttentionSource
 from ovss_refine.evaluation.dataset import DataSet, fingerprint, load_dataset
 from ovss_refine.evaluation.inputs import AttentionFrom, LogitsFrom
 from ovss_refine.evaluation.request import Chosen
-from ovss_refine.labels import Labels, PromptTexts
+from ovss_refine.labels import Labels
 from ovss_refine.registry import load_attention, require
 from ovss_refine.reproduce.tables import PaperRow, load_tables
 
@@ -169,9 +169,8 @@ class RowSource(Chosen):
             return own.logits(labels, device)
 
         key = (self.name, str(options), str(device))
-        source: LogitsFrom = self.weights.keep("logits", key, make).with_classes(
-            PromptTexts(labels)
-        )
+        kept = self.weights.keep("logits", key, make)
+        source: LogitsFrom = kept.with_classes(labels)
         return source
 
     def _second_model(self, device: torch.device) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Not waiting for a hub that does not answer.
+"""Skip the hub when it is unreachable; one connection attempt decides.
 
-Without a network, Hugging Face's library asks six times for every file, for half a minute, also for
-files that its cache has. One look at the door is enough.
+Without a network, Hugging Face's library retries six times for every file, for half a minute, even
+for files in its cache.
 """
 
 import importlib
@@ -13,21 +13,19 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-WAIT_S = 5
-PORTS = {"http": 80, "https": 443}
-SET_BY_USER = " (not asked: HF_HUB_OFFLINE is set)"
+from ovss_refine.registry import MissingWeightsError
 
 
 @contextmanager
 def without_waiting() -> Iterator[None]:
-    """Have the hub's library look into its cache alone, where the hub does not answer.
+    """Restrict the hub's library to its cache if the hub is unreachable.
 
-    The setting is one of the process: other threads that load models meanwhile see it too.
+    The setting is global: other threads that load models meanwhile see it too.
     """
     try:
         constants: Any = importlib.import_module("huggingface_hub.constants")
     except ModuleNotFoundError:
-        yield  # whoever needs it says how to install it
+        yield  # the source that needs it says how to install it
         return
     if constants.HF_HUB_OFFLINE or answers(constants.ENDPOINT):
         yield
@@ -35,21 +33,19 @@ def without_waiting() -> Iterator[None]:
     constants.HF_HUB_OFFLINE = True
     try:
         yield
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            str(error).replace(SET_BY_USER, ", which gives no answer")
-        ) from error
+    except MissingWeightsError as error:
+        raise MissingWeightsError(error.lack, ", which is unreachable", error.fix) from error
     finally:
         constants.HF_HUB_OFFLINE = False
 
 
-def answers(url: str, seconds: float = WAIT_S) -> bool:
-    """Tell whether a server, or the proxy before it, takes a connection within some seconds."""
+def answers(url: str, seconds: float = 5) -> bool:
+    """Tell whether a server, or the proxy in front of it, accepts a connection within `seconds`."""
     parts = urlsplit(url)
     proxy = getproxies().get(parts.scheme)
     if proxy and not proxy_bypass(parts.netloc):
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    place = (parts.hostname or "", parts.port or PORTS.get(parts.scheme, 443))
+    place = (parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443))
     found = []
 
     def connect() -> None:
@@ -59,7 +55,7 @@ def answers(url: str, seconds: float = WAIT_S) -> bool:
         except OSError:
             return
 
-    # In a thread, because looking up a name knows no time limit.
+    # In a thread, because name resolution has no timeout.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(seconds)

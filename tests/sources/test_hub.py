@@ -1,4 +1,4 @@
-"""Whether the hub answers, and what is done where it does not. No network: this machine alone."""
+"""Whether the hub is reachable, and what happens if not. Uses local sockets only."""
 
 import socket
 import sys
@@ -8,6 +8,7 @@ from contextlib import closing
 
 import pytest
 
+from ovss_refine.registry import MissingWeightsError
 from ovss_refine.sources import hub
 from ovss_refine.sources.hub import answers, without_waiting
 
@@ -19,23 +20,23 @@ def _no_proxy(monkeypatch):
 
 @pytest.fixture
 def server():
-    """An address that takes connections."""
+    """An address that accepts connections."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listening:
         yield f"127.0.0.1:{listening.getsockname()[1]}"
 
 
 def closed():
-    """An address that takes none."""
+    """An address that refuses connections."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listening:
         return f"127.0.0.1:{listening.getsockname()[1]}"
 
 
-def test_who_answers(server):
+def test_a_server_answers_if_it_accepts_a_connection(server):
     assert answers(f"http://{server}/mirror")
     assert not answers(f"http://{closed()}")
 
 
-def test_a_proxy_is_asked_in_the_place_of_the_hub(server, monkeypatch):
+def test_a_proxy_is_tried_instead_of_the_hub(server, monkeypatch):
     for proxy in (server, f"http://{server}"):
         monkeypatch.setattr(hub, "getproxies", lambda proxy=proxy: {"https": proxy})
         assert answers(f"https://{closed()}")
@@ -45,7 +46,7 @@ def test_a_proxy_is_asked_in_the_place_of_the_hub(server, monkeypatch):
     assert answers(f"https://{server}")
 
 
-def test_ports_of_addresses_without_one(monkeypatch):
+def test_default_ports(monkeypatch):
     places = []
 
     def connect(place, _):
@@ -58,7 +59,7 @@ def test_ports_of_addresses_without_one(monkeypatch):
     assert places == [("hub.example", 443), ("hub.example", 80)]
 
 
-def test_a_name_that_is_looked_up_for_ever_does_not_hold_up(monkeypatch):
+def test_a_hanging_name_resolution_does_not_block(monkeypatch):
     waiting = threading.Event()
 
     def connect(*_):
@@ -81,13 +82,13 @@ def constants(monkeypatch):
     return constants
 
 
-def test_a_hub_that_is_silent_is_not_asked(constants):
+def test_an_unreachable_hub_is_not_asked(constants):
     def load():
         with without_waiting():
             assert constants.HF_HUB_OFFLINE
-            raise FileNotFoundError("nor from e (not asked: HF_HUB_OFFLINE is set); run")
+            raise MissingWeightsError("none from e", " (not asked: HF_HUB_OFFLINE is set)", "run")
 
-    with pytest.raises(FileNotFoundError, match="nor from e, which gives no answer; run"):
+    with pytest.raises(FileNotFoundError, match=r"^none from e, which is unreachable; run\.$"):
         load()
     assert constants.HF_HUB_OFFLINE is False
 
@@ -98,11 +99,11 @@ def test_a_hub_that_answers_is_asked(constants, server, monkeypatch):
         assert constants.HF_HUB_OFFLINE is False
 
 
-def test_what_the_user_set_stays(constants, monkeypatch):
+def test_the_setting_of_the_user_is_kept(constants, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub, "answers", lambda url: pytest.fail("asked"))
     with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE is set"), without_waiting():
-        raise FileNotFoundError("(not asked: HF_HUB_OFFLINE is set)")
+        raise MissingWeightsError("none from e", " (not asked: HF_HUB_OFFLINE is set)", "run")
     assert constants.HF_HUB_OFFLINE is True
 
 

@@ -1,4 +1,4 @@
-"""What is known of a source without loading it."""
+"""What is known about a source without loading it."""
 
 import subprocess
 import sys
@@ -24,12 +24,12 @@ def test_missing_libraries_are_named(monkeypatch):
     assert facts("logits", "kk-mean")["needs"] == "open_clip"
 
 
-def test_a_source_that_is_not_there():
-    with pytest.raises(ValueError, match="`logits` must be the name of a source; got 'dino-b8'"):
+def test_an_unknown_source():
+    with pytest.raises(ValueError, match=r"`logits` must be one of .*; got 'dino-b8'"):
         facts("logits", "dino-b8")
 
 
-def test_a_package_that_says_nothing(monkeypatch):
+def test_a_package_without_facts(monkeypatch):
     monkeypatch.setattr(sources, "_about", lambda package: {})
     assert facts("logits", "kk") == dict.fromkeys(COLUMNS, "not stated")
 

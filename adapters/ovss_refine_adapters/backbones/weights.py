@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ovss_refine.registry import require
+from ovss_refine.registry import MissingWeightsError, require
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 # Parameters that a file may have but a model without a classifier does not.
@@ -68,17 +68,19 @@ def from_hub(repository: str, *, argument: str, instead: str) -> Iterator[None]:
         instead: what to pass to it.
 
     Raises:
-        FileNotFoundError: if the body raises an OSError, as all errors of the hub are.
+        MissingWeightsError: if the body raises an OSError, as all errors of the hub are.
     """
     try:
         yield
     except OSError as error:
         constants = require("huggingface_hub.constants", "models")
         offline = " (not asked: HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
-        raise FileNotFoundError(
+        raise MissingWeightsError(
             f"the weights `{repository}` must be available; got nothing from the cache "
-            f"`{constants.HF_HUB_CACHE}` or from {constants.ENDPOINT}{offline}; run `hf download "
-            f"{repository}` on a machine with a network, or pass `{argument}`, {instead}."
+            f"`{constants.HF_HUB_CACHE}` or from {constants.ENDPOINT}",
+            offline,
+            f"run `hf download {repository}` on a machine with a network, or pass `{argument}`, "
+            f"{instead}",
         ) from error
 
 
