@@ -4,22 +4,22 @@ import argparse
 from typing import Any
 
 from ovss_refine.app.request import AppRequest
-from ovss_refine.cli.flags import add_flags, request_of
+from ovss_refine.cli.flags import add_command, request_of
 
 
 def add_app(commands: Any) -> None:
     """Add the command to what `add_subparsers` returned."""
-    app = commands.add_parser(
+    add_command(
+        commands,
         "app",
+        _run,
+        AppRequest,
         help="open a page: drop an image, type labels, see the result",
-        allow_abbrev=False,
         description=(
             "Serve a page on this machine: drop an image, type labels, compare baseline and "
             "refined result. The built-in examples need no models. Ctrl-C stops it."
         ),
     )
-    app.set_defaults(run=_run)
-    add_flags(app, AppRequest)
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -5,15 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ovss_refine.cli.flags import add_flags, request_of
+from ovss_refine.cli.flags import add_command, request_of
 from ovss_refine.evaluation import CONVERSIONS
 from ovss_refine.evaluation.dataset import FOLDER, DataSet, list_datasets, load_dataset
 
-DATASET = {
-    "choices": list_datasets(),
-    "metavar": "NAME",
-    "help": ", ".join(list_datasets()),
-}
+DATASET = {"choices": list_datasets(), "metavar": "NAME", "help": ", ".join(list_datasets())}
 NAMES = {
     "metavar": "TXT",
     "help": f"class names of `{FOLDER}`, one a line (default: names.txt in the root)",
@@ -64,16 +60,12 @@ def add_dataset(commands: Any) -> None:
     dataset = commands.add_parser(
         "dataset", help="check or convert a data set", allow_abbrev=False
     ).add_subparsers(required=True, metavar="COMMAND")
-    check = dataset.add_parser("check", help="look at every file of a data set", allow_abbrev=False)
-    check.set_defaults(run=_check)
-    add_flags(check, CheckRequest)
-    convert = dataset.add_parser("convert", help="convert published label maps", allow_abbrev=False)
-    convert.set_defaults(run=_convert)
-    add_flags(convert, ConvertRequest)
+    add_command(dataset, "check", _check, CheckRequest, help="check every file of a data set")
+    add_command(dataset, "convert", _convert, ConvertRequest, help="convert published label maps")
 
 
 def load(name: str, root: Path, names: Path | None) -> DataSet:
-    """Load a data set; the names of one's own folder lie in its root unless `names` is given."""
+    """Load a data set; for one's own folder, `names` is by default `names.txt` in the root."""
     if name == FOLDER and names is None:
         names = root / "names.txt"
     return load_dataset(name, names=names)

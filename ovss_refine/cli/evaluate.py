@@ -5,22 +5,22 @@ from pathlib import Path
 from typing import Any
 
 from ovss_refine.cli.dataset import DATASET, NAMES, load
-from ovss_refine.cli.flags import add_flags, request_of
+from ovss_refine.cli.flags import add_command, add_flags, request_of
 from ovss_refine.evaluation.request import EvaluateRequest
 
 
 def add_evaluate(commands: Any) -> None:
     """Add the command to what `add_subparsers` returned."""
-    evaluate = commands.add_parser(
+    evaluate = add_command(
+        commands,
         "evaluate",
+        _run,
         help="compare baseline and refined on a data set",
-        allow_abbrev=False,
         description=(
-            "Compare baseline and refined by mIoU. Goes on where an earlier run with the same "
-            "settings was stopped. Under torchrun, the processes share the images."
+            "Compare baseline and refined by mIoU. Resumes an interrupted run with the same "
+            "settings. Under torchrun, the processes share the images."
         ),
     )
-    evaluate.set_defaults(run=_run)
     evaluate.add_argument("--dataset", required=True, **DATASET)
     evaluate.add_argument("--names", type=Path, **NAMES)
     add_flags(evaluate, EvaluateRequest)

@@ -1,19 +1,19 @@
-"""Command-line flags from the fields of a dataclass, and the dataclass from the parsed flags.
+"""Commands, and their flags made from the fields of a dataclass.
 
-A field with `help` in its metadata becomes a flag: its type says how text is read, its default is
+A field with `help` in its metadata becomes a flag: its type says how text is parsed, its default is
 the flag's. All other fields are left to the caller of `request_of`. A field whose type is a
-dataclass stands for the flags of that one's fields, which inherit its metadata. Annotations that
-are strings stay unread, so that a field without a flag may name a type of a heavy module.
+dataclass stands for the flags of that dataclass, which inherit its metadata. Annotations that
+are strings are not evaluated, so that a field without a flag may name a type of a heavy module.
 
 The keys of the metadata:
 
 * `help`: what the flag is for; the default is appended;
-* `flag`: its name, where it is not the field's; "{}" is the field that holds the dataclass. A name
+* `flag`: its name, if it is not the field's; "{}" is the field that holds the dataclass. A name
   that begins with "--no-" is for a field that is True by default;
 * `positional`: True for an argument without a flag;
 * `group`: the heading under which the help lists it;
 * `metavar`, `choices`: as in argparse; a `Literal` has its own choices;
-* `parse`: reads text, for a collection the text of one item; its ValueError is a usage error;
+* `parse`: parses text, for a collection the text of one item; its ValueError is a usage error;
 * `example`: quoted in the usage error of a tuple of fixed length or of a mapping.
 """
 
@@ -30,11 +30,34 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound="DataclassInstance")
 
 
+def add_command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], object],
+    request: "type[DataclassInstance] | None" = None,
+    **texts: Any,
+) -> argparse.ArgumentParser:
+    """Add a command that calls `run`, with a flag for every field of `request`.
+
+    Args:
+        commands: what `add_subparsers` returned.
+        name: of the command.
+        run: takes the parsed flags; returns the exit status, or None for 0.
+        request: as for `add_flags`.
+        texts: `help`, `description` and other options of the parser.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(name, allow_abbrev=False, **texts)
+    parser.set_defaults(run=run)
+    if request is not None:
+        add_flags(parser, request)
+    return parser
+
+
 def add_flags(parser: argparse.ArgumentParser, request: "type[DataclassInstance]") -> None:
     """Add a flag for every field of `request` that has `help`.
 
     Raises:
-        TypeError: if such a field has a type that cannot be read from text.
+        TypeError: if such a field has a type that cannot be parsed from text.
     """
     groups: dict[str, argparse._ActionsContainer] = {"": parser}
     for flag in _flags(request):
@@ -45,7 +68,7 @@ def add_flags(parser: argparse.ArgumentParser, request: "type[DataclassInstance]
 
 
 def request_of(args: argparse.Namespace, request: type[R], **given: Any) -> R:
-    """Build `request` from the parsed flags, and `given` values of fields that have none.
+    """Build `request` from the parsed flags, and from `given` values of fields without a flag.
 
     Raises:
         TypeError: on a value of the wrong type, as the dataclass says.
@@ -79,7 +102,7 @@ def _without_none(hint: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Flag:
-    """A field that is a flag; `holder` is the field that holds its dataclass, or ""."""
+    """A field with a flag; `holder` is the field that holds its dataclass, or ""."""
 
     name: str
     type: Any  # without None
@@ -117,7 +140,7 @@ class _Flag:
         return options | {"dest": self.destination, "default": default}
 
     def _reading(self) -> dict[str, Any]:
-        """Return what makes argparse read text as the type."""
+        """Return the options that make argparse parse text as the type."""
         if self.type is bool:
             no = self.flag.startswith("--no-")
             yes = "store_false" if no else argparse.BooleanOptionalAction
@@ -130,7 +153,9 @@ class _Flag:
         known |= {Mapping: self._pair, tuple: self._items}
         read = self.metadata.get("parse", known.get(get_origin(item) or item))
         if read is None:
-            raise TypeError(f"`{self.name}` must have a type that text can be; got {self.type}.")
+            raise TypeError(
+                f"`{self.name}` must have a type that can be parsed from text; got {self.type}."
+            )
         options: dict[str, Any] = {"type": read if isinstance(read, type) else _with_message(read)}
         options |= {Mapping: {"action": "append"}, tuple: {"nargs": "+"}}.get(self.collection, {})
         if "choices" not in given:
@@ -138,7 +163,7 @@ class _Flag:
         return options | given
 
     def _help(self) -> str:
-        """Return the help, escaped for argparse, with the default if it says anything."""
+        """Return the help, escaped for argparse, with the default if it is informative."""
         text, default = str(self.metadata["help"]).replace("%", "%%"), self.default
         if default in (MISSING, None, (), {}) or default is False or self.flag[:5] == "--no-":
             return text
@@ -150,7 +175,7 @@ class _Flag:
         return f"{text} (default: {f'{default:_}' if many else default})"
 
     def _items(self, text: str) -> tuple[Any, ...]:
-        """Read a tuple of fixed length: its items with commas between them."""
+        """Parse a tuple of fixed length, separated by commas."""
         kinds, items = get_args(self.type), text.split(",")
         try:
             return tuple(kind(item) for kind, item in zip(kinds, items, strict=True))
@@ -158,7 +183,7 @@ class _Flag:
             raise ValueError(self._expected(text)) from None
 
     def _pair(self, text: str) -> tuple[str, Any]:
-        """Read KEY=VALUE: the value as JSON where it is JSON, else as it stands."""
+        """Parse KEY=VALUE; a value that is not JSON is taken as text."""
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
             raise ValueError(self._expected(text))
@@ -173,7 +198,7 @@ class _Flag:
 
 
 def _with_message(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Turn a ValueError into the one error whose message argparse shows."""
+    """Convert a ValueError to the one exception whose message argparse shows."""
 
     def checked(text: str) -> Any:
         try:

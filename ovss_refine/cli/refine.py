@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ovss_refine.checks import check_number
-from ovss_refine.cli.flags import add_flags, request_of
+from ovss_refine.cli.flags import add_command, request_of
 from ovss_refine.config import RefineConfig
 
+PATH = {"metavar": "PATH"}
 OUT = {"metavar": "DIR", "help": "folder for the results"}
 OVERWRITE = {"help": "replace results that exist"}
 
@@ -23,24 +24,19 @@ class DemoRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefineRequest:
-    """Which files to refine, and how. `help` describes the fields.
+    """Which files to refine, and how. `help` documents the fields.
 
     Raises:
         ValueError: on a temperature that is not a finite number > 0.
     """
 
-    image: Path = field(metadata={"metavar": "PATH", "help": "an image or a folder of them"})
+    image: Path = field(metadata=PATH | {"help": "an image or a folder of them"})
     logits: Path = field(
-        metadata={
-            "metavar": "PATH",
-            "help": ".npz file or folder; `logits` [K, h, w], optional `prompt_index` [K]",
-        }
+        metadata=PATH
+        | {"help": ".npz file or folder; `logits` [K, h, w], optional `prompt_index` [K]"}
     )
     attention: Path = field(
-        metadata={
-            "metavar": "PATH",
-            "help": ".npz file or folder; `attention` [N, N] or `features` [C, h, w]",
-        }
+        metadata=PATH | {"help": ".npz file or folder; `attention` [N, N] or `features` [C, h, w]"}
     )
     temperature: float = field(
         default=0.05, metadata={"help": "of the affinity made from `features`, > 0"}
@@ -60,23 +56,21 @@ class RefineRequest:
 
 def add_demo(commands: Any) -> None:
     """Add the command `demo` to what `add_subparsers` returned."""
-    demo = commands.add_parser(
-        "demo", help="refine the built-in example photographs", allow_abbrev=False
+    add_command(
+        commands, "demo", _demo, DemoRequest, help="refine the built-in example photographs"
     )
-    demo.set_defaults(run=_demo)
-    add_flags(demo, DemoRequest)
 
 
 def add_refine(commands: Any) -> None:
     """Add the command `refine` to what `add_subparsers` returned."""
-    refine = commands.add_parser(
+    add_command(
+        commands,
         "refine",
+        _refine,
+        RefineRequest,
         help="refine your own logits",
-        allow_abbrev=False,
-        description="Refine logits with attention. With folders, files pair by their stem.",
+        description="Refine logits with attention. Files in folders are matched by their stems.",
     )
-    refine.set_defaults(run=_refine)
-    add_flags(refine, RefineRequest)
 
 
 def _demo(args: argparse.Namespace) -> None:

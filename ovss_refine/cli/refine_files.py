@@ -1,7 +1,7 @@
-"""The work of `refine` and `demo`: pair the files, refine, write images, print what came out."""
+"""What `refine` and `demo` do: match the files, refine, write images, print a summary."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -10,29 +10,22 @@ from typing import BinaryIO
 import numpy as np
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from ovss_refine.cli.refine import DemoRequest, RefineRequest
 from ovss_refine.config import RefineConfig
-from ovss_refine.examples import (
-    RefineInputs,
-    example_names,
-    list_examples,
-    read_example,
-    read_inputs,
-)
+from ovss_refine.examples import example_names, list_examples, read_example, read_inputs
 from ovss_refine.folders.files import write_whole
 from ovss_refine.folders.results import prepare_folder
 from ovss_refine.images import draw
-from ovss_refine.images.read import IMAGE_SUFFIXES
+from ovss_refine.images.read import IMAGE_SUFFIXES, by_stem, is_image_file
 from ovss_refine.labels import read_labels
-from ovss_refine.result import RefineResult
-
-Writers = dict[str, Callable[[BinaryIO], object]]
+from ovss_refine.segment.outputs import writers
 
 
 def run_demo(request: DemoRequest) -> None:
-    """Refine the built-in photographs; write an image of each, before and after.
+    """Refine the built-in photographs; write a before-and-after image of each.
 
     Raises:
         FileExistsError: if a result exists and `overwrite` is not set.
@@ -65,7 +58,7 @@ def run_refine(request: RefineRequest) -> None:
     Raises:
         FileNotFoundError: if a file, or the partner of one, is missing.
         FileExistsError: if a result exists and `overwrite` is not set.
-        ValueError: on damaged files or input that does not fit together.
+        ValueError: on damaged files or inputs that do not match.
     """
     names = read_labels(request.labels).names if request.labels else None
     files = pair_files(request)
@@ -84,29 +77,13 @@ def run_refine(request: RefineRequest) -> None:
             result = inputs.refine(request.config)
         except (TypeError, ValueError) as err:
             raise ValueError(f"{image.name}: {err}") from err
-        own_names = names or [f"class {index}" for index in range(inputs.M)]
-        write = writers(inputs, result, own_names)
+        found = result.segmentation(inputs.image, names)
+        write = writers(found) | {"scores.npz": partial(_write_scores, scores=result.scores)}
         for ending in endings:
             write_whole(request.out / f"{image.stem}_{ending}", write[ending])
         seconds = time.perf_counter() - start
-        tqdm.write(f"{image.stem}: {describe(result.labels.numpy(), own_names)}; {seconds:.2f} s")
-
-
-def writers(inputs: RefineInputs, result: RefineResult, names: Sequence[str]) -> Writers:
-    """Return what can be written of a result: by its ending, a function of an open file."""
-    labels, colours = result.labels.numpy(), draw.palette(names)
-    found = result.segmentation(inputs.image, names)
-
-    def write_scores(file: BinaryIO) -> None:
-        assert result.scores is not None  # noqa: S101 - written only with `keep_scores`
-        np.savez_compressed(file, scores=result.scores.numpy())
-
-    return {
-        "labels.png": lambda file: draw.write_labels(file, labels, colours),
-        "overlay.png": lambda file: draw.write_png(file, found.overlay()),
-        "maps.png": lambda file: draw.write_png(file, found.maps()),
-        "scores.npz": write_scores,
-    }
+        areas = describe(result.labels.numpy(), found.names)
+        tqdm.write(f"{image.stem}: {areas}; {seconds:.2f} s")
 
 
 def describe(labels: NDArray[np.int64], names: Sequence[str]) -> str:
@@ -114,13 +91,17 @@ def describe(labels: NDArray[np.int64], names: Sequence[str]) -> str:
     return ", ".join(f"{name} {share:.1%}" for _, name, share in draw.areas(labels, names))
 
 
+def _write_scores(file: BinaryIO, scores: Tensor) -> None:
+    np.savez_compressed(file, scores=scores.numpy())
+
+
 def pair_files(request: RefineRequest) -> list[tuple[Path, Path, Path]]:
-    """Return image, logits and attention of every image.
+    """Return the files of every image: image, logits and attention.
 
     Raises:
         FileNotFoundError: if a file, or the partner of one, is missing.
         ValueError: if there are several images, but not folders of logits and attention; or if
-            the images cannot be told apart by their stems.
+            two images have the same stem.
     """
     images, logits, attention = list_images(request.image), request.logits, request.attention
     if len(images) > 1 and not (logits.is_dir() and attention.is_dir()):
@@ -132,35 +113,32 @@ def pair_files(request: RefineRequest) -> list[tuple[Path, Path, Path]]:
 
 
 def list_images(path: Path) -> list[Path]:
-    """List the images of a folder by name, or the one image that `path` is.
+    """List the images of a folder, or return the one image that `path` is.
 
     Raises:
         FileNotFoundError: if there is nothing at `path`.
         ValueError: if the folder has no image, or two of the same stem.
     """
     if not path.exists():
-        raise FileNotFoundError(
-            f"`--image` must be a picture or a folder; `{path}` does not exist."
-        )
+        raise FileNotFoundError(f"`--image` must be an existing image or folder; got `{path}`.")
     if path.is_file():
         return [path]
-    found = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
-    found.sort(key=lambda p: (p.stem, p.name))
+    found = by_stem(filter(is_image_file, path.iterdir()))
     if not found:
-        raise ValueError(f"`{path}` must hold pictures ({', '.join(IMAGE_SUFFIXES)}); got none.")
+        raise ValueError(f"`{path}` must contain images ({', '.join(IMAGE_SUFFIXES)}); got none.")
     for one, two in pairwise(found):
         if one.stem == two.stem:
-            raise ValueError(f"pictures must differ in stem; got `{one.name}` and `{two.name}`.")
+            raise ValueError(f"images must have different stems; got `{one.name}`, `{two.name}`.")
     return found
 
 
 def partner(image: Path, where: Path) -> Path:
-    """Return the `.npz` that belongs to an image: `where` itself, or by stem in that folder.
+    """Return the `.npz` file of an image: `where`, or the file of its stem in the folder `where`.
 
     Raises:
         FileNotFoundError: if there is none.
     """
     path = where / f"{image.stem}.npz" if where.is_dir() else where
     if not path.is_file():
-        raise FileNotFoundError(f"`{path}` must exist, to go with `{image}`; it does not.")
+        raise FileNotFoundError(f"`{path}` must be an existing file, to go with `{image}`.")
     return path

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ovss_refine.cli.flags import add_flags, request_of
+from ovss_refine.cli.flags import add_command, add_flags, request_of
 from ovss_refine.labels import parse_labels, read_labels
 from ovss_refine.segment.request import SegmentRequest
 
@@ -16,18 +16,18 @@ EPILOG = """examples:
 
 def add_segment(commands: Any) -> None:
     """Add the command to what `add_subparsers` returned."""
-    segment = commands.add_parser(
+    segment = add_command(
+        commands,
         "segment",
+        _run,
         help="segment your own images by labels",
-        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=(
-            "Segment images by labels. Goes on where an earlier run with the same settings was\n"
-            "stopped, and past files that are broken: they are listed at the end, with status 1."
+            "Segment images by labels. Resumes an interrupted run with the same settings. Skips\n"
+            "broken files: they are listed at the end, and the exit status is 1."
         ),
         epilog=EPILOG,
     )
-    segment.set_defaults(run=_run)
     labels = segment.add_argument_group("labels").add_mutually_exclusive_group(required=True)
     labels.add_argument(
         "--labels", metavar="TEXT", help='such as "cat, dog/puppy, background: wall/floor/sky"'

@@ -1,21 +1,17 @@
 """The command `sources`."""
 
-import argparse
 from typing import Any
 
+from ovss_refine.cli.flags import add_command
 from ovss_refine.sources.listing import list_sources
 
 
 def add_sources(commands: Any) -> None:
     """Add the command to what `add_subparsers` returned."""
-    sources = commands.add_parser(
+    add_command(
+        commands,
         "sources",
+        lambda _: print(list_sources()),
         help="list the sources of attention and logits",
-        allow_abbrev=False,
-        description="List the sources of attention and logits, with licence, size and needs.",
+        description="List the sources of attention and logits, their licences and sizes.",
     )
-    sources.set_defaults(run=_run)
-
-
-def _run(_: argparse.Namespace) -> None:
-    print(list_sources())

@@ -1,49 +1,31 @@
-"""A colour for every name: always the same one, and distinct to colour-blind people too.
+"""A colour for every name: always the same one, and distinct with colour-blind vision too.
 
-A name alone decides its first choice, so that "cat" has one colour beside "dog" and beside twenty
-others. Where two names of one image choose the same colour, one of them takes another.
+The name alone determines its first choice, so that "cat" has the same colour next to "dog" and
+among twenty others. If two names of an image choose the same colour, one of them takes another.
 """
 
 import colorsys
 import hashlib
 from collections.abc import Iterator, Sequence
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
 
 GREY = (115, 115, 115)
-BACKGROUND = "background"
-# Found by taking, again and again, the colour farthest from all before it, and from grey and white.
+# Found by repeatedly adding the colour farthest from all others, and from grey and white.
 # Distance is Euclidean in OKLab (B. Ottosson, 2020), the least of normal vision and of protanopia,
 # deuteranopia and tritanopia as G. Machado et al., IEEE TVCG 2009, simulate them: at least 0.07
-# (0.054 for tritanopia), where 0.02 is about the least that one can see.
-COLOURS = (
-    (210, 90, 0),
-    (225, 180, 255),
-    (90, 255, 0),
-    (75, 0, 150),
-    (120, 0, 15),
-    (195, 90, 255),
-    (240, 150, 135),
-    (195, 240, 195),
-    (150, 0, 210),
-    (165, 45, 0),
-    (90, 75, 120),
-    (165, 150, 210),
-    (90, 120, 180),
-    (210, 180, 0),
-    (90, 45, 75),
-    (195, 150, 60),
-    (135, 195, 195),
-    (120, 75, 75),
-    (225, 120, 150),
-    (150, 225, 120),
-    (255, 210, 255),
-    (240, 0, 165),
-    (60, 60, 255),
-    (135, 135, 90),
-)
-# Steps through the table that reach all of it: they have no divisor in common with its length.
+# (0.054 for tritanopia), where 0.02 is about the least visible difference.
+COLOURS = [
+    (code >> 16, code >> 8 & 0xFF, code & 0xFF)
+    for code in (
+        *(0xD25A00, 0xE1B4FF, 0x5AFF00, 0x4B0096, 0x78000F, 0xC35AFF, 0xF09687, 0xC3F0C3),
+        *(0x9600D2, 0xA52D00, 0x5A4B78, 0xA596D2, 0x5A78B4, 0xD2B400, 0x5A2D4B, 0xC3963C),
+        *(0x87C3C3, 0x784B4B, 0xE17896, 0x96E178, 0xFFD2FF, 0xF000A5, 0x3C3CFF, 0x87875A),
+    )
+]
+# Steps that reach every colour of the table: they are coprime to its length.
 STEPS = (1, 5, 7, 11, 13, 17, 19, 23)
 # Additive steps of M. Roberts' R3 sequence, which leaves no gaps in three dimensions.
 R3 = (0.8191725134, 0.6710436067, 0.5497004779)
@@ -52,18 +34,18 @@ R3 = (0.8191725134, 0.6710436067, 0.5497004779)
 def palette(names: Sequence[str]) -> NDArray[np.uint8]:
     """Choose a colour for each of M names: [M, 3].
 
-    "background" is grey. The others have their own colour, whatever their case and their order;
-    of names that want the same one all but one take another of the table, which of them depends on
-    the names alone. Past the 24 colours of the table the rest get distinct ones, which the eye may
-    not tell apart.
+    "background" is grey. The colours depend neither on the order nor on the case of the names. If
+    several choose the same colour, all but one take another of the table; which one keeps it
+    depends on the names alone. Beyond the 24 colours of the table, further colours are distinct
+    but may look alike.
     """
     keys = [_digest(name) for name in names]
     ranked = sorted(range(len(names)), key=lambda i: (keys[i], names[i], i))
     chosen: dict[int, tuple[int, int, int]] = {
-        i: GREY for i in ranked if names[i].casefold() == BACKGROUND
+        i: GREY for i in ranked if names[i].casefold() == "background"
     }
     taken: set[tuple[int, int, int]] = set()
-    for tries in (1, len(COLOURS)):  # first choices go before second ones
+    for tries in (1, len(COLOURS)):  # first choices before second ones
         for i in ranked:
             if i in chosen:
                 continue
@@ -85,17 +67,15 @@ def _digest(name: str) -> int:
 
 
 def _choices(key: int) -> list[tuple[int, int, int]]:
-    """Return the colours of the table in the order in which a name wants them."""
+    """Return the colours of the table in the order of preference of a name."""
     n = len(COLOURS)
     step = STEPS[key // n % len(STEPS)]
     return [COLOURS[(key + step * i) % n] for i in range(n)]
 
 
 def _more() -> Iterator[tuple[int, int, int]]:
-    """Return further colours, well spread over hue, lightness and saturation."""
-    index = 0
-    while True:
-        index += 1
+    """Yield further colours, spread evenly over hue, lightness and saturation."""
+    for index in count(1):
         hue, lightness, saturation = (index * step % 1.0 for step in R3)
         colour = colorsys.hls_to_rgb(hue, 0.3 + 0.45 * lightness, 0.5 + 0.5 * saturation)
         red, green, blue = (round(255 * part) for part in colour)

@@ -2,7 +2,7 @@
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,25 +12,34 @@ from PIL import Image, ImageOps
 
 RGB = NDArray[np.uint8]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-# Phones store a second view or a depth map behind the photograph; nobody means that one.
-PHOTOGRAPH_WITH_EXTRAS = "MPO"
-_PILLOWS_LIMIT = threading.Lock()
+_PILLOW_LIMIT = threading.Lock()
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether a file has the suffix of an image; hidden files and folders do not count.
+
+    A broken link counts: reading it fails, and the failure is reported.
+    """
+    hidden = path.name.startswith(".")  # macOS puts such files next to every file that it copies
+    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden and not path.is_dir()
+
+
+def by_stem(paths: Iterable[Path]) -> list[Path]:
+    """Sort files by folder, then by stem."""
+    return sorted(paths, key=lambda path: (path.parent, path.stem, path.name))
 
 
 def read_image(path: Path, *, max_pixels: int | None = None) -> RGB:
-    """Read an image file as [H, W, 3] uint8, as `decode` does.
-
-    Of an animation the first frame is read, with a warning.
+    """Read an image file as `decode` does; the first frame of an animation, with a warning.
 
     Args:
         path: the file.
-        max_pixels: the largest image accepted; the file's header decides, before anything is
-            decoded. None: Pillow's own limit, twice its `Image.MAX_IMAGE_PIXELS`.
+        max_pixels: the largest image accepted, checked before decoding; None: Pillow's own limit,
+            twice `Image.MAX_IMAGE_PIXELS`.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is too large, has values of more than 16 bits or fractions, or is
-            damaged; the message names the file.
+        ValueError: if it is damaged, or as `decode` does; the message names the file.
     """
     with _readable(str(path)):
         opened = _open(path, max_pixels)
@@ -44,9 +53,9 @@ def read_image(path: Path, *, max_pixels: int | None = None) -> RGB:
 
 
 def decode(image: Image.Image, name: str, max_pixels: int | None = None) -> RGB:
-    """Decode a PIL image as [H, W, 3] uint8 RGB, upright by its EXIF orientation.
+    """Decode a PIL image as [H, W, 3] uint8 RGB, made upright by its EXIF orientation.
 
-    Of 16 bits per channel the upper 8 are kept; alpha is dropped.
+    The upper 8 of 16 bits are kept; alpha is dropped.
 
     Args:
         image: of any mode.
@@ -54,7 +63,7 @@ def decode(image: Image.Image, name: str, max_pixels: int | None = None) -> RGB:
         max_pixels: the largest image accepted; None: any.
 
     Raises:
-        ValueError: if it is too large, has values of more than 16 bits or fractions, or cannot be
+        ValueError: if it is too large, has more than 16 bits per channel or fractions, or cannot be
             decoded.
     """
     check_pixels(name, *image.size, max_pixels)
@@ -76,7 +85,7 @@ def check_pixels(name: str, W: int, H: int, max_pixels: int | None) -> None:
 
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """Raise ValueError for a damaged image, which fails in as many ways as there are formats."""
+    """Convert any exception of a decoder to a ValueError; each format has its own."""
     try:
         yield
     except (FileNotFoundError, MemoryError):
@@ -86,10 +95,10 @@ def _readable(name: str) -> Iterator[None]:
 
 
 def _open(path: Path, max_pixels: int | None) -> Image.Image:
-    """Open an image file, without Pillow's limit on its size if there is one of our own."""
+    """Open an image file; a limit of our own replaces Pillow's."""
     if max_pixels is None:
         return Image.open(path)
-    with _PILLOWS_LIMIT:  # the limit is a global variable of Pillow, read by `open` alone
+    with _PILLOW_LIMIT:  # a global variable of Pillow, which only `open` reads
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             return Image.open(path)
@@ -98,17 +107,18 @@ def _open(path: Path, max_pixels: int | None) -> Image.Image:
 
 
 def _frames(image: Image.Image) -> int:
-    if image.format == PHOTOGRAPH_WITH_EXTRAS or not getattr(image, "is_animated", False):
+    # Phones append a second view or a depth map to a photograph (MPO): those do not count.
+    if image.format == "MPO" or not getattr(image, "is_animated", False):
         return 1
     return int(getattr(image, "n_frames", 1))
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Rotate an image by its EXIF orientation; unchanged where that cannot be read."""
+    """Rotate an image by its EXIF orientation, if that can be read."""
     image.load()
     try:
         return ImageOps.exif_transpose(image)
-    except SyntaxError:  # of the EXIF block: the pixels have been decoded
+    except SyntaxError:  # in the EXIF block: the pixels have been decoded
         return image
 
 
@@ -123,5 +133,5 @@ def _to_rgb(image: Image.Image) -> RGB | None:
         grey = (values >> 8).astype(np.uint8)  # as Pillow does with three channels of 16 bits
         return np.repeat(grey[..., None], 3, axis=-1)
     if image.mode == "P":
-        image = image.convert("RGBA")  # or Pillow warns where colours are transparent
+        image = image.convert("RGBA")  # Pillow warns about transparent colours otherwise
     return np.asarray(image.convert("RGB"))

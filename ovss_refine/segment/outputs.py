@@ -1,6 +1,6 @@
-"""The files that `segment` makes of a segmentation: their names, and how each is written.
+"""The files that `segment` writes for a segmentation: their names and contents.
 
-For an image called NAME: NAME_labels.png, NAME_overlay.png and so on, in the folder of results.
+For an image named NAME: NAME_labels.png, NAME_overlay.png and so on, in the folder for the results.
 """
 
 import json
@@ -22,11 +22,11 @@ Writer = Callable[[BinaryIO], object]
 
 
 def output_names(name: str, outputs: Outputs, classes: Sequence[tuple[int, str]] = ()) -> list[str]:
-    """Name the files of one image, relative to the folder of results.
+    """List the files of image `name`, relative to the folder for the results.
 
     Args:
         name: of the image.
-        outputs: what is written.
+        outputs: which files are written.
         classes: index and name of the classes that occur; each has a mask.
     """
     names = [f"{name}_labels.png", f"{name}_overlay.png"]
@@ -42,42 +42,48 @@ def output_names(name: str, outputs: Outputs, classes: Sequence[tuple[int, str]]
 
 
 def mask_name(name: str, index: int, label: str) -> str:
-    """Name the mask of a class; the index tells apart names that differ in punctuation alone."""
+    """Name the mask of a class; the index distinguishes names that differ only in punctuation."""
     plain = re.sub(r"[^\w-]+", "_", label).strip("_")
     plain = plain[:60].encode()[:180].decode(errors="ignore")  # file names have at most 255 bytes
     return f"{name}_masks/{index:03}_{plain}.png"
 
 
 def write_outputs(out: Path, name: str, segmentation: Segmentation, outputs: Outputs) -> list[Path]:
-    """Write the files of one image, each whole or not at all.
-
-    Returns:
-        Where they are.
+    """Write the files of one image, each whole or not at all; return their paths.
 
     Raises:
         OSError: if one cannot be written.
     """
-    writers = _writers(name, segmentation, outputs)
-    paths = [out / relative for relative in writers]
+    files = _writers(name, segmentation, outputs)
+    paths = [out / relative for relative in files]
     if outputs.masks:
         for old in set((out / f"{name}_masks").glob("*.png")) - set(paths):
-            old.unlink()  # of a class that an earlier run found
-    for path, write in zip(paths, writers.values(), strict=True):
+            old.unlink()  # of a class found by an earlier run
+    for path, write in zip(paths, files.values(), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, write)
     return paths
 
 
-def _writers(name: str, found: Segmentation, outputs: Outputs) -> dict[str, Writer]:
-    """Return a writer for each of `output_names`."""
+def writers(found: Segmentation) -> dict[str, Writer]:
+    """Return the functions that write the results of one image, by the endings of their files."""
     colours = draw.palette(found.names)
 
-    def labels(file: BinaryIO) -> None:
-        draw.write_labels(file, found.labels.numpy(), colours)
-
     def baseline(file: BinaryIO) -> None:
-        assert found.baseline is not None  # noqa: S101 - whoever wants it written asks for it
+        assert found.baseline is not None  # noqa: S101 - the caller asked for it
         draw.write_labels(file, found.baseline.numpy(), colours)
+
+    return {
+        "labels.png": lambda file: draw.write_labels(file, found.labels.numpy(), colours),
+        "overlay.png": lambda file: draw.write_png(file, found.overlay()),
+        "baseline.png": baseline,
+        "comparison.png": lambda file: draw.write_png(file, found.plot()),
+        "maps.png": lambda file: draw.write_png(file, found.maps()),
+    }
+
+
+def _writers(name: str, found: Segmentation, outputs: Outputs) -> dict[str, Writer]:
+    """Return a function that writes the file for each of `output_names`."""
 
     def rle(file: BinaryIO) -> None:
         entries = [{"image_id": name, **entry} for entry in found.rle()]
@@ -87,16 +93,9 @@ def _writers(name: str, found: Segmentation, outputs: Outputs) -> dict[str, Writ
         inside = (found.labels == index).numpy()
         Image.fromarray(inside.astype(np.uint8) * 255).save(file, "PNG")
 
-    writers: dict[str, Writer] = {
-        "labels.png": labels,
-        "overlay.png": lambda file: draw.write_png(file, found.overlay()),
-        "baseline.png": baseline,
-        "comparison.png": lambda file: draw.write_png(file, found.plot()),
-        "rle.json": rle,
-        "maps.png": lambda file: draw.write_png(file, found.maps()),
-    }
     present = np.unique(found.labels.numpy()).tolist()
     masks = {mask_name(name, i, found.names[i]): partial(mask, i) for i in present}
-    every = {f"{name}_{ending}": write for ending, write in writers.items()} | masks
+    every = {f"{name}_{ending}": write for ending, write in writers(found).items()}
+    every |= {f"{name}_rle.json": rle} | masks
     classes = [(i, found.names[i]) for i in present]
     return {path: every[path] for path in output_names(name, outputs, classes)}

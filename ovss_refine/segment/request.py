@@ -1,4 +1,4 @@
-"""What `ovss-refine segment` can be asked for: one field for each flag. Imports no torch."""
+"""Command-line flags of `ovss-refine segment`, one field each. Does not import torch."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,13 +11,9 @@ from ovss_refine.config import RefineConfig
 from ovss_refine.images import MAX_PIXELS
 from ovss_refine.labels import Labels
 
-SOURCE = {
-    "group": "sources",
-    "metavar": "SOURCE",
-    "help": "one that `ovss-refine sources` lists",
-}
-OPTION = {
-    "group": "sources",
+SOURCES, RESULTS, WORK = ({"group": title} for title in ("sources", "results", "work"))
+SOURCE = SOURCES | {"metavar": "SOURCE", "help": "a name that `ovss-refine sources` lists"}
+OPTION = SOURCES | {
     "metavar": "KEY=VALUE",
     "example": "temperature=0.1",
     "help": "option of that source, may be repeated",
@@ -26,7 +22,7 @@ OPTION = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
-    """Which files to write beside label map and overlay."""
+    """Which files to write in addition to label map and overlay."""
 
     baseline: bool = field(
         default=False,
@@ -39,7 +35,7 @@ class Outputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentRequest:
-    """What to segment, with what, and where the results go. `help` describes the fields.
+    """What to segment, with what, and where the results go. `help` documents the fields.
 
     Raises:
         TypeError: on a value of the wrong type.
@@ -62,39 +58,27 @@ class SegmentRequest:
     attention_options: Mapping[str, Any] = field(
         default_factory=dict, metadata={"flag": "--attention-option", **OPTION}
     )
-    device: str = field(
-        default="auto", metadata={"group": "sources", "help": "auto, cpu, cuda ..."}
-    )
+    device: str = field(default="auto", metadata=SOURCES | {"help": "auto, cpu, cuda ..."})
     models_dir: Path | None = field(
         default=None,
-        metadata={
-            "group": "sources",
-            "metavar": "DIR",
-            "help": "folder of the models (default: the cache of Hugging Face)",
-        },
+        metadata=SOURCES
+        | {"metavar": "DIR", "help": "folder of the models (default: the cache of Hugging Face)"},
     )
-    out: Path = field(
-        metadata={"group": "results", "metavar": "DIR", "help": "folder for the results"}
-    )
+    out: Path = field(metadata=RESULTS | {"metavar": "DIR", "help": "folder for the results"})
     overwrite: bool = field(
         default=False,
-        metadata={
-            "group": "results",
-            "help": "redo what is finished; needed where settings differ from an earlier run's",
-        },
+        metadata=RESULTS
+        | {"help": "redo finished images; required if settings differ from an earlier run's"},
     )
-    outputs: Outputs = field(default_factory=Outputs, metadata={"group": "results"})
-    batch_size: int = field(
-        default=1, metadata={"group": "work", "metavar": "B", "help": "images at a time"}
-    )
+    outputs: Outputs = field(default_factory=Outputs, metadata=RESULTS)
+    batch_size: int = field(default=1, metadata=WORK | {"metavar": "B", "help": "images at a time"})
     max_pixels: int = field(
-        default=MAX_PIXELS,
-        metadata={"group": "work", "metavar": "N", "help": "larger images are refused"},
+        default=MAX_PIXELS, metadata=WORK | {"metavar": "N", "help": "larger images are refused"}
     )
     config: RefineConfig = field(default_factory=RefineConfig, metadata={"group": "refinement"})
 
     def __post_init__(self) -> None:
-        """Check the counts, and what the labels rule out."""
+        """Check the counts, and the options that the labels rule out."""
         check_count("batch_size", self.batch_size, 1)
         check_count("max_pixels", self.max_pixels, 1)
         background = self.config.background
@@ -105,12 +89,12 @@ class SegmentRequest:
             )
         if self.config.keep_scores:
             raise ValueError(
-                "`keep_scores` must be left out, since scores are not among the files of "
-                "`segment`; `ovss-refine refine` writes them."
+                "`keep_scores` must not be set: `segment` writes no scores; `ovss-refine refine` "
+                "does."
             )
 
     def settings(self) -> dict[str, Any]:
-        """Return all that label maps depend on."""
+        """Return everything that the label maps depend on."""
         return {
             "ovss_refine": __version__,
             "labels": self.labels.names,

@@ -1,7 +1,4 @@
-"""What `ovss-refine segment` does: images and labels in, files of segmentations out.
-
-A batch of images is read, segmented, written and released before the next is read.
-"""
+"""What `ovss-refine segment` does: read, segment, write and release one batch after the other."""
 
 import errno
 import sys
@@ -34,7 +31,7 @@ def run_segment(request: SegmentRequest, segmenter: Segmenter | None = None) -> 
     Raises:
         FileNotFoundError: if there is nothing at an input, or weights are unavailable.
         FileExistsError: if the folder for the results has other files.
-        ValueError: on input that does not fit together, or a folder of other settings.
+        ValueError: on inputs that do not match, or a folder of other settings.
         OSError: if results cannot be written.
     """
     segmenter = segmenter or make_segmenter(request)
@@ -50,11 +47,11 @@ def run_segment(request: SegmentRequest, segmenter: Segmenter | None = None) -> 
             if request.overwrite or not journal.is_finished(image, request.outputs)
         ]
         if len(todo) < len(images):
-            print(f"{len(images) - len(todo)} of {len(images)} pictures were finished before")
+            print(f"{len(images) - len(todo)} of {len(images)} images were finished before")
         run.all(todo)
         _print_areas(journal, {image.name for image in images})
     except KeyboardInterrupt:
-        says = f"\nwhat is finished is in {request.out}; the same command goes on with the rest"
+        says = f"\nfinished results are in {request.out}; the same command resumes the run"
         print(says, file=sys.stderr)
         raise
     finally:
@@ -62,7 +59,7 @@ def run_segment(request: SegmentRequest, segmenter: Segmenter | None = None) -> 
     for failure in run.failures:
         print(f"failed: {failure}", file=sys.stderr)
     done = len(images) - len(run.failures)
-    print(f"results: {request.out} ({done} of {len(images)} pictures)")
+    print(f"results: {request.out} ({done} of {len(images)} images)")
     return 1 if run.failures else 0
 
 
@@ -89,9 +86,9 @@ class _Run:
         self.failures: list[str] = []
 
     def all(self, images: Sequence[ImageFile]) -> None:
-        """Segment images, a batch at a time; broken files are noted and passed over."""
+        """Segment images, a batch at a time; broken files are recorded and skipped."""
         size = self.request.batch_size
-        with tqdm(total=len(images), unit="picture", disable=len(images) < 2) as bar:
+        with tqdm(total=len(images), unit="image", disable=len(images) < 2) as bar:
             for start in range(0, len(images), size):
                 batch = images[start : start + size]
                 self._batch(batch)
@@ -106,7 +103,7 @@ class _Run:
             try:
                 write_outputs(self.request.out, image.name, found, self.request.outputs)
             except OSError as err:
-                if err.errno != errno.ENAMETOOLONG:  # any other concerns the images to come
+                if err.errno != errno.ENAMETOOLONG:  # any other affects the next images too
                     raise
                 self._fail(image, err)
                 continue
@@ -116,42 +113,38 @@ class _Run:
 
     def _read(self, image: ImageFile) -> "_Opened | None":
         try:
-            file = fingerprint(image.path)  # before reading, so that a later change is noticed
+            file = fingerprint(image.path)  # before reading, to detect later changes
             return image, file, read_image(image.path, max_pixels=self.request.max_pixels)
         except (OSError, ValueError, MemoryError) as err:
             self._fail(image, err)
             return None
 
     def _prepare(self) -> None:
-        """Load the models, once there is an image for them."""
+        """Load the models before the first image that could be read."""
         if self.ready:
             return
         sizes = self.segmenter.to_load()
         if sizes:
             what = ", ".join(f"{name} ({size})" for name, size in sizes.items())
-            tqdm.write(f"loading {what}; what the cache lacks is downloaded", file=sys.stderr)
+            tqdm.write(f"loading {what}; downloading what is not cached", file=sys.stderr)
         self.segmenter.prepare(self.request.labels)
         self.ready = True
 
     def _segment(self, opened: "list[_Opened]") -> "Iterator[tuple[_Opened, Segmentation]]":
-        """Segment a batch; one by one where that fails, so that only the faulty image is lost."""
-        found = self._try([pixels for _, _, pixels in opened])
-        if not isinstance(found, Exception):
+        """Segment a batch; one by one if that fails, so that only the faulty image is lost."""
+        request, arrays = self.request, [pixels for _, _, pixels in opened]
+        try:
+            found = self.segmenter(arrays, request.labels, baseline=request.outputs.baseline)
+        except (ValueError, RuntimeError, MemoryError) as err:
+            failure = err.with_traceback(None)  # it keeps the tensors that filled the memory alive
+        else:
             yield from zip(opened, found, strict=True)
-        elif len(opened) == 1:
-            self._fail(opened[0][0], found)
+            return
+        if len(opened) == 1:
+            self._fail(opened[0][0], failure)
         else:
             for one in opened:
                 yield from self._segment([one])
-
-    def _try(self, arrays: list[NDArray[np.uint8]]) -> list[Segmentation] | Exception:
-        baseline = self.request.outputs.baseline
-        try:
-            return self.segmenter(arrays, self.request.labels, baseline=baseline)
-        except (ValueError, RuntimeError, MemoryError) as err:
-            return err.with_traceback(
-                None
-            )  # the traceback keeps the tensors that filled the memory alive
 
     def _fail(self, image: ImageFile, err: Exception) -> None:
         text = str(err) or type(err).__name__
@@ -162,7 +155,7 @@ _Opened = tuple[ImageFile, tuple[int, int], NDArray[np.uint8]]
 
 
 def _print_areas(journal: Journal, names: set[str]) -> None:
-    """Print how much of the images of this run each class covers, largest first."""
+    """Print the share of each class in the images of this run, largest first."""
     pixels: dict[str, dict[int, int]] = {"refined": {}, "baseline": {}}
     images: dict[int, int] = {}
     for area in journal.areas():
@@ -176,7 +169,7 @@ def _print_areas(journal: Journal, names: set[str]) -> None:
         return
     total, present = sum(refined.values()), {**refined, **baseline}
     wide = max(len("class"), *(len(journal.names[index]) for index in present))
-    print(f"{'class':{wide}}  pictures         pixels   share" + "  baseline" * bool(baseline))
+    print(f"{'class':{wide}}    images         pixels   share" + "  baseline" * bool(baseline))
     for index in sorted(present, key=lambda i: (-refined.get(i, 0), i)):
         own = refined.get(index, 0)
         line = f"{journal.names[index]:{wide}}  {images.get(index, 0):8}  {own:13,}  "

@@ -253,9 +253,9 @@ NO_PROMPTS = {"logits": ZEROS, "prompt_index": np.zeros(0, int)}
 APART = {f"i/{name}": RGB for name in ("y.bmp", "y.c.png", "y.png")}
 # What is wrong: files that are so, words added to the command, what the message says.
 BAD = [
-    ({"i/x.png": None}, "", r"`--image` must be a picture or a folder; `.*x\.png` does not exist"),
-    ({"l/x.npz": None}, "", r"`.*l.x\.npz` must exist, to go with `.*x\.png`"),
-    ({}, "--attention {}/i", r"`.*i.x\.npz` must exist, to go with `.*x\.png`"),
+    ({"i/x.png": None}, "", r"`--image` must be an existing image or folder; got `.*x\.png`"),
+    ({"l/x.npz": None}, "", r"`.*l.x\.npz` must be an existing file, to go with `.*x\.png`"),
+    ({}, "--attention {}/i", r"`.*i.x\.npz` must be an existing file, to go with `.*x\.png`"),
     ({"l/x.npz": CUT}, "", r"`.*l.x\.npz` must be a readable \.npz file; got "),
     ({"l/x.npz": ZEROS}, "", r"`.*l.x\.npz` must be a readable \.npz file; got a single array"),
     ({"l/x.npz": {"b": ZEROS}}, "", r"`.*l.x\.npz` must have the array 'logits'; got \['b'\]"),
@@ -267,9 +267,9 @@ BAD = [
     ({"n": b"cat\ndog\n"}, "--labels {}/n", r"`.*n` must name M=3 classes; got 2\."),
     ({"n": b"a\nb\nc\nd"}, "--labels {}/n", r"`.*n` must name M=3 classes; got 4\."),
     ({"n": b"\xff\xfe\x00"}, "--labels {}/n", r"`.*n` must be UTF-8 text; got UTF-16. Save it as"),
-    ({"i/x.bmp": RGB}, ALL[7:], r"pictures must differ in stem; got `x\.bmp` and `x\.png`\."),
-    (APART, ALL[7:], r"pictures must differ in stem; got `y\.bmp` and `y\.png`\."),
-    ({}, "--image {}/l", r"`.*l` must hold pictures \(\.jpg, .*\); got none\."),
+    ({"i/x.bmp": RGB}, ALL[7:], r"images must have different stems; got `x\.bmp`, `x\.png`\."),
+    (APART, ALL[7:], r"images must have different stems; got `y\.bmp`, `y\.png`\."),
+    ({}, "--image {}/l", r"`.*l` must contain images \(\.jpg, .*\); got none\."),
     ({"i/y.png": RGB}, "--image {}/i", r"`--logits` and `--attention` must be folders like"),
     ({"out/x_overlay.png": b"x"}, "", r"x_overlay\.png` exists \(1 of 2 .*pass --overwrite"),
     ({"out": b"x"}, "--overwrite", r"`out` must be a folder; `.*out` is a file\."),

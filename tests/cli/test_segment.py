@@ -20,7 +20,6 @@ from ovss_refine.images import MAX_PIXELS
 from ovss_refine.images.read import read_image
 from ovss_refine.segment import run as segment
 from ovss_refine.segment.request import Outputs, SegmentRequest
-from ovss_refine.sources import listing as sources
 
 LABELS = "cat, dog/puppy, background: wall/floor"
 REQUIRED = ["segment", "x.png", "--labels", LABELS, "--out", "o"]
@@ -38,7 +37,7 @@ print("loaded", sorted({"torch", "numpy", "PIL", "tqdm"} & set(sys.modules)))
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert re.findall(r"(?m)^loaded (.*)$", done.stdout) == [
         "[]",
-        "['PIL', 'numpy', 'torch', 'tqdm']",  # so the check can fail
+        "['PIL', 'numpy', 'torch', 'tqdm']",  # so that the check can fail
     ]
     best = 9.0
     for _ in range(5):  # the best of a few, because other work may share the machine
@@ -50,14 +49,14 @@ print("loaded", sorted({"torch", "numpy", "PIL", "tqdm"} & set(sys.modules)))
 
 
 def asked(monkeypatch, *words):
-    """Return the request that words stand for."""
+    """Return the request made from flags."""
     requests = []
     monkeypatch.setattr(segment, "run_segment", lambda request: requests.append(request) or 0)
     assert main([*REQUIRED, *words]) == 0
     return requests[0]
 
 
-def test_words_without_flags_are_the_defaults(monkeypatch):
+def test_defaults(monkeypatch):
     request = asked(monkeypatch)
     assert request == SegmentRequest(images=("x.png",), labels=request.labels, out=Path("o"))
     assert request.labels.names == ("cat", "dog", "background")
@@ -94,7 +93,7 @@ def test_the_limit_in_the_help_is_the_limit(capsys):
         ("--background 2,0.3", "config", RefineConfig(background=(2, 0.3))),
     ],
 )
-def test_every_word_is_heard(monkeypatch, words, name, value):
+def test_every_flag_is_read(monkeypatch, words, name, value):
     assert getattr(asked(monkeypatch, *words.split()), name) == value
     assert getattr(asked(monkeypatch), name) != value or value == "auto"
 
@@ -104,7 +103,7 @@ def test_labels_of_a_file(monkeypatch, tmp_path):
     requests = []
     monkeypatch.setattr(segment, "run_segment", lambda request: requests.append(request) or 1)
     words = ["segment", "a", "b", "--labels-file", f"{tmp_path}/l.txt", "--out", "o"]
-    assert main(words) == 1  # what the run says is the status
+    assert main(words) == 1  # the run's status is returned
     assert requests[0].images == ("a", "b")
     assert requests[0].labels == asked(monkeypatch).labels
 
@@ -120,14 +119,14 @@ def test_labels_of_a_file(monkeypatch, tmp_path):
         ("segment x --labels a --out o --mask", "unrecognized arguments: --mask"),
     ],
 )
-def test_words_that_cannot_be_read_are_a_usage_error(capsys, words, text):
+def test_unreadable_flags_are_a_usage_error(capsys, words, text):
     with pytest.raises(SystemExit, match="2"):
         main(words.split())
     assert text in capsys.readouterr().err
 
 
 class Red:
-    """Scores of two prompts for redness and one for its lack; on a grid of patches of 4 pixels."""
+    """Logits for redness and for its absence, on a grid of patches of 4 pixels."""
 
     def __init__(self, classes):
         self.classes = classes
@@ -164,11 +163,10 @@ def registered(monkeypatch):
         return EntryPoints([EntryPoint(name, f"their_sources:{value}", group)])
 
     monkeypatch.setattr(registry, "entry_points", points)
-    monkeypatch.setattr(sources, "entry_points", points)
 
 
 def halves(H=20, W=24, right=0):
-    """A picture whose left half is red."""
+    """An image whose left half is red."""
     pixels = np.full((H, W, 3), right, np.uint8)
     pixels[:, : W // 2] = 255, 0, 0
     return pixels
@@ -191,8 +189,8 @@ def test_a_whole_run_on_a_picture(tmp_path, capsys):
         *("x_baseline.png", "x_comparison.png", "x_labels.png", "x_maps.png"),
         *("x_masks/000_tomato.png", "x_masks/001_rest.png", "x_overlay.png", "x_rle.json"),
     ]
-    with Image.open(out / "x_labels.png") as picture:
-        labels = np.asarray(picture)
+    with Image.open(out / "x_labels.png") as image:
+        labels = np.asarray(image)
     np.testing.assert_array_equal(labels, np.repeat([[0] * 12 + [1] * 12], 20, 0))
     entries = json.loads((out / "x_rle.json").read_text())
     assert [(e["category"], e["area"], e["bbox"]) for e in entries] == [
@@ -219,7 +217,7 @@ ODD = {
     "cmyk.jpg": (cmyk(), {"quality": 95}),
     "deep.png": (Image.fromarray(halves()[..., 0].astype(np.uint16) * 257), {}),
     "grey.png": (Image.fromarray(halves()[..., 0]), {}),
-    "turned.jpg": (Image.fromarray(halves()), {"quality": 95} | turned()),
+    "rotated.jpg": (Image.fromarray(halves()), {"quality": 95} | turned()),
     "animated.gif": (
         Image.fromarray(halves()),
         {"save_all": True, "append_images": [Image.new("RGB", (24, 20), "blue")]},
@@ -231,14 +229,14 @@ ODD = {
 @pytest.mark.usefixtures("registered")
 @pytest.mark.filterwarnings("default")  # as outside pytest, where a warning is no error
 @pytest.mark.parametrize("name", ODD)
-def test_pictures_of_every_kind_are_segmented(tmp_path, capsys, name):
-    picture, how = ODD[name]
-    picture.save(tmp_path / name, **how)
+def test_images_of_every_kind_are_segmented(tmp_path, capsys, name):
+    image, options = ODD[name]
+    image.save(tmp_path / name, **options)
     assert run(tmp_path, tmp_path / name) == 0
     with Image.open(tmp_path / "out" / f"{Path(name).stem}_labels.png") as found:
         labels = np.asarray(found)
     left_and_right = np.repeat([[0] * 12 + [1] * 12], 20, 0)
-    expected = np.rot90(left_and_right, -1) if name == "turned.jpg" else left_and_right
+    expected = np.rot90(left_and_right, -1) if name == "rotated.jpg" else left_and_right
     np.testing.assert_array_equal(labels, expected)
     said = "animated.gif` has 2 frames; the first is used." in capsys.readouterr().err
     assert said == (name == "animated.gif")
@@ -253,7 +251,7 @@ def test_one_pixel(tmp_path, mode):
 
 
 def broken(path, content):
-    """Make a file of bytes, or of a picture that is cut."""
+    """Make a file of bytes, or of a truncated image."""
     if content is None:
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
         content = path.read_bytes()[:900]
@@ -263,21 +261,21 @@ def broken(path, content):
 @pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("x.png", b"text, not a picture"), ("x.jpg", None), ("x.png", b""), ("x.webp", b"RIFF")],
+    [("x.png", b"text, not an image"), ("x.jpg", None), ("x.png", b""), ("x.webp", b"RIFF")],
 )
-def test_broken_files_are_said_in_a_line(tmp_path, capsys, name, content):
+def test_broken_files_are_reported_in_one_line(tmp_path, capsys, name, content):
     broken(tmp_path / name, content)
     Image.fromarray(halves()).save(tmp_path / "good.png")
     assert run(tmp_path, tmp_path / name, tmp_path / "good.png") == 1
     shown = capsys.readouterr()
     says = rf"failed: `.*{name}` must be a readable image; got .*"
     assert [bool(re.fullmatch(says, x)) for x in shown.err.splitlines() if "failed" in x] == [True]
-    assert "(1 of 2 pictures)" in shown.out
+    assert "(1 of 2 images)" in shown.out
     assert (tmp_path / "out" / "good_labels.png").exists()
 
 
 @pytest.mark.usefixtures("registered")
-def test_too_large_a_picture_is_refused_with_the_way_out(tmp_path, capsys):
+def test_too_large_an_image_is_refused_with_the_fix(tmp_path, capsys):
     Image.fromarray(halves()).save(tmp_path / "x.png")
     assert run(tmp_path, tmp_path / "x.png", "--max-pixels", 479) == 1
     says = r"must have at most 479 pixels; got 24 x 20 = 480\. `max_pixels` \(--max-pixels\) raises"
@@ -289,12 +287,12 @@ def test_too_large_a_picture_is_refused_with_the_way_out(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "labels", "text"),
     [
-        (["{}/nothing.png"], "a, b", "IMAGE must be a file, a folder or a pattern; `.*nothing"),
+        (["{}/nothing.png"], "a, b", "IMAGE must be an existing file .*; got `.*nothing"),
         (["https://x.org/a.png"], "a, b", "IMAGE must be a file, .*; got 'https://x.org/a.png'"),
         (["{}/x.png"], "a, , b", "classes must have no empty name"),
         (["{}/x.png"], "a, b, A", "classes must have no name twice; got 'A' twice"),
         (["{}/x.png", "--background", "2,0.5"], "a, b", "one of the M=2 classes; got 2"),
-        (["{}/x.png", "--keep-scores"], "a, b", "`keep_scores` must be left out"),
+        (["{}/x.png", "--keep-scores"], "a, b", "`keep_scores` must not be set"),
         (["{}/x.png", "--batch-size", "0"], "a, b", "`batch_size` must be at least 1; got 0"),
         (
             ["{}/x.png", "--logits", "blue"],
@@ -346,7 +344,7 @@ def models(tmp_path):
 
 @pytest.mark.filterwarnings("default")
 def test_models_of_the_real_libraries(tmp_path, capsys, models):
-    """Random weights: what is found means nothing, but everything runs as with real ones."""
+    """The weights are random: the labels mean nothing, but everything runs as with real ones."""
     for index, size in enumerate([(48, 64), (48, 64), (40, 33)]):
         pixels = np.random.default_rng(index).integers(0, 256, (*size, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"p{index}.png")
@@ -354,8 +352,8 @@ def test_models_of_the_real_libraries(tmp_path, capsys, models):
     labels = "cat, dog/puppy, background: wall/floor"
     assert run(tmp_path, *words, labels=labels, sources=("kk-mean", "timm")) == 0
     shown = capsys.readouterr()
-    assert re.search(r"loading kk-mean \(.*\), timm \(.*\); what the cache lacks is", shown.err)
-    assert "(3 of 3 pictures)" in shown.out
+    assert re.search(r"loading kk-mean \(.*\), timm \(.*\); downloading what is", shown.err)
+    assert "(3 of 3 images)" in shown.out
     for index, size in enumerate([(48, 64), (48, 64), (40, 33)]):
         assert read_image(tmp_path / "out" / f"p{index}_baseline.png").shape[:2] == size
     long = f"cat, {'very ' * 80}big dog"
@@ -365,19 +363,19 @@ def test_models_of_the_real_libraries(tmp_path, capsys, models):
 
 
 @pytest.mark.parametrize("offline", [True, False])
-def test_without_weights_one_sentence_says_what_to_do(tmp_path, capsys, monkeypatch, offline):
+def test_missing_weights_are_one_sentence_with_fixes(tmp_path, capsys, monkeypatch, offline):
     pytest.importorskip("open_clip", reason="needs the extra `models`")
     hub = pytest.importorskip("huggingface_hub", reason="needs the extra `models`")
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", offline)
-    monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody is there
+    monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # no server
     Image.fromarray(halves()).save(tmp_path / "x.png")
     words = [tmp_path / "x.png", "--models-dir", tmp_path / "models"]
     start = time.perf_counter()
     assert run(tmp_path, *words, sources=("kk-mean", "dinov2-b14-reg")) == 2
-    assert time.perf_counter() - start < 10  # asking again and again takes a minute
+    assert time.perf_counter() - start < 10  # the hub's library would retry for a minute
     first, last = capsys.readouterr().err.splitlines()
     assert first == (
-        "loading kk-mean (0.6 GB), dinov2-b14-reg (0.3 GB); what the cache lacks is downloaded"
+        "loading kk-mean (0.6 GB), dinov2-b14-reg (0.3 GB); downloading what is not cached"
     )
     assert last.startswith("ovss-refine: error: kk-mean: the weights `timm/")
     for word in ("--models-dir", "HF_ENDPOINT", "`ovss-refine demo`", str(tmp_path / "models")):
@@ -387,7 +385,7 @@ def test_without_weights_one_sentence_says_what_to_do(tmp_path, capsys, monkeypa
 
 
 @pytest.mark.parametrize("models_dir", [[], ["--models-dir", "models"]])
-def test_without_weights_a_fresh_process_says_the_same(tmp_path, models_dir):
+def test_missing_weights_in_a_fresh_process(tmp_path, models_dir):
     pytest.importorskip("open_clip", reason="needs the extra `models`")
     Image.fromarray(halves()).save(tmp_path / "x.png")
     code = "import sys; from ovss_refine.cli import main; sys.exit(main())"

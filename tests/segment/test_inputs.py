@@ -1,4 +1,4 @@
-"""Which pictures files, folders and patterns stand for, and what their results are called."""
+"""Which images files, folders and patterns name, and the names of their results."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def found(inputs, out):
     ("inputs", "names"),
     [
         ("p/z.JPG", {"z": "p/z.JPG"}),
-        ("p/g.gif", {"g": "p/g.gif"}),  # whatever is named is tried
+        ("p/g.gif", {"g": "p/g.gif"}),  # any file that is named is tried
         ("p/notes.txt", {"notes": "p/notes.txt"}),
         ("p", {"[1]": "p/[1].png", "u.v": "p/u.v.tif", "z": "p/z.JPG"}),
         ("p/z.JPG p ./p", {"z": "p/z.JPG", "[1]": "p/[1].png", "u.v": "p/u.v.tif"}),  # once each
@@ -50,42 +50,46 @@ def test_names(photos, inputs, names, absolute):
 @pytest.mark.parametrize(
     ("inputs", "error", "text"),
     [
-        ("q", FileNotFoundError, "IMAGE must be a file, a folder or a pattern; `q` does not exist"),
-        ("p/z.JPG https://x.org/y.jpg", ValueError, r"got 'https://x\.org/y\.jpg'\. Nothing is"),
-        ("p/*.bmp", FileNotFoundError, r"must match a picture .*; the pattern 'p/\*\.bmp' has"),
-        ("p/out/*", FileNotFoundError, "must match a picture outside of `--out`"),
-        ("p/a p/b", ValueError, r"must differ in name, .*; got `p/a/x\.jpg` and `p/b/x\.png`\."),
-        ("p/out", ValueError, "`--out` must not be or hold what is to be segmented; got `p/out`"),
-        ("p/out/z_labels.png", ValueError, "`--out` must not be or hold .*; got `p/out/z_labels"),
-        ("e", ValueError, r"`e` must hold pictures \(\.jpg, .*\); got none\. .* 'e/\*\*/\*'"),
+        ("q", FileNotFoundError, "IMAGE must be an existing file or folder, or a pattern; got `q`"),
+        ("p/z.JPG https://x.org/y.jpg", ValueError, r"got 'https://x\.org/y\.jpg'\. Download"),
+        ("p/*.bmp", FileNotFoundError, r"must match an image .*; got the pattern 'p/\*\.bmp'"),
+        ("p/out/*", FileNotFoundError, "must match an image outside of `--out`"),
+        (
+            "p/a p/b",
+            ValueError,
+            r"different names, .*; got `p/a/x\.jpg` and `p/b/x\.png`\.",
+        ),
+        ("p/out", ValueError, "`--out` must not contain the images to segment; got `p/out`"),
+        ("p/out/z_labels.png", ValueError, "`--out` must not contain .*; got `p/out/z_labels"),
+        ("e", ValueError, r"`e` must contain images \(\.jpg, .*\); got none\. .* 'e/\*\*/\*'"),
     ],
 )
-def test_what_is_refused(photos, inputs, error, text):
+def test_refused_inputs(photos, inputs, error, text):
     (photos / "e").mkdir()
     with pytest.raises(error, match=text):
         found(inputs, photos / "p" / "out")
 
 
-def test_upper_and_lower_case_are_one_name(photos):
+def test_names_are_compared_without_case(photos):
     (photos / "Z.png").touch()
     with pytest.raises(ValueError, match=r"got `Z\.png` and `p/z\.JPG`\..*'photos/\*\*/\*\.jpg'"):
         found("Z.png p/z.JPG", photos / "out")
 
 
-def test_home_is_known_in_patterns_too(photos, monkeypatch):
+def test_a_tilde_is_the_home_folder_in_patterns_too(photos, monkeypatch):
     monkeypatch.setenv("HOME", str(photos))
     for word in ("~/p/z.JPG", "~/p/z*"):
         assert found(word, photos / "out") == {"z": f"{photos}/p/z.JPG"}
 
 
-def test_a_tilde_without_a_home_is_a_letter(photos):
+def test_a_tilde_without_a_home_is_a_character(photos):
     (photos / "~tmp.png").touch()
     assert found("~tmp.png", photos / "out") == {"~tmp": "~tmp.png"}
-    with pytest.raises(FileNotFoundError, match="`~nobody/x` does not exist"):
+    with pytest.raises(FileNotFoundError, match="or a pattern; got `~nobody/x`"):
         found("~nobody/x", photos / "out")
 
 
-def test_hidden_folders_are_passed_over_unless_named(photos):
+def test_hidden_folders_are_skipped_unless_named(photos):
     (photos / "p" / ".small").mkdir()
     (photos / "p" / ".small" / "s.png").touch()
     assert ".small/s" not in found("p/**/*", photos / "out")

@@ -1,4 +1,4 @@
-"""What `segment` does with a folder of pictures: streaming, going on, stopping, resuming."""
+"""What `segment` does with a folder of images: streaming, skipping, stopping, resuming."""
 
 import csv
 import os
@@ -28,7 +28,7 @@ SIZES = [(12, 9), (8, 10), (12, 9), (12, 9), (8, 10), (12, 9), (5, 5)]
 
 
 def make(root, count=7):
-    """Pictures p0, p1 ... of several sizes in a folder."""
+    """Images p0, p1 ... of several sizes in a folder."""
     (root / "photos").mkdir()
     for index in range(count):
         rng = np.random.default_rng(index)
@@ -42,15 +42,15 @@ def request(root, **more):
 
 
 def labels_of(out, name):
-    with Image.open(out / f"{name}_labels.png") as picture:
-        return np.asarray(picture)
+    with Image.open(out / f"{name}_labels.png") as image:
+        return np.asarray(image)
 
 
 def check_labels(root, names, channel=0, kind="labels"):
     for name in names:
         pixels = read_image(root / "photos" / f"{name}.png")[..., channel]
-        with Image.open(root / "out" / f"{name}_{kind}.png") as picture:
-            np.testing.assert_array_equal(np.asarray(picture), grades(pixels, 3))
+        with Image.open(root / "out" / f"{name}_{kind}.png") as image:
+            np.testing.assert_array_equal(np.asarray(image), grades(pixels, 3))
 
 
 def tree(root):
@@ -63,7 +63,7 @@ def rows(out):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 50])
-def test_every_picture_gets_its_own_labels_in_order(tmp_path, capsys, batch_size):
+def test_every_image_gets_its_own_labels_in_order(tmp_path, capsys, batch_size):
     make(tmp_path)
     fake = FakeSegmenter(sizes={"theirs": "0.6 GB", "ours": "-"})
     assert run_segment(request(tmp_path, batch_size=batch_size), fake) == 0
@@ -72,13 +72,13 @@ def test_every_picture_gets_its_own_labels_in_order(tmp_path, capsys, batch_size
     assert fake.calls == [shapes[i : i + batch_size] for i in range(0, 7, batch_size)]
     assert fake.events.count("load") == 1
     shown = capsys.readouterr()
-    assert "loading theirs (0.6 GB), ours (-); what the cache lacks is downloaded\n" in shown.err
+    assert "loading theirs (0.6 GB), ours (-); downloading what is not cached\n" in shown.err
     said = re.findall(r"(?m)^(p\d): (.*); 1\.25 s$", shown.out)
     assert [name for name, _ in said] == [f"p{i}" for i in range(7)]
     counts = np.bincount(labels_of(tmp_path / "out", "p0").ravel(), minlength=3)
     order = np.argsort(-counts, kind="stable")
     assert said[0][1] == ", ".join(f"{LABELS.names[i]} {counts[i] / 108:.1%}" for i in order)
-    assert shown.out.endswith(f"results: {tmp_path / 'out'} (7 of 7 pictures)\n")
+    assert shown.out.endswith(f"results: {tmp_path / 'out'} (7 of 7 images)\n")
 
 
 def test_areas_are_in_a_table_and_printed(tmp_path, capsys):
@@ -87,8 +87,8 @@ def test_areas_are_in_a_table_and_printed(tmp_path, capsys):
     table = rows(tmp_path / "out")
     for name in ("p0", "p1"):
         for kind, file in (("refined", "labels"), ("baseline", "baseline")):
-            with Image.open(tmp_path / "out" / f"{name}_{file}.png") as picture:
-                counts = np.bincount(np.asarray(picture).ravel())
+            with Image.open(tmp_path / "out" / f"{name}_{file}.png") as image:
+                counts = np.bincount(np.asarray(image).ravel())
             own = [row for row in table if (row["name"], row["labels"]) == (name, kind)]
             assert {int(r["index"]): int(r["pixels"]) for r in own} == dict(enumerate(counts))
             assert sum(float(r["share"]) for r in own) == pytest.approx(1, abs=1e-5)
@@ -101,7 +101,7 @@ def test_areas_are_in_a_table_and_printed(tmp_path, capsys):
     }
     line = rf"dog +2 +{dog['refined']} +{dog['refined'] / total:.1%} +{dog['baseline'] / total:.1%}"
     shown = capsys.readouterr().out
-    assert re.search(rf"(?m)^class +pictures +pixels +share  baseline$[^$]*^{line}$", shown)
+    assert re.search(rf"(?m)^class +images +pixels +share  baseline$[^$]*^{line}$", shown)
 
 
 def test_the_printed_table_is_of_this_run_largest_first(tmp_path, capsys):
@@ -149,7 +149,7 @@ def test_the_check_of_memory_can_fail(tmp_path, monkeypatch):
 def test_broken_files_are_listed_and_the_rest_is_done(tmp_path, capsys):
     make(tmp_path)
     photos = tmp_path / "photos"
-    (photos / "p1.png").write_text("not a picture")
+    (photos / "p1.png").write_text("not an image")
     (photos / "p3.png").write_bytes((photos / "p3.png").read_bytes()[:200])
     (photos / "p5.png").write_bytes(b"")
     (photos / "p6.png").unlink()
@@ -158,7 +158,7 @@ def test_broken_files_are_listed_and_the_rest_is_done(tmp_path, capsys):
     check_labels(tmp_path, ["p0", "p2", "p4"])
     assert len(tree(tmp_path / "out")) == 3 * 2 + 3
     shown = capsys.readouterr()
-    assert "(3 of 7 pictures)" in shown.out
+    assert "(3 of 7 images)" in shown.out
     failed = [line for line in shown.err.splitlines() if line.startswith("failed: ")]
     assert [re.search(r"p\d", line)[0] for line in failed] == ["p1", "p3", "p5", "p6"]
     assert "No such file" in failed.pop()  # a link to nowhere is not passed over
@@ -221,7 +221,7 @@ def test_finished_pictures_are_not_done_again(tmp_path, capsys):
     assert run_segment(request(tmp_path), fake) == 0
     assert fake.events == []
     shown = capsys.readouterr().out
-    assert shown.startswith("7 of 7 pictures were finished before\nclass ")
+    assert shown.startswith("7 of 7 images were finished before\nclass ")
     (tmp_path / "out" / "p2_overlay.png").unlink()
     assert run_segment(request(tmp_path, batch_size=9), fake) == 0
     assert fake.calls == [[(12, 9, 3)]]
@@ -310,7 +310,7 @@ def test_a_folder_that_cannot_be_written_is_found_out_first(tmp_path, out):
             ValueError,
             "one of the M=3 classes; got 3",
         ),
-        ({"config": RefineConfig(keep_scores=True)}, ValueError, "`keep_scores` must be left out"),
+        ({"config": RefineConfig(keep_scores=True)}, ValueError, "`keep_scores` must not be set"),
     ],
 )
 def test_bad_requests(tmp_path, more, error, text):
@@ -324,8 +324,8 @@ def check_whole(root):
     assert not [path for path in files if path.suffix == ".part"]
     for path in files:
         if path.suffix == ".png":
-            with Image.open(path) as picture:
-                picture.load()
+            with Image.open(path) as image:
+                image.load()
     return (
         {row["name"] for row in rows(root / "out")} if (root / "out/areas.csv").exists() else set()
     )
@@ -352,7 +352,7 @@ def test_ctrl_c_leaves_finished_pictures_whole(tmp_path, capsys, monkeypatch, pl
     with pytest.raises(KeyboardInterrupt):
         run_segment(request(tmp_path), fake)
     assert check_whole(tmp_path) == {"p0", "p1", "p2"}
-    says = f"what is finished is in {tmp_path / 'out'}; the same command goes on with the rest"
+    says = f"finished results are in {tmp_path / 'out'}; the same command resumes the run"
     assert says in capsys.readouterr().err
     monkeypatch.undo()
     assert run_segment(request(tmp_path), again := FakeSegmenter()) == 0
@@ -360,7 +360,7 @@ def test_ctrl_c_leaves_finished_pictures_whole(tmp_path, capsys, monkeypatch, pl
     check_labels(tmp_path, [f"p{i}" for i in range(7)])
 
 
-# A shell starts its background jobs deaf to SIGINT, and their children are deaf as well.
+# A shell starts background jobs ignoring SIGINT, and so do their children.
 SLOW = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -394,7 +394,7 @@ def test_a_signal_stops_a_real_run(tmp_path, after):
     assert process.returncode == 130
     done = check_whole(tmp_path)
     assert after - 1 <= len(done) < 30
-    assert re.search(r"\nwhat is finished is in .*\novss-refine: stopped", said)
+    assert re.search(r"\nfinished results are in .*\novss-refine: stopped", said)
     assert run_segment(request(tmp_path), again := FakeSegmenter()) == 0
     assert len(again.calls) == 30 - len(done)
     check_labels(tmp_path, [f"p{i}" for i in range(30)])
