@@ -1,10 +1,10 @@
-"""Training-free refinement of any open-vocabulary segmenter's scores.
+"""Training-free refinement of the logits of any open-vocabulary segmenter.
 
-`Refiner()(logits, attn, image).labels` refines scores of one's own;
-`Segmenter()("photo.jpg", "cat, dog, background: wall").save("out.png")` starts from a picture.
+`Refiner()(logits, attn, image).labels` refines your own logits;
+`Segmenter()("photo.jpg", "cat, dog, background: wall").save("out.png")` starts from an image.
 
-The names load on first use: torch takes over a second to import, and the command line has
-to answer `--help` without it.
+The names are loaded at first use: importing torch takes over a second, and the command line must
+answer `--help` without it.
 """
 
 from importlib import import_module
@@ -31,23 +31,18 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "Attention": "attention",
-    "AttentionSource": "attention",
-    "Logits": "logits",
-    "LogitsSource": "logits",
-    "RefineConfig": "config",
-    "RefineResult": "result",
-    "Refiner": "refiner",
-    "Segmentation": "segmentation",
-    "Segmenter": "segmenter",
-    "joint_bilateral_upsample": "method.upsample",
-    "list_attention": "registry",
-    "list_logits": "registry",
-    "load_attention": "registry",
-    "load_logits": "registry",
-    "refine": "refiner",
+_NAMES = {
+    "attention": ("Attention", "AttentionSource"),
+    "config": ("RefineConfig",),
+    "logits": ("Logits", "LogitsSource"),
+    "method.upsample": ("joint_bilateral_upsample",),
+    "refiner": ("Refiner", "refine"),
+    "registry": ("list_attention", "list_logits", "load_attention", "load_logits"),
+    "result": ("RefineResult",),
+    "segmentation": ("Segmentation",),
+    "segmenter": ("Segmenter",),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_HOME)
 
 

@@ -1,4 +1,4 @@
-"""`python -m ovss_refine` is the command `ovss-refine`, for `torchrun` and the like."""
+"""`python -m ovss_refine` runs the command `ovss-refine`, as `torchrun` needs it."""
 
 import sys
 

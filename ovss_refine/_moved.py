@@ -1,4 +1,4 @@
-"""Import paths of version 0.1 that moved: importing the old name gives the new module."""
+"""Import paths that have moved since version 0.1: the old name gives the new module."""
 
 import sys
 import warnings
@@ -32,16 +32,16 @@ MOVED = {
 
 
 class _Alias(MetaPathFinder, Loader):
-    """Finds the old names, and loads the new modules in their place."""
+    """Finds the old names, and loads the new modules instead."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return a spec for a moved module, None for any other."""
+        """Return a spec for a moved module, None for others."""
         return ModuleSpec(name, self) if name in MOVED else None
 
     def exec_module(self, module: ModuleType) -> None:
-        """Replace the empty module by the one at the new place."""
+        """Replace the empty module by the new one."""
         old, new = module.__name__, MOVED[module.__name__]
         warnings.warn(f"`{old}` has moved to `{new}`.", DeprecationWarning, stacklevel=2)
         sys.modules[old] = import_module(new)

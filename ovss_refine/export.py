@@ -1,7 +1,7 @@
 """The refinement as one graph of tensors, for `torch.export` and for ONNX.
 
-The graph is traced from the code that `refine` runs. It checks nothing: input that `refine`
-would refuse gives a wrong map.
+The graph is traced from the code that `refine` runs, without its checks: input that `refine` would
+refuse gives a wrong map.
 
 Axes: B images, K prompts, M classes, (h, w) grid of the logits, (gh, gw) grid of the attention,
 (H, W) pixels. The graph takes any size of each.
@@ -21,10 +21,9 @@ from ovss_refine.method.distribution import confidence
 from ovss_refine.method.steps import refine_confidence
 from ovss_refine.registry import require
 
-OPSET = 18
 OUTPUTS = ("labels", "discrepancy", "kept", "seeds", "scores")
-# What the graph is traced with. No two axes are of one size, so that none is taken for another.
-EXAMPLE = {"B": 2, "K": 5, "h": 7, "w": 11, "gh": 6, "gw": 9, "H": 23, "W": 41}
+# Sizes for tracing. No two are equal, so that no axis is taken for another.
+SIZES = {"B": 2, "K": 5, "h": 7, "w": 11, "gh": 6, "gw": 9, "H": 23, "W": 41}
 
 
 class RefineModule(nn.Module):
@@ -32,13 +31,13 @@ class RefineModule(nn.Module):
 
     Args:
         config: the options.
-        early_stop: whether the loops of the optimal path and of maximum velocity stop once nothing
-            moves, as those of `refine` do. If not, they take `sinkhorn_iterations` and `max_steps`
-            steps, always: the same result, later, from a graph without a loop in it.
+        early_stop: whether the loops of the optimal path and of maximum velocity stop at
+            convergence, as those of `refine` do. If not, they always take `sinkhorn_iterations`
+            and `max_steps` steps: the same result, more slowly, from a graph without loops.
     """
 
     def __init__(self, config: RefineConfig, *, early_stop: bool = True) -> None:
-        """Keep the options."""
+        """Store the options."""
         super().__init__()
         self.config = config
         self.early_stop = early_stop
@@ -49,11 +48,11 @@ class RefineModule(nn.Module):
         """Refine.
 
         Args:
-            logits: [B, K, h, w] float32 scores, K >= 2.
-            attention: [B, gh, gw, gh, gw] float32; `attention[b, y, x]` says how much the patch in
-                row y, column x attends to every patch; entries >= 0 that sum to one.
+            logits: [B, K, h, w] float32, K >= 2.
+            attention: [B, gh, gw, gh, gw] float32; `attention[b, y, x]` is the attention of the
+                patch in row y, column x to every patch; >= 0, summing to one.
             image: [B, 3, H, W] float32 in [0, 1].
-            prompt_index: [K] int64 class of each prompt, in [0, M); None: every prompt is its own.
+            prompt_index: [K] int64 class of each prompt, in [0, M); None: one class for each.
 
         Returns:
             What `RefineResult` holds, in that order: labels [B, H, W] int64, discrepancy
@@ -75,7 +74,7 @@ class RefineModule(nn.Module):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Unchecked(Attention):
-    """Attention whose values nobody looks at: a graph is made before there are any."""
+    """Attention without checks: there are no values while a graph is traced."""
 
     early_stop: bool = True
 
@@ -84,7 +83,7 @@ class _Unchecked(Attention):
 
     @property
     def test_every(self) -> int:
-        """As for `Attention`; 0: never."""
+        """As in `Attention`; 0: never."""
         return int(self.early_stop)
 
 
@@ -95,24 +94,21 @@ def export_program(
 
     Args:
         config: the options.
-        prompt_index: whether the program takes a `prompt_index`. Then every prompt needs one.
-        early_stop: as for `RefineModule`.
+        prompt_index: whether the program takes a `prompt_index`, which it then requires.
+        early_stop: see `RefineModule`.
 
     Returns:
-        A program whose `module()` takes what `RefineModule.forward` does, in any size.
+        A program whose `module()` takes the arguments of `RefineModule.forward`, of any sizes.
     """
-    size = EXAMPLE
-    B, gh, gw = size["B"], size["gh"], size["gw"]
+    axes = {"logits": "B K h w", "attention": "B gh gw gh gw", "image": "B C H W"}
     inputs = {
-        "logits": torch.rand(B, size["K"], size["h"], size["w"]),
-        "attention": torch.rand(B, gh, gw, gh, gw),
-        "image": torch.rand(B, 3, size["H"], size["W"]),
+        name: torch.rand([SIZES.get(axis, 3) for axis in spec.split()])
+        for name, spec in axes.items()
     }
-    axes = {"logits": "B K h w", "attention": "B gh gw gh gw", "image": "B _ H W"}
     if prompt_index:
-        inputs["prompt_index"] = torch.arange(size["K"])
         axes["prompt_index"] = "K"
-    dims = {name: Dim(name, min=3 if name in "HW" else 1) for name in size}
+        inputs["prompt_index"] = torch.arange(SIZES["K"])
+    dims = {axis: Dim(axis, min=3 if axis in "HW" else 1) for axis in SIZES}
     shapes = {
         name: {i: dims[axis] for i, axis in enumerate(spec.split()) if axis in dims}
         for name, spec in axes.items()
@@ -127,14 +123,14 @@ def export_onnx(
 ) -> None:
     """Write the refinement as an ONNX file of opset 18.
 
-    Its inputs are called as those of `RefineModule.forward`, its outputs as the fields of
-    `RefineResult`.
+    Its inputs have the names of the arguments of `RefineModule.forward`, its outputs those of the
+    fields of `RefineResult`.
 
     Args:
-        path: the file, replaced if there is one.
+        path: the file, replaced if it exists.
         config: the options.
-        prompt_index: as for `export_program`.
-        early_stop: as for `RefineModule`.
+        prompt_index: see `export_program`.
+        early_stop: see `RefineModule`.
 
     Raises:
         ModuleNotFoundError: if the extra `export` is not installed.
@@ -144,22 +140,22 @@ def export_onnx(
     for module in ("onnx", "onnxscript"):
         require(module, "export")
     path = Path(path)
-    if not path.parent.is_dir():  # before the minute that tracing may take
-        raise FileNotFoundError(f"`path` must be in a folder that exists; got `{path}`.")
+    if not path.parent.is_dir():  # before tracing, which may take a minute
+        raise FileNotFoundError(f"`path` must be in an existing folder; got `{path}`.")
     program = export_program(config, prompt_index=prompt_index, early_stop=early_stop)
     outputs = OUTPUTS if config.keep_scores else OUTPUTS[:-1]
     graph = torch.onnx.export(
-        program, (), opset_version=OPSET, output_names=outputs, dynamo=True, verbose=False
+        program, (), opset_version=18, output_names=outputs, dynamo=True, verbose=False
     )
-    assert graph is not None  # noqa: S101 - it is the file's content where no file is named
+    assert graph is not None  # noqa: S101 - without a file name it returns the graph
     content = graph.model_proto.SerializeToString()
     write_whole(path, lambda file: file.write(content))
 
 
 def _resize(logits: Tensor, gh: int, gw: int) -> Tensor:
-    """Resample [B, K, h, w] to [B, K, gh, gw], as bilinear `F.interpolate` does.
+    """Resize [B, K, h, w] to [B, K, gh, gw] as bilinear `F.interpolate` does, by matrix products.
 
-    As two matrix products: ONNX's own operator disagrees with torch where gh or gw is 1.
+    ONNX's own operator disagrees with torch if gh or gw is 1.
     """
     down, across = (
         _hats(size, g, logits) for size, g in zip(logits.shape[2:], (gh, gw), strict=True)
@@ -168,7 +164,7 @@ def _resize(logits: Tensor, gh: int, gw: int) -> Tensor:
 
 
 def _hats(size: int, g: int, like: Tensor) -> Tensor:
-    """Return the weight of each of `size` old positions in each of `g` new ones, [g, size]."""
+    """Return the weights of `size` old positions in `g` new ones, [g, size]."""
     position = ((torch.arange(g) + 0.5) * size / g - 0.5).clamp(0, size - 1)
     distance = (position[:, None] - torch.arange(size)).abs()
     return (1 - distance).clamp_min(0).to(like)

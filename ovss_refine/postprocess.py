@@ -32,13 +32,12 @@ def post_process_semantic_segmentation(
 
     Args:
         refiner: a `Refiner`, whose method this is.
-        outputs: of a Hugging Face `*ForSemanticSegmentation`, MaskFormer or alike; or logits
-            [B, K, h, w].
+        outputs: of a Hugging Face `*ForSemanticSegmentation`, MaskFormer or similar model; or
+            logits [B, K, h, w].
         target_sizes: (H, W) of each label map, or [B, 2]; None: each image's own size.
         attn: as for a call of `Refiner`, of B images; or one `Attention` or [N, N] tensor for each.
         images: the B images, not normalised, of any sizes: [B, 3, H, W], or a list of them in any
-            form; a file or PIL image is made upright, and the model must have been given the
-            upright image too.
+            form. Files and PIL images are made upright; the model must have seen them upright too.
 
     Returns:
         B label maps [H, W] int64, on the device of the logits.
@@ -61,7 +60,7 @@ def post_process_semantic_segmentation(
 
 
 def semantic_logits(outputs: Any) -> Tensor:
-    """Return the logits [B, K, h, w] of a model's outputs, computed from queries if need be.
+    """Return the logits [B, K, h, w] of a model's outputs, computed from queries if necessary.
 
     Args:
         outputs: has `logits` [B, K, h, w]; or masks and classes of Q queries, the last class being
@@ -90,7 +89,7 @@ def semantic_logits(outputs: Any) -> Tensor:
 
 
 def _of_queries(classes: Tensor, masks: Tensor, classes_name: str, masks_name: str) -> Tensor:
-    """Convert Q masks with a class each to logits whose softmax is the share of each class."""
+    """Convert Q masks with class logits to logits whose softmax is the share of each class."""
     sizes = check_shape(f"outputs.{masks_name}", masks, "B Q h w")
     known = {axis: sizes[axis] for axis in "BQ"}
     check_shape(f"outputs.{classes_name}", classes, "B Q K+1", **known)
@@ -100,7 +99,7 @@ def _of_queries(classes: Tensor, masks: Tensor, classes_name: str, masks_name: s
 
 
 def _sizes(target_sizes: TargetSizes, B: int) -> list[tuple[int, int] | None]:
-    """Check and list the target sizes; None where an image keeps its own size."""
+    """Check and list the target sizes; None: an image keeps its own size."""
     if target_sizes is None:
         return [None] * B
     try:
@@ -120,11 +119,11 @@ def _resized(image: Tensor, size: tuple[int, int] | None) -> Tensor:
     if size is None or size == tuple(image.shape[1:]):
         return image[None]
     guide = F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=True)
-    return guide.clamp_(0, 1)  # rounding may leave it
+    return guide.clamp_(0, 1)  # rounding may leave the range
 
 
 def _one_by_one(attn: Attentions, B: int) -> Iterator[Tensor | Attention | AttentionSource]:
-    """Return the attention of each of `B` images, with a batch axis, or its source B times."""
+    """Iterate over the attention of each image, with a batch axis, or repeat its source B times."""
     if isinstance(attn, AttentionSource):
         return iter([attn] * B)
     got = attn.batch if isinstance(attn, Attention) else len(attn)

@@ -1,4 +1,4 @@
-"""The segmentation of one image with the names of its classes: to look at, query and save.
+"""The segmentation of one image with the names of its classes: to view, query and save.
 
 Axes: M classes, (gh, gw) grid of the attention, N = gh * gw patches, (H, W) pixels.
 """
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 class Segmentation:
     """What a `Segmenter`, or `RefineResult.segmentation`, returns for one image.
 
-    All tensors are on the CPU, all drawings [H', W', 3] uint8 arrays; notebooks show `plot()`. A
-    name has one colour, unless another name of the image hashes to the same of 24. Legends stand
-    below the image.
+    All tensors are on the CPU, all drawings are [H', W', 3] uint8 arrays; notebooks show `plot()`.
+    A name has the same colour in all images, unless two names of an image collide in a palette of
+    24. Legends are below the image.
 
     Attributes:
         image: [H, W, 3] uint8 RGB, the image that was segmented.
@@ -37,9 +37,17 @@ class Segmentation:
         discrepancy: [M, gh, gw] float32 score of every class at every patch; -inf for rejected
             classes. See `RefineResult`.
         kept: [M] bool, the classes that were not rejected.
-        baseline: [H, W] int64 classes without refinement; None unless asked for.
-        seconds: of every stage; the images of a batch share equally. Empty unless measured.
-        attention: the map that was refined with, without a batch axis; None unless asked for.
+        baseline: [H, W] int64 classes without refinement; None unless requested.
+        seconds: time of every stage, shared equally by the images of a batch; may be empty.
+        attention: the map used for the refinement, without a batch axis; None unless requested.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> image, labels = np.zeros((2, 2, 3), np.uint8), torch.tensor([[0, 1], [1, 1]])
+        >>> found = Segmentation(image=image, names=("cat", "sky"), labels=labels,
+        ...     discrepancy=torch.zeros(2, 1, 1), kept=torch.tensor([True, True]))
+        >>> found.areas()
+        [('sky', 3, 0.75), ('cat', 1, 0.25)]
     """
 
     image: RGB
@@ -57,7 +65,7 @@ class Segmentation:
         return [(name, round(share * self.labels.numel()), share) for _, name, share in found]
 
     def names_present(self) -> tuple[str, ...]:
-        """Name the classes that occur, largest first."""
+        """Return the names of the classes that occur, largest first."""
         return tuple(name for name, _, _ in self.areas())
 
     def mask(self, name: str) -> Tensor:
@@ -71,12 +79,12 @@ class Segmentation:
         return self.labels == self.names.index(name)
 
     def rle(self) -> list[dict[str, Any]]:
-        """Write the masks as COCO's results do, one entry for each class that occurs.
+        """Encode the masks as COCO results, one entry for each class that occurs, by its index.
 
         Returns:
-            By class index: {"category": name, "category_id": index, "segmentation": {"size":
-            [H, W], "counts": str}, "area": pixels, "bbox": [x, y, width, height]}. The counts are
-            COCO's compressed run lengths, column by column.
+            {"category": name, "category_id": index, "segmentation": {"size": [H, W], "counts":
+            str}, "area": pixels, "bbox": [x, y, width, height]}. The counts are COCO's compressed
+            run lengths, column by column.
         """
         labels = self.labels.numpy()
         return [
@@ -89,19 +97,19 @@ class Segmentation:
         return draw.labelled(self.image, {"": self.labels.numpy()}, self.names)
 
     def plot(self) -> RGB:
-        """Draw the image beside its classes, and between them the baseline if there is one."""
+        """Draw image, baseline (if there is one) and classes side by side."""
         panels = {} if self.baseline is None else {"baseline": self.baseline.numpy()}
         panels["refined"] = self.labels.numpy()
         return draw.labelled(self.image, panels, self.names, original="image")
 
     def _repr_png_(self) -> bytes:
-        """Return `plot()` as a PNG file, which notebooks show."""
+        """Return `plot()` as a PNG file, for notebooks."""
         file = BytesIO()
         draw.write_png(file, self.plot())
         return file.getvalue()
 
     def maps(self) -> RGB:
-        """Draw the discrepancy of every kept class on one sheet and one scale, highest bright."""
+        """Draw the discrepancy of every kept class on one sheet and one scale, bright is high."""
         kept = self.kept.nonzero().flatten().tolist()
         maps = self.discrepancy[kept].numpy()
         return draw.heat_maps(maps, [self.names[c] for c in kept], self.image.shape[:2])
@@ -116,11 +124,10 @@ class Segmentation:
         draw.save(path, self.overlay())
 
     def attention_map(self, x: int, y: int) -> Tensor:
-        """Return what the patch under a pixel attends to: [gh, gw] float32, summing to one.
+        """Return the attention of the patch at column `x` and row `y` of the image's pixels.
 
-        Args:
-            x: column of the pixel, in [0, W).
-            y: row of the pixel, in [0, H).
+        Returns:
+            [gh, gw] float32, summing to one.
 
         Raises:
             ValueError: if there is no such pixel, or the attention was not kept.
@@ -145,11 +152,8 @@ class Segmentation:
     def attention_overlay(self, x: int, y: int) -> RGB:
         """Draw the square root of `attention_map` over the image, and mark the pixel.
 
-        Without the root, a patch's attention to itself would leave the rest dark.
-
-        Raises:
-            ValueError: as `attention_map` does.
-            TypeError: as `attention_map` does.
+        Without the root, a patch's attention to itself would leave the rest dark. Raises as
+        `attention_map` does.
         """
         return draw.heat_overlay(self.image, self.attention_map(x, y).sqrt().numpy(), x, y)
 
@@ -157,7 +161,7 @@ class Segmentation:
 def of_result(
     result: "RefineResult", image: ImageLike, names: Sequence[str] | None
 ) -> Segmentation:
-    """Do the work of `RefineResult.segmentation`."""
+    """Implement `RefineResult.segmentation`."""
     if result.labels.ndim != 2:
         raise ValueError(
             "`segmentation` must be of one image; got the result of a batch of "
@@ -178,7 +182,7 @@ def of_result(
 
 
 def _names(names: Sequence[str] | None, M: int) -> tuple[str, ...]:
-    """Return the names of M classes, numbered ones for None, or raise."""
+    """Check the names of M classes, or make some."""
     named = tuple(f"class {c}" for c in range(M)) if names is None else tuple(names)
     if len(named) != M:
         raise ValueError(f"`names` must name the M={M} classes; got {len(named)}.")

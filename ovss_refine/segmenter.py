@@ -1,4 +1,4 @@
-"""From images and labels to segmentations: a source of logits, one of attention, refinement.
+"""Segment images by labels: a source of logits, a source of attention, and the refinement.
 
 Axes: B images, K prompts, M classes, (h, w) grid of the logits, (H, W) pixels.
 """
@@ -28,16 +28,16 @@ from ovss_refine.sources.device import resolve_device
 from ovss_refine.sources.lazy import LazyLogits, LazySource, check_models_dir
 from ovss_refine.sources.stages import OnStage, Stages, announce_loading
 
-# Backbones resize the shorter side to some 500 pixels, and the longer one with it: past this the
-# attention map does not fit the memory of a small machine (13,690 patches, 0.75 GB, at 10).
+# Backbones resize the shorter side to some 500 pixels and keep the aspect ratio: beyond this limit
+# the attention map does not fit a small machine's memory (13,690 patches, 0.75 GB, at 10).
 MAX_ASPECT = 10
 
 
 class Segmenter:
     """Segments images by labels. Its models are loaded at first use and kept.
 
-    No call affects the result of a later one. Threads may share a segmenter: each has its own
-    images and results, and waits for the others where a model is loaded or run.
+    No call affects the result of a later one. Threads may share a segmenter: they wait for each
+    other only while a model is loaded or run.
 
     Args:
         logits: name of a source of logits (`list_logits`), or a ready source.
@@ -46,14 +46,15 @@ class Segmenter:
         device: where models are loaded and run, such as "cpu" or "cuda:1"; None or "auto": the
             first GPU if there is one, else the CPU. Ready sources stay where they are.
         models_dir: folder that weights are downloaded to and read from, in the layout of the
-            hub's cache: fill it by the same call where there is a network. None: the hub's own.
-        logits_options: keyword arguments of the source of logits, besides the labels.
+            hub's cache; the same call on a machine with a network fills it. None: the hub's own.
+        logits_options: keyword arguments of the source of logits, except the labels.
         attention_options: keyword arguments of the source of attention.
         max_pixels: the largest image accepted, H * W; None: any.
         options: the other fields of `RefineConfig`, except `keep_scores`.
 
     Raises:
-        TypeError: on an unknown option, a value of the wrong kind, or an object that is no source.
+        TypeError: on an unknown option, a value of the wrong type, or an object that is not a
+            source.
         ValueError: on a value out of range, an unknown name, or an unavailable device.
 
     Example: `Segmenter()("photo.jpg", "cat, dog, background: wall/floor/sky").areas()`
@@ -72,7 +73,7 @@ class Segmenter:
         max_pixels: int | None = MAX_PIXELS,
         **options: Unpack[RefineOptions],
     ) -> None:
-        """Check everything; load nothing."""
+        """Check the arguments; load nothing."""
         self.config = config_of({"mode": mode, **options})
         if self.config.keep_scores:
             raise ValueError(
@@ -134,7 +135,7 @@ class Segmenter:
         Args:
             images: one image: a path, a PIL image, an array [H, W, 3] or a tensor [3, H, W], uint8
                 or float in [0, 1]; or several: a list of images of any sizes, a tensor
-                [B, 3, H, W] or an array [B, H, W, 3]. All are held in memory; those of one size
+                [B, 3, H, W] or an array [B, H, W, 3]. All are held in memory; images of one size
                 are computed together.
             labels: a text such as "cat, dog/puppy, background: wall/floor/sky", a list with a
                 text for each class, the `Path` of a file, or `Labels`; None: the classes of a ready
@@ -142,20 +143,20 @@ class Segmenter:
             baseline: also decide without refinement, as the methods' own code does: the best
                 prompt of each class, upsampled bilinearly.
             keep_attention: keep the attention map, N * N floats for each image.
-            on_stage: called with the name of every stage as it begins: "loading" where models are
+            on_stage: called with the name of every stage as it begins: "loading" if models are
                 loaded or labels embedded; then, for each batch, "logits", "attention", "baseline"
-                (where asked for) and "refinement".
+                (if requested) and "refinement".
 
         Returns:
-            One `Segmentation` for one image, else a list in the order of the images. Its `seconds`
-            are those of the stages without "loading".
+            One `Segmentation` for one image, else a list in the order of the images. `seconds` has
+            every stage but "loading".
 
         Raises:
             FileNotFoundError: if an image does not exist, or weights are unavailable.
             TypeError: on images or labels in none of these forms.
-            ValueError: on labels that are empty, occur twice or are too long for the model, or
-                that are not the classes of a ready source; on an image that is damaged, too
-                large, or more than 10 times as long as wide.
+            ValueError: on labels that are empty, occur twice, are too long for the model, or are
+                not the classes of a ready source; on an image that is damaged, too large, or more
+                than 10 times as long as wide.
             ModuleNotFoundError: if a source needs a library that is not installed.
         """
         named, several = as_image_list(images, "images")
@@ -177,8 +178,8 @@ class Segmenter:
         """Load what the first call with these labels would load. Raises as a call does.
 
         Args:
-            labels: as of a call; None: load the source of attention, and of logits what is ready.
-            on_stage: as of a call.
+            labels: as in a call; None: load the source of attention only.
+            on_stage: as in a call.
         """
         if labels is not None or not isinstance(self._logits.given, str):
             self._sources(None if labels is None else as_labels(labels), on_stage)
@@ -186,21 +187,24 @@ class Segmenter:
             self._attention.attention(announce_loading(on_stage))
 
     def to_load(self) -> dict[str, str]:
-        """Name the sources that are not loaded yet, with the size of their download.
+        """Return the sources that are not loaded yet, with the sizes of their downloads.
 
         Returns:
-            Such as {"kk-mean": "0.6 GB", "dinov2-b14-reg": "0.3 GB"}; "-" where nothing is
-            downloaded, "not stated" where the size is unknown. Cached weights are listed too.
+            Such as {"kk-mean": "0.6 GB", "dinov2-b14-reg": "0.3 GB"}; "-" if nothing is
+            downloaded, "not stated" if the size is unknown. Cached weights are listed too.
+
+        Example:
+            >>> Segmenter().to_load()
+            {'kk-mean': '0.6 GB', 'dinov2-b14-reg': '0.3 GB'}
         """
         # `download` is read once: another thread may load the source in between.
         sizes = [(str(x.given), x.download) for x in (self._logits, self._attention)]
         return {name: size for name, size in sizes if size is not None}
 
     def with_options(self, **changes: Any) -> "Segmenter":
-        """Return a segmenter with other options that shares every model it still needs.
+        """Return a segmenter with changed arguments that shares every model it still needs.
 
-        Args:
-            changes: arguments of `Segmenter`. Raises as that does.
+        Raises as `Segmenter` does.
         """
         other = Segmenter(**(self._given | changes))
         if self._logits.same_as(other._logits):
@@ -221,7 +225,7 @@ class Segmenter:
         return self._logits.logits(labels, begin), self._attention.attention(begin)
 
     def _read(self, image: ImageLike, name: str) -> RGB:
-        """Read one image and check its size."""
+        """Read an image and check its size."""
         array = as_rgb(image, name, self.max_pixels)
         H, W = array.shape[:2]
         if max(H, W) > MAX_ASPECT * min(H, W):
@@ -271,12 +275,12 @@ class Segmenter:
 
 
 def _names(logits: Logits, labels: Labels | None) -> tuple[str, ...]:
-    """Return the names of the classes, or raise if the source's are not those of `labels`."""
+    """Return the names of the classes, or raise if `labels` are not the source's classes."""
     index, own = logits.prompt_index, tuple(logits.names)
     M = logits.values.shape[1] if index is None else int(torch.as_tensor(index).max()) + 1
     if labels is None:
         return own or tuple(f"class {c}" for c in range(M))
-    # A source that knows only the prompts names a class by the first.
+    # A source that knows only the prompts names each class after the first.
     first = tuple(row[0] for row in labels.synonyms)
     if len(labels) != M or (own and own not in (labels.names, first)):
         raise ValueError(

@@ -9,8 +9,12 @@ from ovss_refine.cli.flags import add_command, request_of
 from ovss_refine.evaluation import CONVERSIONS
 from ovss_refine.evaluation.dataset import FOLDER, DataSet, list_datasets, load_dataset
 
-DATASET = {"choices": list_datasets(), "metavar": "NAME", "help": ", ".join(list_datasets())}
-NAMES = {
+DATASET: dict[str, Any] = {
+    "choices": list_datasets(),
+    "metavar": "NAME",
+    "help": ", ".join(list_datasets()),
+}
+NAMES: dict[str, Any] = {
     "metavar": "TXT",
     "help": f"class names of `{FOLDER}`, one a line (default: names.txt in the root)",
 }

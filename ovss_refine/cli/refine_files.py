@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
 from ovss_refine.cli.refine import DemoRequest, RefineRequest
@@ -78,7 +76,9 @@ def run_refine(request: RefineRequest) -> None:
         except (TypeError, ValueError) as err:
             raise ValueError(f"{image.name}: {err}") from err
         found = result.segmentation(inputs.image, names)
-        write = writers(found) | {"scores.npz": partial(_write_scores, scores=result.scores)}
+        write = writers(found)
+        if result.scores is not None:
+            write["scores.npz"] = partial(np.savez_compressed, scores=result.scores.numpy())
         for ending in endings:
             write_whole(request.out / f"{image.stem}_{ending}", write[ending])
         seconds = time.perf_counter() - start
@@ -89,10 +89,6 @@ def run_refine(request: RefineRequest) -> None:
 def describe(labels: NDArray[np.int64], names: Sequence[str]) -> str:
     """List the classes of a label map with their share of the pixels, largest first."""
     return ", ".join(f"{name} {share:.1%}" for _, name, share in draw.areas(labels, names))
-
-
-def _write_scores(file: BinaryIO, scores: Tensor) -> None:
-    np.savez_compressed(file, scores=scores.numpy())
 
 
 def pair_files(request: RefineRequest) -> list[tuple[Path, Path, Path]]:

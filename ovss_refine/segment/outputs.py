@@ -94,8 +94,8 @@ def _writers(name: str, found: Segmentation, outputs: Outputs) -> dict[str, Writ
         Image.fromarray(inside.astype(np.uint8) * 255).save(file, "PNG")
 
     present = np.unique(found.labels.numpy()).tolist()
-    masks = {mask_name(name, i, found.names[i]): partial(mask, i) for i in present}
     every = {f"{name}_{ending}": write for ending, write in writers(found).items()}
-    every |= {f"{name}_rle.json": rle} | masks
+    every[f"{name}_rle.json"] = rle
+    every |= {mask_name(name, i, found.names[i]): partial(mask, i) for i in present}
     classes = [(i, found.names[i]) for i in present]
     return {path: every[path] for path in output_names(name, outputs, classes)}

@@ -1,4 +1,4 @@
-"""The stages of a segmentation: announced as they begin, and timed."""
+"""The stages of a segmentation: announced when they begin, and timed."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,14 +10,10 @@ OnStage = Callable[[str], object]
 
 
 class Stages:
-    """Times the stages of one batch.
+    """Times the stages of one batch on a device, and calls `on_stage` when one begins.
 
     Attributes:
         seconds: of each stage so far, by its name.
-
-    Args:
-        device: is synchronised at the end of a stage.
-        on_stage: called with the name of each stage as it begins, or None.
     """
 
     def __init__(self, device: torch.device, on_stage: OnStage | None) -> None:
@@ -27,7 +23,7 @@ class Stages:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Announce the stage `name` and time the body."""
+        """Announce the stage `name` and time the body; the device is synchronised at its end."""
         if self.on_stage is not None:
             self.on_stage(name)
         start = time.perf_counter()
