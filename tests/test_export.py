@@ -224,7 +224,7 @@ class TestOnnx:
 
     def test_a_folder_that_is_not_there(self, tmp_path):
         pytest.importorskip("onnxscript", reason="needs the extra `export`")
-        with pytest.raises(FileNotFoundError, match="`path` must be in a folder that exists"):
+        with pytest.raises(FileNotFoundError, match="`path` must be in an existing folder"):
             export_onnx(tmp_path / "none" / "kl.onnx", RefineConfig(mode="kl"))
 
 

@@ -188,12 +188,12 @@ def test_the_baseline_equals_that_of_the_evaluation(scale, monkeypatch):
 
 @pytest.mark.parametrize(("size", "to"), [((5, 7), (31, 40)), ((9, 12), (4, 5)), ((1, 1), (3, 3))])
 def test_rows_are_upsampled_as_torch_does(size, to):
-    from ovss_refine.baseline.bands import _enlarged
+    from ovss_refine.baseline.bands import _upsampled
 
     values = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
     whole = F.interpolate(values, to, mode="bilinear")
     for start, stop in ((0, to[0]), (1, 3), (to[0] - 1, to[0])):
-        torch.testing.assert_close(_enlarged(values, to, start, stop), whole[:, :, start:stop])
+        torch.testing.assert_close(_upsampled(values, to, start, stop), whole[:, :, start:stop])
 
 
 def test_attention_is_kept_on_request():

@@ -1,1 +1,1 @@
-"""What the refinement is compared with: the published decision rule and PAMR."""
+"""Baselines of the refinement: the published decision rule and PAMR."""

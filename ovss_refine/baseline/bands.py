@@ -1,6 +1,6 @@
-"""The decision without refinement, for pictures whose enlarged scores do not fit in memory.
+"""The decision without refinement, for images whose upsampled logits do not fit in memory.
 
-Axes: B images, K prompts, (h, w) grid of the scores, (H, W) pixels.
+Axes: B images, K prompts, (h, w) grid of the logits, (H, W) pixels.
 """
 
 from collections.abc import Sequence
@@ -13,23 +13,21 @@ from torch import Tensor
 from ovss_refine.baseline.decision import decide
 from ovss_refine.logits import Logits
 
-# Scores that are enlarged at once, in floats.
+# How many logits are upsampled at once, in floats.
 BAND = 1 << 24
 
 
 def decide_without(logits: Logits, size: Sequence[int]) -> Tensor:
-    """Decide as the published methods do, by the scores alone, a band of rows at a time.
+    """Decide as `decide` does by default, at (H, W) = `size`, one band of rows at a time.
 
-    Softmax over the prompts of the bilinearly enlarged scores, the best prompt of each class, the
-    best class; no thresholds, so that the scale of the scores does not matter. Beside the result
-    2^24 floats, a few times.
+    Memory: the result and a few times 2^24 floats.
 
     Args:
         logits: with a batch axis.
         size: (H, W) of the result.
 
     Returns:
-        [B, H, W] int64, on the device of the scores.
+        [B, H, W] int64, on the device of the logits.
     """
     values = logits.values.float()
     B, K, _, _ = values.shape
@@ -38,15 +36,15 @@ def decide_without(logits: Logits, size: Sequence[int]) -> Tensor:
     bands = []
     with torch.no_grad(), torch.autocast(values.device.type, enabled=False):
         for start in range(0, H, rows):
-            part = _enlarged(values, (H, W), start, min(start + rows, H))
+            part = _upsampled(values, (H, W), start, min(start + rows, H))
             bands.append(decide(replace(logits, values=part)).labels)
     return torch.cat(bands, dim=1)
 
 
-def _enlarged(values: Tensor, size: tuple[int, int], start: int, stop: int) -> Tensor:
-    """Rows `start` to `stop` of the maps, resized bilinearly to `size`: [B, K, rows, W]."""
+def _upsampled(values: Tensor, size: tuple[int, int], start: int, stop: int) -> Tensor:
+    """Return rows `start` to `stop` of the maps resized bilinearly to `size`: [B, K, rows, W]."""
     (H, W), h = size, values.shape[2]
-    # Half-pixel centres, as `F.interpolate(..., align_corners=False)` has them.
+    # Half-pixel centres, as in `F.interpolate(..., align_corners=False)`.
     place = ((torch.arange(start, stop, dtype=torch.float64) + 0.5) * h / H - 0.5).clamp(min=0)
     above = place.long().clamp(max=h - 1)
     below = (above + 1).clamp(max=h - 1).to(values.device)

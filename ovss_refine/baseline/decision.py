@@ -1,10 +1,10 @@
-"""The decision rule of the published baselines: from coarse scores to a label map, unrefined.
+"""The decision rule of the published baselines: from coarse logits to a label map, unrefined.
 
-SCLIP (F. Wang et al., ECCV 2024) and its descendants decide in this way; a comparison of "refined"
-with "not refined" has to use the same rule for the latter. It differs from the refinement's own
-confidence, which adds up the probabilities of synonyms.
+SCLIP (F. Wang et al., ECCV 2024) and its descendants use this rule, and so must a comparison of
+"refined" with "not refined". It differs from the refinement's own confidence, which sums the
+probabilities of synonyms.
 
-Axes: B images, K prompts, M classes, (h, w) grid of the scores, (H, W) pixels.
+Axes: B images, K prompts, M classes, (h, w) grid of the logits, (H, W) pixels.
 """
 
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ class Decision:
 
     Attributes:
         labels: [B, H, W] int64 class of every pixel, in [0, M).
-        scores: [B, M, H, W] float32 in [0, 1], the best probability among a class's prompts; 0
-            for classes that were dropped as too small. They do not sum to one.
+        scores: [B, M, H, W] float32 in [0, 1], the highest probability of the class's prompts; 0
+            for classes dropped as too small. They do not sum to one.
     """
 
     labels: Tensor
@@ -45,17 +45,17 @@ def decide(
     B * (K + M) * H * W floats.
 
     Args:
-        logits: scores, their scale and the class of each prompt.
-        size: (H, W) of the result; None: the grid of the scores.
+        logits: values, scale and the class of each prompt.
+        size: (H, W) of the result; None: the grid of the logits.
         through: a size to resize to first. NACLIP, CASS and RF-CLIP, on whole images, resize to
             the size of the resized image and from there to `size`.
         probability_threshold: pixels whose best class has less become class 0, in [0, 1].
-        area_threshold: classes other than 0 that win at this share, or less, of the pixels that
-            classes other than 0 win are dropped, in [0, 1]; None: none is.
+        area_threshold: of the pixels won by classes other than 0, the share up to which such a
+            class is dropped, in [0, 1]; None: none is dropped.
 
     Raises:
         ValueError: on a size without pixels or a threshold outside [0, 1].
-        TypeError: if a size or a threshold is no number.
+        TypeError: if a size or a threshold is not a number.
     """
     check_number("probability_threshold", probability_threshold, 0, 1)
     if area_threshold is not None:
@@ -78,7 +78,7 @@ def decide(
 
 
 def _class_scores(probabilities: Tensor, index: Tensor) -> Tensor:
-    """Take the best prompt of each class, [B, K, H, W] to [B, M, H, W]; 0 without any prompt."""
+    """Take the best prompt of each class, [B, K, H, W] to [B, M, H, W]; 0 without prompts."""
     B, _, H, W = probabilities.shape
     scores = probabilities.new_zeros(B, int(index.max()) + 1, H, W)
     where = index.view(1, -1, 1, 1).expand_as(probabilities)

@@ -1,8 +1,8 @@
 """Pixel-adaptive mask refinement, a baseline refiner without attention.
 
 Source: N. Araslanov and S. Roth, "Single-Stage Semantic Segmentation from Image Labels", CVPR
-2020, section 3.3: scores move to neighbours of similar colour, again and again. NACLIP's
-published figures include it (10 rounds); the other baselines leave it out.
+2020, section 3.3: scores repeatedly move to neighbours of similar colour. NACLIP's published
+figures include it (10 iterations); the other baselines do not.
 
 Axes: B images, K maps, (H, W) pixels, n neighbours: 8 for each dilation.
 """
@@ -17,7 +17,7 @@ from ovss_refine.checks import check_count, check_float, check_shape
 
 # Offsets of the ring around a pixel.
 RING = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
-# The paper's weight of the colour spread; its floor keeps flat regions finite.
+# The paper's weight of the colour spread, and a floor that keeps flat regions finite.
 SPREAD, FLOOR = 0.1, 1e-8
 
 
@@ -26,13 +26,13 @@ def pamr(
 ) -> Tensor:
     """Refine maps along the colours of an image.
 
-    B * H * W * (16 * n + 2 * K) bytes and more: the weights are kept, the neighbours are not.
+    Memory: over B * H * W * (16 * n + 2 * K) bytes; the weights are kept, the neighbours are not.
 
     Args:
         values: [B, K, H, W] maps, any range and float type.
-        image: [B, 3, H', W'] the images, any affine scaling of each channel; resized bilinearly
+        image: [B, 3, H', W'] images, with any affine scaling of each channel; resized bilinearly
             to (H, W).
-        iterations: rounds, >= 0.
+        iterations: number of iterations, >= 0.
         dilations: distances of the rings of 8 neighbours in pixels, >= 1.
 
     Returns:
@@ -40,7 +40,7 @@ def pamr(
 
     Raises:
         TypeError: if `values` or `image` is not a floating-point tensor.
-        ValueError: on a wrong shape, a negative number of rounds, or no dilation.
+        ValueError: on a wrong shape, negative `iterations`, or no dilation.
     """
     sizes = check_shape("values", values, "B K H W")
     check_float("values", values)
@@ -48,7 +48,7 @@ def pamr(
     check_float("image", image)
     check_count("iterations", iterations, 0)
     if not dilations:
-        raise ValueError("`dilations` must name at least one distance; got none.")
+        raise ValueError("`dilations` must have at least one distance; got none.")
     for dilation in dilations:
         check_count("dilations", dilation, 1)
     with torch.no_grad(), torch.autocast(values.device.type, enabled=False):
@@ -66,7 +66,7 @@ def pamr(
 def _weights(guide: Tensor, dilations: Sequence[int]) -> Tensor:
     """Weigh the neighbours: [B, n, H, W], summing to one over n."""
     around = torch.stack(list(_neighbours(guide, dilations)), dim=1)  # [B, n, 3, H, W]
-    # The centre is one of the samples of every ring, so it counts once for each dilation.
+    # Every ring includes its centre, which therefore counts once for each dilation.
     centre = guide[:, None].expand(-1, len(dilations), -1, -1, -1)
     spread = torch.cat([around, centre], dim=1).std(dim=1, keepdim=True)
     distance = (around - guide[:, None]).abs() / (FLOOR + SPREAD * spread)
@@ -74,7 +74,7 @@ def _weights(guide: Tensor, dilations: Sequence[int]) -> Tensor:
 
 
 def _neighbours(maps: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
-    """Walk over the n neighbours of all pixels, [B, K, H, W] each; the border is repeated."""
+    """Iterate over the n neighbours of all pixels, [B, K, H, W] each; the border is replicated."""
     H, W = maps.shape[-2:]
     for d in dilations:
         padded = F.pad(maps, (d, d, d, d), mode="replicate")

@@ -9,11 +9,8 @@ from ovss_refine.cli.flags import add_command, request_of
 from ovss_refine.evaluation import CONVERSIONS
 from ovss_refine.evaluation.dataset import FOLDER, DataSet, list_datasets, load_dataset
 
-DATASET: dict[str, Any] = {
-    "choices": list_datasets(),
-    "metavar": "NAME",
-    "help": ", ".join(list_datasets()),
-}
+_NAMED = list_datasets()
+DATASET: dict[str, Any] = {"choices": _NAMED, "metavar": "NAME", "help": ", ".join(_NAMED)}
 NAMES: dict[str, Any] = {
     "metavar": "TXT",
     "help": f"class names of `{FOLDER}`, one a line (default: names.txt in the root)",

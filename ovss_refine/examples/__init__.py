@@ -1,4 +1,4 @@
-"""The built-in photographs with logits and attention, and the reading of such files.
+"""The built-in photographs with logits and attention, and a reader for such files.
 
 Axes: K prompts, (h, w) grid, N = h * w patches, (H, W) pixels.
 """
@@ -24,13 +24,13 @@ EXAMPLES = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RefineInputs:
-    """One image with everything that its refinement needs.
+    """An image and the inputs of its refinement.
 
     Attributes:
         image: [H, W, 3] uint8.
         logits: [K, h, w] float.
         attention: one map, without a batch axis.
-        prompt_index: [K] class of each prompt, or None.
+        prompt_index: [K] class of each prompt; None: one class for each.
     """
 
     image: NDArray[np.uint8]
@@ -50,7 +50,7 @@ class RefineInputs:
 
 
 def list_examples() -> list[str]:
-    """List the names of the built-in photographs."""
+    """Return the names of the built-in photographs."""
     return sorted(path.stem for path in EXAMPLES.glob("*.png"))
 
 
@@ -61,7 +61,7 @@ def read_example(name: str) -> RefineInputs:
 
 
 def example_names() -> list[str]:
-    """Return the names of the M classes that the logits of every example are for."""
+    """Return the names of the M classes of the examples' logits."""
     return list(read_labels(EXAMPLES / "voc_names.txt").names)
 
 
@@ -69,16 +69,14 @@ def read_inputs(image: Path, logits: Path, attention: Path, temperature: float) 
     """Read the files of one image.
 
     Raises:
-        ValueError: on a damaged file, or one without the arrays that are needed.
+        ValueError: on a damaged file, or one without a required array.
     """
     arrays = read_arrays(logits, ["logits"], optional=["prompt_index"])
     index = arrays.get("prompt_index")
-    maps = read_arrays(attention, ["attention", "features"])
-    made: Attention | torch.Tensor
-    if "attention" in maps:
-        made = torch.from_numpy(maps["attention"])
-    else:
-        made = affinity(torch.from_numpy(maps["features"]), temperature)
+    ((kind, values),) = read_arrays(attention, ["attention", "features"]).items()
+    made: Attention | torch.Tensor = torch.from_numpy(values)
+    if kind == "features":
+        made = affinity(torch.from_numpy(values), temperature)
     own = torch.from_numpy(arrays["logits"])
     check_shape("logits", own, "K h w")
     prompts = None

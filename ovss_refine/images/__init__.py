@@ -1,5 +1,5 @@
 """Reading images in any form, and drawing segmentations."""
 
-# The most pixels an image may have by default: all that is computed at full size takes some 6 GB
-# at three classes. Here, because the command line needs it before Pillow and NumPy are imported.
+# The default limit on an image's pixels: computing at full size takes some 6 GB for three classes.
+# Defined here because the command line needs it without importing Pillow and NumPy.
 MAX_PIXELS = 50_000_000

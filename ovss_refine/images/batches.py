@@ -4,15 +4,14 @@ from collections.abc import Iterator, Sequence
 
 from ovss_refine.images.read import RGB
 
-# The largest batch: images, and pixels in all.
+# The largest batch: images, and pixels of all images.
 BATCH_IMAGES, BATCH_PIXELS = 8, 1 << 23
 
 
 def batches(images: Sequence[RGB]) -> Iterator[list[int]]:
-    """Group images by size, in the order in which the sizes first occur.
+    """Group images of one size: yield the indices of each batch, in order of first occurrence.
 
-    Yields:
-        The indices of a batch; an image of more than `BATCH_PIXELS` is alone.
+    An image of more than `BATCH_PIXELS` is a batch of its own.
     """
     by_size: dict[tuple[int, ...], list[int]] = {}
     for i, image in enumerate(images):

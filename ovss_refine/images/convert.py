@@ -26,8 +26,8 @@ ImageLike = Union[str, Path, "Image.Image", NDArray[Any], "Tensor"]
 ImagesLike = ImageLike | Sequence[ImageLike]
 # Resizing an image, or undoing its normalisation, may leave [0, 1] by rounding.
 RANGE_SLACK = 1e-3
-# By whether it is an array, and whether it has a batch axis: the form, and how to get it from an
-# image with its channels at the other end, from RGBA and from grey.
+# By whether it is an array, and whether it has a batch axis: the form, and how to make it of an
+# image with its channels at the other end, of RGBA and of grey.
 FORMS = {
     (True, False): (
         "an array [H, W, 3]",
@@ -67,7 +67,7 @@ def as_tensor(x: Tensor | NDArray[Any]) -> Tensor:
 
 
 def as_rgb(image: ImageLike, name: str, max_pixels: int | None = None) -> RGB:
-    """Convert one image to 8 bits: [H, W, 3] uint8, a copy; floats are rounded.
+    """Convert one image to [H, W, 3] uint8, a copy; floats are rounded.
 
     Args:
         image: in any form.
@@ -153,12 +153,8 @@ def as_image_batch(images: ImagesLike, name: str) -> tuple[Tensor, bool]:
 def as_image_list(images: ImagesLike, name: str) -> tuple[list[tuple[ImageLike, str]], bool]:
     """List one image or several, of any sizes, without converting them.
 
-    Args:
-        images: as of `as_image_batch`.
-        name: of the argument, for messages.
-
-    Returns:
-        Each image with a name of its own, and whether several images were given.
+    Takes the arguments of `as_image_batch`; returns the images with the name of each, and whether
+    several were given.
     """
     import torch
 

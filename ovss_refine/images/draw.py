@@ -1,7 +1,7 @@
-"""Drawing a segmentation: palette PNG, overlay, legend, discrepancy and attention maps.
+"""Draw segmentations: palette PNG, overlay, legend, discrepancy and attention maps.
 
-Arrays are [H, W, 3] uint8 RGB and [H, W] integer labels throughout. Colours are those of the names
-(`palette`). Text stands beside an image, never on it.
+Images are [H, W, 3] uint8 RGB, label maps [H, W] integers. `palette` chooses the colours of names.
+Text is placed next to an image, never on it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,13 @@ LabelMap = NDArray[np.int64]
 
 FONT_PX = 14
 MARGIN_PX = 8
-# A legend may be wider than a narrow image, and so may a caption.
+# The least widths of a legend and of a caption, which may exceed a narrow image's.
 LEGEND_PX, CAPTION_PX = 240, 96
-# Letters grow with images that are shown reduced in size.
+# Text is at least 1 / LETTERS of the width high, for large images that are shown reduced.
 LETTERS = 80
 PANEL_PX = 240
 OPACITY = 0.55
-# Dark, low ... bright, high; lightness rises steadily, so that it reads in grey as well.
+# From low, dark, to high, bright; lightness rises steadily, so that it can be read in grey too.
 HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
@@ -60,13 +60,9 @@ def labelled(
 
     Args:
         image: [H, W, 3].
-        panels: label maps [H, W] by their captions.
-        names: M names of the classes.
-        original: caption of the image itself, drawn as the first panel; None: without it. A
-            single panel has no caption.
-
-    Returns:
-        The page; the legend lists the classes that occur, largest in all panels first.
+        panels: label maps [H, W] by their captions; a single panel gets no caption.
+        names: M names of the classes; the legend lists those that occur, largest first.
+        original: caption of the image itself, drawn as the first panel; None: without it.
     """
     colours = palette(names)
     pages = {} if original is None else {original: image}
@@ -78,10 +74,7 @@ def labelled(
 
 
 def with_legend(image: RGB, indices: Sequence[int], names: Sequence[str], colours: RGB) -> RGB:
-    """Put the names of some classes, each with its colour, below an image.
-
-    The page is as wide as the image, and at least 240 pixels. Longer names are cut short.
-    """
+    """Draw a legend of some classes below an image; long names are truncated."""
     width = max(image.shape[1], LEGEND_PX)
     px = _font_px(width)
     box, line = px + MARGIN_PX, px + MARGIN_PX
@@ -106,7 +99,7 @@ def with_legend(image: RGB, indices: Sequence[int], names: Sequence[str], colour
 
 
 def side_by_side(images: Sequence[RGB], captions: Sequence[str]) -> RGB:
-    """Put images of one size in a row, each with its caption on top."""
+    """Draw images of one size in a row, each below its caption."""
     height, width = images[0].shape[:2]
     room = max(width, CAPTION_PX)
     step = room + MARGIN_PX
@@ -124,9 +117,9 @@ def heat_maps(maps: NDArray[np.float32], names: Sequence[str], size: tuple[int, 
     """Draw the maps of several classes on one sheet, on one common scale.
 
     Args:
-        maps: [m, gh, gw] finite values; the lowest of all becomes black, the highest bright.
+        maps: [m, gh, gw] finite values; the lowest of all is black, the highest bright.
         names: m captions.
-        size: (H, W) of the image, whose shape the panels take.
+        size: (H, W) of the image; the panels have its aspect ratio.
     """
     zoom = PANEL_PX / max(size)
     panel = (max(1, round(size[1] * zoom)), max(1, round(size[0] * zoom)))

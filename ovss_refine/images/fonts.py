@@ -1,4 +1,4 @@
-"""Fonts that have the letters of a name: Pillow's own, a system font, or letters by number."""
+"""Fonts for names in any script: Pillow's own, a system font, or Unicode numbers."""
 
 import warnings
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import ImageFont
 
-# System fonts for the scripts that Pillow's own font (Latin) lacks, those of many scripts first.
+# System fonts for scripts that Pillow's own font (Latin) lacks; fonts with many scripts first.
 SYSTEM_FONTS = (
     "DejaVuSans.ttf",
     "NotoSans-Regular.ttf",
@@ -24,7 +24,7 @@ SYSTEM_FONTS = (
     "YuGothM.ttc",
     "malgun.ttf",
 )
-# An unassigned code, which every font draws as its placeholder for missing letters.
+# An unassigned code point, drawn as a font's placeholder for missing letters.
 UNASSIGNED = "\U0010fffe"
 ELLIPSIS = "..."
 
@@ -32,7 +32,7 @@ ELLIPSIS = "..."
 def writable(text: str, px: int) -> tuple[str, Any]:
     """Return a text and a font of `px` pixels that has all of its letters.
 
-    Letters that no font has become their Unicode numbers, such as "[U+732B]", with a warning.
+    If no font has them, letters become Unicode numbers, such as "[U+732B]", with a warning.
     """
     text = " ".join(text.split())  # on one line
     for font in _fonts(px):
@@ -41,15 +41,15 @@ def writable(text: str, px: int) -> tuple[str, Any]:
     own = default(px)
     coded = "".join(c if has(own, c) else f"[U+{ord(c):04X}]" for c in text)
     warnings.warn(
-        f"no font was found that can write {text!r}; it is written as {coded!r}. Install one, such "
-        "as Noto Sans CJK.",
+        f"no font was found for {text!r}; it is drawn as {coded!r}. Install one, such as Noto Sans "
+        "CJK.",
         stacklevel=2,
     )
     return coded, own
 
 
 def fitting(text: str, px: int, width: float) -> tuple[str, Any]:
-    """Do what `writable` does, and truncate a text of more than `width` pixels."""
+    """Return what `writable` does, truncated to `width` pixels."""
     text, font = writable(text, px)
     if font.getlength(text) <= width:
         return text, font
@@ -66,9 +66,7 @@ def default(px: int) -> Any:
 
 def _fonts(px: int) -> Iterator[Any]:
     yield default(px)
-    for name in SYSTEM_FONTS:
-        if (font := _system(name, px)) is not None:
-            yield font
+    yield from (font for name in SYSTEM_FONTS if (font := _system(name, px)) is not None)
 
 
 @cache
@@ -81,7 +79,7 @@ def _system(name: str, px: int) -> Any | None:
 
 @lru_cache(maxsize=4096)
 def has(font: Any, letter: str) -> bool:
-    """Whether a font has a letter: draws it differently from an unassigned code."""
+    """Whether a font has a letter: it draws it differently from an unassigned code point."""
     return letter.isspace() or _drawn(font, letter) != _drawn(font, UNASSIGNED)
 
 

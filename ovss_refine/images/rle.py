@@ -1,8 +1,9 @@
-"""Masks as COCO writes them: run lengths, column by column, in its compressed text.
+"""Masks in COCO's format: run lengths, column by column, as compressed text.
 
-Source: the format of the COCO API of P. Dollár and T.-Y. Lin (`common/maskApi.c`, `rleToString`):
-runs of zeros and ones in turn, zeros first; from the fourth run on the difference to the run two
-before; each number in groups of five bits, lowest first, a sixth bit where more follow, plus 48.
+Source: the COCO API of P. Dollár and T.-Y. Lin (`common/maskApi.c`, `rleToString`): alternating
+runs of zeros and ones, zeros first; from the fourth run on the difference to the run before the
+previous one; each number in groups of five bits, lowest first, with a sixth bit if more follow,
+plus 48.
 """
 
 from typing import Any
@@ -11,19 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 BITS, MORE, FIRST = 5, 32, 48
-# A run is below 2^31, so that a difference of two has at most 32 bits with its sign.
+# Runs are below 2^31, so that a difference of two has at most 32 bits, with its sign.
 GROUPS = 7
 
 
 def entry(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """Describe a mask as an entry of COCO's results does.
-
-    Args:
-        mask: [H, W] bool.
+    """Encode a mask [H, W] as an entry of COCO's results.
 
     Returns:
         {"segmentation": {"size": [H, W], "counts": text}, "area": pixels, "bbox": [x, y, width,
-        height]}; a box of zeros where the mask is empty.
+        height]}; a box of zeros if the mask is empty.
     """
     H, W = mask.shape
     counts = compress(run_lengths(mask))
@@ -32,7 +30,7 @@ def entry(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def box(mask: NDArray[np.bool_]) -> list[int]:
-    """Return [x, y, width, height] of the smallest box around the ones, zeros without any."""
+    """Return the bounding box [x, y, width, height] of a mask, zeros if it is empty."""
     columns, rows = (np.flatnonzero(mask.any(axis=axis)) for axis in (0, 1))
     if not len(rows):
         return [0, 0, 0, 0]
@@ -41,7 +39,7 @@ def box(mask: NDArray[np.bool_]) -> list[int]:
 
 
 def run_lengths(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Count equal pixels in a row, column by column; the first count is of zeros, maybe none."""
+    """Return the lengths of runs of equal pixels, column by column; the first is of zeros."""
     flat = mask.ravel(order="F")
     starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     runs = np.diff(np.concatenate([[0], starts, [flat.size]]))
@@ -49,7 +47,7 @@ def run_lengths(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def compress(runs: NDArray[np.int64]) -> str:
-    """Write run lengths as COCO's text."""
+    """Encode run lengths as COCO's text."""
     rest = runs.astype(np.int64)
     rest[3:] -= runs[1:-2]
     groups = np.zeros((len(rest), GROUPS), np.uint8)
@@ -57,8 +55,8 @@ def compress(runs: NDArray[np.int64]) -> str:
     going = np.ones(len(rest), bool)
     for place in range(GROUPS):
         low = rest & (MORE - 1)
-        rest = rest >> BITS  # with the sign
-        # Enough once what is left is the sign that the highest bit written tells already.
+        rest = rest >> BITS  # keeps the sign
+        # Done once the rest is only the sign, which the highest bit written already has.
         more = rest != np.where(low & (MORE >> 1), -1, 0)
         groups[:, place] = low + MORE * more + FIRST
         used[:, place] = going

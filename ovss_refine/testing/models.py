@@ -1,4 +1,4 @@
-"""What the conformance suites share: images, and what a source leaves as it found it."""
+"""Images for the conformance suites, and checks that a source leaves its model unchanged."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Attributes that are compared by value. All others are compared by identity where they are
-# callable (`forward`, processors) and left out where not: libraries keep caches on their modules.
+# Attributes that are compared by value. Of the others, callable ones (`forward`, processors) are
+# compared by identity, and the rest are ignored: libraries keep caches on their modules.
 PLAIN = (bool, int, float, str, bytes, tuple, type(None))
 # Square, wide and tall, with no common multiple: no model's own size.
 SIZES = ((64, 64), (48, 80), (83, 37))

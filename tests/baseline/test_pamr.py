@@ -92,7 +92,7 @@ def test_guide_is_resized_and_its_scale_does_not_matter():
     ("options", "message"),
     [
         ({"iterations": -1}, r"`iterations` must be at least 0; got -1"),
-        ({"dilations": ()}, r"`dilations` must name at least one distance; got none"),
+        ({"dilations": ()}, r"`dilations` must have at least one distance; got none"),
         ({"dilations": (8, 0)}, r"`dilations` must be at least 1; got 0"),
         ({"image": torch.zeros(2, 3, 4, 4)}, r"`image` must have shape \[B=1, C=3, h, w\]"),
         ({"values": torch.zeros(2, 4, 4)}, r"`values` must have shape \[B, K, H, W\]"),

@@ -34,7 +34,7 @@ def test_a_system_font_is_taken_where_it_has_the_letters(monkeypatch):
 
 def test_without_any_font_letters_are_numbered_and_a_warning_says_so(monkeypatch):
     monkeypatch.setattr(_fonts, "_system", lambda name, px: None)
-    with pytest.warns(UserWarning, match=r"no font .* can write '.*'; .* as 'cat \[U\+732B\]'"):
+    with pytest.warns(UserWarning, match=r"no font .* for '.*'; .* as 'cat \[U\+732B\]'"):
         text, font = writable(f"cat {CAT}", 14)
     assert (text, font) == ("cat [U+732B]", default(14))
 
