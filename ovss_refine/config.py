@@ -102,6 +102,11 @@ class RefineConfig:
     Raises:
         TypeError: on an unknown option or a value of the wrong kind.
         ValueError: on a value out of range.
+
+    Example:
+        >>> config = RefineConfig(mode="optimal_path", background=(0, 0.3))
+        >>> config.mode, config.tau
+        ('optimal_path', 0.3)
     """
 
     mode: ModeName = _choice("maximum_velocity", "how classes are scored", ModeName)

@@ -132,10 +132,7 @@ def parse_labels(text: str) -> Labels:
             prompts.
 
     Raises:
-        ValueError: as `Labels` does, or if a class has two colons.
-
-    Warns:
-        UserWarning: if classes share a prompt.
+        ValueError: as `as_labels` does, and warns as that does.
 
     Example:
         >>> parse_labels("cat, dog/puppy, background: wall/floor").names
@@ -158,10 +155,7 @@ def read_labels(path: str | Path) -> Labels:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not UTF-8, a line is blank, a single line contains "," or ";", and as
-            `Labels` does; the message names the file.
-
-    Warns:
-        UserWarning: if classes share a prompt.
+            `as_labels` does, which also describes the warning; the message names the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -182,11 +176,7 @@ def read_labels(path: str | Path) -> Labels:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read the lines of a UTF-8 file, without blank lines at its end.
-
-    Raises:
-        ValueError: if it is not UTF-8.
-    """
+    """Read the lines of a file without blank lines at its end; raise ValueError unless UTF-8."""
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
@@ -212,7 +202,7 @@ def _labels(texts: Iterable[str], where: str = "") -> Labels:
 
 
 def _class(text: str) -> tuple[str, tuple[str, ...]]:
-    """Split one class into its name and its prompts."""
+    """Split a class into its name and its prompts."""
     if not isinstance(text, str):
         raise TypeError(f"classes must be strings; got {text!r}.")
     name, colon, prompts = text.partition(NAMED)

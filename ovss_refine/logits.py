@@ -32,6 +32,12 @@ class Logits:
             whole numbers, or a name is not a string.
         ValueError: on a wrong shape, values that are not finite, `scale` <= 0, a negative
             class, or names that are not one for each class.
+
+    Example:
+        >>> import torch
+        >>> logits = Logits(torch.rand(3, 14, 14), 40, prompt_index=[0, 0, 1], names=["dog", "sky"])
+        >>> logits.names
+        ('dog', 'sky')
     """
 
     values: Tensor
@@ -86,7 +92,7 @@ class LogitsSource(Protocol):
     """Anything that scores prompts at patches; it knows its classes already.
 
     A source may also have a method `with_classes(classes)`, which returns a source for other
-    classes, texts with "/" between the prompts of a class, on the same model.
+    classes, such as `Labels`, on the same model.
     """
 
     def logits(self, images: Tensor) -> Logits:

@@ -127,6 +127,12 @@ def refine(
         TypeError: as a call of `Refiner` does.
         ValueError: as a call of `Refiner` does.
         torch.OutOfMemoryError: as a call of `Refiner` does.
+
+    Example:
+        >>> import torch
+        >>> logits, attn = 9 * torch.rand(3, 4, 4), torch.ones(16, 16) / 16
+        >>> refine(logits, attn, torch.rand(3, 8, 8), RefineConfig(mode="kl")).labels.shape
+        torch.Size([8, 8])
     """
     return _run(_check(logits, attn, image, config or RefineConfig(), prompt_index))
 

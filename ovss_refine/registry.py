@@ -17,16 +17,10 @@ if TYPE_CHECKING:
 
 
 class MissingWeightsError(FileNotFoundError):
-    """Raised by a source whose weights are neither cached nor can be downloaded.
-
-    Args:
-        lack: which weights, and where they were looked for.
-        not_asked: why the hub was not asked, continuing `lack`; "" if it was.
-        fix: what to do.
-    """
+    """Raised by a source whose weights are neither cached nor can be downloaded."""
 
     def __init__(self, lack: str, not_asked: str, fix: str) -> None:
-        """Join the parts into one sentence."""
+        """Join what is missing, why the hub was not asked (or ""), and what to do."""
         super().__init__(f"{lack}{not_asked}; {fix}.")
         self.lack, self.not_asked, self.fix = lack, not_asked, fix
 
@@ -65,7 +59,9 @@ def load_logits(name: str, **options: Any) -> "LogitsSource":
         options: keyword arguments of that source, among them `classes`; see its documentation.
 
     Raises:
-        ValueError, ModuleNotFoundError, TypeError: as `load_attention` does.
+        ValueError: if nothing is registered under `name`.
+        ModuleNotFoundError: if the source needs a library that is not installed.
+        TypeError: on an option that the source does not have.
     """
     source: LogitsSource = find("logits", name).load()(**options)
     return source

@@ -35,6 +35,14 @@ class RefineResult:
             all images of a batch. On a GPU up to three more than were needed.
         converged: whether every solver met its stopping test: the marginals of the optimal path
             hold, the walks of maximum velocity have reached every patch.
+
+    Example:
+        >>> import torch
+        >>> from ovss_refine import Refiner
+        >>> attn = torch.full((2, 16, 16), 1 / 16)
+        >>> result = Refiner()(9 * torch.rand(2, 3, 4, 4), attn, torch.rand(2, 3, 8, 8))
+        >>> result.labels.shape, result[0].kept.shape
+        (torch.Size([2, 8, 8]), torch.Size([3]))
     """
 
     labels: Tensor

@@ -1,6 +1,6 @@
 """The command `ovss-refine`: assembles the commands, prints warnings and errors.
 
-Each command imports torch only once there is work to do, so that `--help` answers at once.
+Each command imports torch only when there is work to do, so that `--help` answers at once.
 """
 
 import argparse
@@ -21,16 +21,16 @@ from ovss_refine.cli.sources import add_sources
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its status, or 2 after printing what was wrong.
+    """Run the command; return its status, or 2 after printing an error.
 
     Args:
-        argv: the arguments; None: those of the process, whose streams are then made to take any
+        argv: the arguments; None: those of the process, whose streams are then set to accept any
             text.
     """
     if argv is None:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")  # for letters that it cannot encode
+                stream.reconfigure(errors="backslashreplace")  # characters that it cannot encode
     args = parser().parse_args(argv)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Assemble the commands."""
+    """Return the parser of all commands."""
     top = argparse.ArgumentParser(
         prog="ovss-refine",
         allow_abbrev=False,
@@ -59,7 +59,7 @@ def _run(args: argparse.Namespace) -> int:
         status: int = args.run(args) or 0
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # the reader of the output has left, as `head` does
+    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (OSError, TypeError, ValueError, ModuleNotFoundError) as err:

@@ -103,9 +103,7 @@ def as_image_tensor(image: ImageLike, name: str) -> Tensor:
         name: of the argument, for messages.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        TypeError: if it is in none of the forms.
-        ValueError: on a wrong shape, values out of range, or a damaged file.
+        FileNotFoundError, TypeError, ValueError: as `as_rgb`.
     """
     import torch
 
@@ -128,9 +126,8 @@ def as_image_batch(images: ImagesLike, name: str) -> tuple[Tensor, bool]:
         [B, 3, H, W] float32 in [0, 1], and whether several images were given; B = 1 otherwise.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        TypeError: if an image is in none of the forms.
-        ValueError: on no images, images of different sizes, and as `as_image_tensor`.
+        FileNotFoundError, TypeError: as `as_rgb`.
+        ValueError: on no images, images of different sizes, and as `as_rgb`.
     """
     import torch
 

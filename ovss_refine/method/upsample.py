@@ -57,6 +57,11 @@ def joint_bilateral_upsample(
     Raises:
         TypeError: if `low` or `image` is not a tensor of the dtypes above.
         ValueError: on shapes that do not fit, values that are not finite or out of range.
+
+    Example:
+        >>> import torch
+        >>> joint_bilateral_upsample(torch.rand(1, 2, 4, 4), torch.rand(1, 3, 9, 16)).shape
+        torch.Size([1, 2, 9, 16])
     """
     sizes = check_shape("low", low, "B K gh gw")
     check_float("low", low)

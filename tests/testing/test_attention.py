@@ -306,7 +306,7 @@ class Unused(Good):
         (Constant, "maps of different images must differ"),
         (HalfBlind, r"not depend on the images' type, torch.float64"),
         (Permissive, "images with four channels must raise .* got RuntimeError"),
-        (AnyType, "images of whole numbers must raise .* they did not"),
+        (AnyType, "images of whole numbers must raise .* got a result"),
         (BytesOfAnotherRange, "must be those of the images / 255 where uint8 is accepted"),
         (AnyRange, r"images in \[0, 255\] must raise"),
         (Hooked, r"after its use `_forward_hooks` of 0 of Sequential"),
