@@ -25,7 +25,7 @@ from ovss_refine.method.modes import ModeName
 from ovss_refine.refiner import refine
 from ovss_refine.segmentation import Segmentation
 from ovss_refine.sources.device import resolve_device
-from ovss_refine.sources.lazy import LazyLogits, LazySource, check_models_dir
+from ovss_refine.sources.lazy import LazySource, check_models_dir
 from ovss_refine.sources.stages import OnStage, Stages, announce_loading
 
 # Backbones resize the shorter side to some 500 pixels and keep the aspect ratio: beyond this limit
@@ -85,7 +85,7 @@ class Segmenter:
         self.max_pixels = max_pixels
         self.device = resolve_device(device)
         where = self.device, check_models_dir(models_dir)
-        self._logits = LazyLogits(logits, logits_options or {}, *where)
+        self._logits = LazySource("logits", logits, logits_options or {}, *where)
         self._attention = LazySource("attention", attention, attention_options or {}, *where)
         self._given: dict[str, Any] = {
             "logits": logits,

@@ -413,7 +413,7 @@ def test_sources_that_take_a_device_are_given_one(registered, monkeypatch):
     monkeypatch.setattr(lazy, "find", lambda kind, name: point(kind))
     monkeypatch.setattr(lazy, "facts", lambda kind, name: lazy.UNKNOWN)
     for device, options in (("cpu", {}), ("meta", {}), ("meta", {"device": "cpu"})):
-        source = lazy.LazyLogits("one", options, torch.device(device), None)
+        source = lazy.LazySource("logits", "one", options, torch.device(device), None)
         source.logits(as_labels(LABELS), lambda: None)
     other = lazy.LazySource("attention", "two", {"layer": 1}, torch.device("meta"), None)
     other.attention(lambda: None)

@@ -12,7 +12,8 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
-GREY = (115, 115, 115)
+Colour = tuple[int, int, int]
+GREY: Colour = (115, 115, 115)
 # Found by repeatedly adding the colour farthest from all others, and from grey and white.
 # Distance is Euclidean in OKLab (B. Ottosson, 2020), the least of normal vision and of protanopia,
 # deuteranopia and tritanopia as G. Machado et al., IEEE TVCG 2009, simulate them: at least 0.07
@@ -41,23 +42,16 @@ def palette(names: Sequence[str]) -> NDArray[np.uint8]:
     """
     keys = [_digest(name) for name in names]
     ranked = sorted(range(len(names)), key=lambda i: (keys[i], names[i], i))
-    chosen: dict[int, tuple[int, int, int]] = {
-        i: GREY for i in ranked if names[i].casefold() == "background"
-    }
-    taken: set[tuple[int, int, int]] = set()
-    for tries in (1, len(COLOURS)):  # first choices before second ones
-        for i in ranked:
-            if i in chosen:
-                continue
-            free = [colour for colour in _choices(keys[i])[:tries] if colour not in taken]
-            if free:
-                chosen[i] = free[0]
-                taken.add(free[0])
+    chosen = {i: GREY for i in ranked if names[i].casefold() == "background"}
+    taken: set[Colour] = set()
     more = _more()
-    for i in ranked:
-        if i not in chosen:
-            chosen[i] = next(colour for colour in more if colour not in taken)
-            taken.add(chosen[i])
+    # First choices, then second ones, then colours beyond the table.
+    for choices in (lambda key: _choices(key)[:1], _choices, lambda _: more):
+        for i in ranked:
+            free = (colour for colour in choices(keys[i]) if colour not in taken)
+            if i not in chosen and (colour := next(free, None)):
+                chosen[i] = colour
+                taken.add(colour)
     return np.array([chosen[i] for i in range(len(names))], np.uint8).reshape(-1, 3)
 
 
@@ -66,14 +60,14 @@ def _digest(name: str) -> int:
     return int.from_bytes(digest, "big")
 
 
-def _choices(key: int) -> list[tuple[int, int, int]]:
+def _choices(key: int) -> list[Colour]:
     """Return the colours of the table in the order of preference of a name."""
     n = len(COLOURS)
     step = STEPS[key // n % len(STEPS)]
     return [COLOURS[(key + step * i) % n] for i in range(n)]
 
 
-def _more() -> Iterator[tuple[int, int, int]]:
+def _more() -> Iterator[Colour]:
     """Yield further colours, spread evenly over hue, lightness and saturation."""
     for index in count(1):
         hue, lightness, saturation = (index * step % 1.0 for step in R3)

@@ -34,7 +34,16 @@ def run_segment(request: SegmentRequest, segmenter: Segmenter | None = None) -> 
         ValueError: on inputs that do not match, or a folder of other settings.
         OSError: if results cannot be written.
     """
-    segmenter = segmenter or make_segmenter(request)
+    segmenter = segmenter or Segmenter(
+        request.logits,
+        request.attention,
+        device=request.device,
+        models_dir=request.models_dir,
+        logits_options=request.logits_options,
+        attention_options=request.attention_options,
+        max_pixels=request.max_pixels,
+        **asdict(request.config),
+    )
     images = find_pictures(request.images, request.out)
     journal = Journal(
         request.out, request.labels.names, request.settings(), overwrite=request.overwrite
@@ -61,20 +70,6 @@ def run_segment(request: SegmentRequest, segmenter: Segmenter | None = None) -> 
     done = len(images) - len(run.failures)
     print(f"results: {request.out} ({done} of {len(images)} images)")
     return 1 if run.failures else 0
-
-
-def make_segmenter(request: SegmentRequest) -> Segmenter:
-    """Make the segmenter that a request describes; it loads nothing yet."""
-    return Segmenter(
-        request.logits,
-        request.attention,
-        device=request.device,
-        models_dir=request.models_dir,
-        logits_options=request.logits_options,
-        attention_options=request.attention_options,
-        max_pixels=request.max_pixels,
-        **asdict(request.config),
-    )
 
 
 class _Run:

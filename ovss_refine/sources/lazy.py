@@ -42,7 +42,8 @@ class LazySource:
         models_dir: folder of downloads in the layout of the hub's cache; None: the hub's own.
 
     Raises:
-        TypeError: if `given` is neither a name nor a source, or a ready source has options.
+        TypeError: if `given` is neither a name nor a source, a ready source has options, or the
+            options of a source of logits have `classes`.
         ValueError: if nothing is registered under the name.
     """
 
@@ -65,10 +66,13 @@ class LazySource:
             find(kind, given)
         elif options:
             raise TypeError(f"`{kind}_options` must be empty with a ready source; got {options}.")
+        if kind == "logits" and "classes" in options:
+            raise TypeError("`logits_options` must not have `classes`: they are the labels.")
         self.kind, self.given, self.options = kind, given, dict(options)
         self.device, self.models_dir = device, models_dir
         self.lock = threading.RLock()
         self._source: Any = None if isinstance(given, str) else given
+        self._for_labels: OrderedDict[Labels, LogitsSource] = OrderedDict()
 
     @property
     def download(self) -> str | None:
@@ -102,39 +106,8 @@ class LazySource:
             source: AttentionSource = self._source
             return source
 
-    def _load(self, **more: Any) -> Any:
-        name = str(self.given)
-        factory = find(self.kind, name).load()
-        taken = inspect.signature(factory).parameters.values()
-        takes_device = any(p.name == "device" or p.kind is p.VAR_KEYWORD for p in taken)
-        # Models start on the CPU, and not every source has one.
-        placed = {"device": str(self.device)} if takes_device and self.device.type != "cpu" else {}
-        with _LOADING, _advice(name), ExitStack() as stack:
-            if self.models_dir is not None:
-                stack.enter_context(_cache_at(self.models_dir))
-            if self._asks_hub:
-                stack.enter_context(without_waiting())
-            return factory(**{**more, **placed, **self.options})
-
-
-class LazyLogits(LazySource):
-    """One source of logits, for any labels. Arguments and exceptions are those of `LazySource`."""
-
-    def __init__(
-        self,
-        given: object,
-        options: Mapping[str, Any],
-        device: torch.device,
-        models_dir: Path | None,
-    ) -> None:
-        """Check the arguments; load nothing."""
-        if "classes" in options:
-            raise TypeError("`logits_options` must not have `classes`: they are the labels.")
-        super().__init__("logits", given, options, device, models_dir)
-        self._for_labels: OrderedDict[Labels, LogitsSource] = OrderedDict()
-
     def logits(self, labels: Labels | None, on_load: OnLoad) -> LogitsSource:
-        """Return the source for `labels`; None: for its own classes.
+        """Return the source of logits for `labels`; None: for its own classes.
 
         A source with a method `with_classes` is loaded once. A ready one without it keeps its
         classes, which the caller must compare. `on_load` is called before a model is loaded or
@@ -168,6 +141,20 @@ class LazyLogits(LazySource):
             self._source = None
             self._source = self._load(classes=labels)
         return self._source
+
+    def _load(self, **more: Any) -> Any:
+        name = str(self.given)
+        factory = find(self.kind, name).load()
+        taken = inspect.signature(factory).parameters.values()
+        takes_device = any(p.name == "device" or p.kind is p.VAR_KEYWORD for p in taken)
+        # Models start on the CPU, and not every source has one.
+        placed = {"device": str(self.device)} if takes_device and self.device.type != "cpu" else {}
+        with _LOADING, _advice(name), ExitStack() as stack:
+            if self.models_dir is not None:
+                stack.enter_context(_cache_at(self.models_dir))
+            if self._asks_hub:
+                stack.enter_context(without_waiting())
+            return factory(**{**more, **placed, **self.options})
 
 
 def check_models_dir(models_dir: str | Path | None) -> Path | None:
