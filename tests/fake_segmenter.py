@@ -15,7 +15,7 @@ class FakeSegmenter:
     """Does what `Segmenter` is asked to do.
 
     Attributes:
-        calls: for each call, the shapes of its pictures.
+        calls: for each call, the shapes of its images.
         events: "load" and "segment", in order.
     """
 

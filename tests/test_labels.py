@@ -43,7 +43,7 @@ def test_a_comma_inside_a_list_is_part_of_the_text():
     assert as_labels(["a cat, asleep", "sofa"]).names == ("a cat, asleep", "sofa")
 
 
-def test_blanks_inside_a_label_are_one():
+def test_white_space_inside_a_label_is_collapsed():
     assert as_labels(["traffic\n  light"]) == Labels(("traffic light",), (("traffic light",),))
 
 
@@ -166,13 +166,13 @@ def test_a_file_has_a_class_on_every_line(tmp_path, content):
         ("cat\nfenêtre\n".encode("latin-1"), "labels.txt` .* another encoding. Save it as UTF-8"),
     ],
 )
-def test_a_file_that_is_refused_is_named(tmp_path, content, message):
+def test_a_refused_file_is_named(tmp_path, content, message):
     (tmp_path / "labels.txt").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_labels(tmp_path / "labels.txt")
 
 
-def test_a_file_that_is_missing_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"no\.txt` must be an existing file of class names"
     ):
@@ -185,5 +185,5 @@ def test_labels_need_neither_torch_nor_numpy():
     assert done.stdout == "set()\n"
 
 
-def test_line_breaks_at_the_end_are_no_labels():
+def test_line_breaks_at_the_end_are_ignored():
     assert parse_labels("\nfire\ngrass\n\n") == parse_labels("fire, grass")

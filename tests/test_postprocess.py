@@ -234,7 +234,7 @@ def test_a_class_that_no_query_votes_for():
     assert logits.softmax(1)[:, 0].max() < 1e-30
 
 
-def test_means_what_hugging_face_means():
+def test_agrees_with_hugging_face():
     """The scores' best class is that of the library's own method, for both families."""
     pytest.importorskip("torchvision", reason="needs the extra `models`")
     transformers = pytest.importorskip("transformers", reason="needs the extra `models`")

@@ -123,7 +123,7 @@ def test_attention_held_as_factors_is_the_same():
         ((0, 1.5), TypeError, "`y` must be a whole number; got 1.5"),
     ],
 )
-def test_there_is_no_such_pixel(place, error, message):
+def test_a_pixel_outside_the_image(place, error, message):
     with pytest.raises(error, match=message):
         FOUND.attention_map(*place)
 

@@ -29,16 +29,11 @@ def output_names(name: str, outputs: Outputs, classes: Sequence[tuple[int, str]]
         outputs: which files are written.
         classes: index and name of the classes that occur; each has a mask.
     """
-    names = [f"{name}_labels.png", f"{name}_overlay.png"]
-    if outputs.baseline:
-        names += [f"{name}_baseline.png", f"{name}_comparison.png"]
-    if outputs.rle:
-        names.append(f"{name}_rle.json")
-    if outputs.maps:
-        names.append(f"{name}_maps.png")
-    if outputs.masks:
-        names += [mask_name(name, index, label) for index, label in classes]
-    return names
+    endings = ["labels.png", "overlay.png"]
+    endings += ["baseline.png", "comparison.png"] * outputs.baseline
+    endings += ["rle.json"] * outputs.rle + ["maps.png"] * outputs.maps
+    masks = [mask_name(name, index, label) for index, label in classes if outputs.masks]
+    return [f"{name}_{ending}" for ending in endings] + masks
 
 
 def mask_name(name: str, index: int, label: str) -> str:

@@ -48,7 +48,7 @@ def test_equals_loops(rng, iterations, dilations):
         assert_close(got[b].double(), torch.from_numpy(wanted), atol=1e-5, rtol=0)
 
 
-def test_constants_are_kept_and_the_range_is_not_left():
+def test_constants_and_the_range_are_preserved():
     image = torch.rand(1, 3, 20, 30)
     assert_close(pamr(torch.full((1, 2, 20, 30), 0.3), image), torch.full((1, 2, 20, 30), 0.3))
     values = torch.rand(1, 4, 20, 30)
@@ -57,7 +57,7 @@ def test_constants_are_kept_and_the_range_is_not_left():
     assert float(out.max()) <= float(values.max())
 
 
-def test_no_rounds_change_nothing():
+def test_zero_iterations_change_nothing():
     values = torch.rand(1, 2, 5, 6)
     assert_close(pamr(values, torch.rand(1, 3, 5, 6), iterations=0), values)
 

@@ -40,7 +40,7 @@ def test_the_flags_reach_the_server(monkeypatch):
 
 
 @pytest.mark.parametrize("word", ["0", "-1", "1.5", "many"])
-def test_a_limit_must_be_a_number_of_things(word, capsys):
+def test_a_limit_must_be_a_positive_whole_number(word, capsys):
     with pytest.raises(SystemExit):
         parser().parse_args(["app", "--max-pixels", word])
     assert f"must be a whole number of at least 1; got '{word}'" in capsys.readouterr().err

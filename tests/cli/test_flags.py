@@ -67,7 +67,7 @@ def parsed(words):
     return request_of(parser().parse_args(words.split()), Everything)
 
 
-def test_what_is_not_given_has_the_default_of_its_field():
+def test_omitted_flags_have_the_defaults_of_their_fields():
     assert parsed(REQUIRED) == GIVEN
     assert type(parsed(REQUIRED).logits.options) is dict
     assert type(parsed(REQUIRED).images) is tuple
@@ -122,7 +122,7 @@ def test_every_kind_of_flag_reaches_its_field(words, name, value):
         (f"{REQUIRED} --unseen 1", "unrecognized arguments: --unseen 1"),
     ],
 )
-def test_text_that_cannot_be_read_is_a_usage_error(capsys, words, text):
+def test_unparsable_text_is_a_usage_error(capsys, words, text):
     with pytest.raises(SystemExit, match="2"):
         parsed(words)
     assert text in capsys.readouterr().err
@@ -133,7 +133,7 @@ def test_values_are_checked_by_the_dataclass():
         parsed(f"{REQUIRED} --tau 2")
 
 
-def test_fields_without_a_flag_are_given():
+def test_fields_without_a_flag_are_passed():
     args = parser().parse_args(REQUIRED.split())
     assert request_of(args, Everything, unseen=5).unseen == 5
 
@@ -164,7 +164,7 @@ def test_the_help_has_every_default_once_and_every_group(monkeypatch):
 
 
 @pytest.mark.parametrize("hint", [set[str], "int", list, complex])
-def test_a_type_that_text_cannot_be_is_refused(hint):
+def test_a_type_that_cannot_be_parsed_is_refused(hint):
     @dataclass(frozen=True)
     class Odd:
         value: hint = field(**flag())

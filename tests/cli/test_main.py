@@ -97,7 +97,7 @@ def test_every_flag_has_its_help(name):
 
 
 @pytest.mark.parametrize("words", LEAST)
-def test_a_flag_that_is_not_given_is_the_default_of_its_field(words):
+def test_an_omitted_flag_has_the_default_of_its_field(words):
     request, given = LEAST[words]
     assert request_of(parser().parse_args(words.split()), type(request), **given) == request
 

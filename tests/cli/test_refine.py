@@ -33,7 +33,7 @@ def run(root, text):
 
 
 def make(root, stem="x", *, K=3, kind="attention", suffix=".png", seed=0, **more):
-    """Write a picture (i), its logits (l) and attention (a); return how Python refines them."""
+    """Write an image (i), its logits (l) and attention (a); return Python's refinement of them."""
     rng = np.random.default_rng(seed)
     logits = 4 * rng.normal(size=(K, 4, 3)).astype(np.float32)
     logits[-1, :2] += 16  # so that the first and the last class occur
@@ -57,9 +57,9 @@ def make(root, stem="x", *, K=3, kind="attention", suffix=".png", seed=0, **more
 
 
 def same(path, expected, mode="RGB"):
-    with Image.open(path) as picture:
-        assert picture.mode == mode
-        assert_array_equal(np.asarray(picture)[: len(expected)], expected)
+    with Image.open(path) as image:
+        assert image.mode == mode
+        assert_array_equal(np.asarray(image)[: len(expected)], expected)
 
 
 def tree(root):
@@ -68,7 +68,7 @@ def tree(root):
 
 def says(labels, names=CLASSES):
     index, counts = np.unique(labels, return_counts=True)
-    assert len(index) > 1  # else a mistake could not be told
+    assert len(index) > 1  # so that a mistake would be noticed
     order = np.argsort(-counts, kind="stable")
     return ", ".join(f"{names[index[i]]} {counts[i] / labels.size:.1%}" for i in order)
 
@@ -89,7 +89,9 @@ def check_page(path, stem, after, said):
         assert_array_equal(side, draw.overlay(image, labels, draw.palette(names)))
 
 
-def test_demo_shows_before_and_after_and_overwrites_only_if_told(tmp_path, capsys, monkeypatch):
+def test_demo_shows_before_and_after_and_overwrites_only_with_the_flag(
+    tmp_path, capsys, monkeypatch
+):
     calls, refine = [], examples.refine
     spy = lambda *args, **more: calls.append((*args, refine(*args, **more))) or calls[-1][-1]  # noqa: E731
     monkeypatch.setattr(examples, "refine", spy)
@@ -111,7 +113,7 @@ def test_demo_shows_before_and_after_and_overwrites_only_if_told(tmp_path, capsy
 
 @pytest.mark.parametrize("kind", ["attention", "features"])
 @pytest.mark.parametrize(("K", "mode"), [(3, "P"), (256, "P"), (257, "I;16")])
-def test_one_image_gets_the_labels_that_python_gives(tmp_path, capsys, kind, K, mode):
+def test_one_image_equals_the_python_api(tmp_path, capsys, kind, K, mode):
     labels = make(tmp_path, K=K, kind=kind)().labels.numpy()
     assert labels.max() == K - 1
     assert run(tmp_path, ONE) == 0
@@ -123,15 +125,15 @@ def test_one_image_gets_the_labels_that_python_gives(tmp_path, capsys, kind, K, 
     colours, page = draw.palette(CLASSES[:K]), read_image(tmp_path / "out" / "x_overlay.png")
     assert_array_equal(page[:16, :12], draw.overlay(RGB[:16, :12], labels, colours))
     assert len(page) > 16  # the legend
-    assert (page[:16, 12:] == 255).all()  # which is wider than the picture, and below it
+    assert (page[:16, 12:] == 255).all()  # wider than the image, and below it
     if mode == "P":
         assert_array_equal(read_image(tmp_path / "out" / "x_labels.png"), colours[labels])
 
 
-def test_folders_pair_by_stem_under_a_progress_bar(tmp_path, capsys):
+def test_files_in_folders_are_matched_by_stem_under_a_progress_bar(tmp_path, capsys):
     stems = {"a": ".png", "b.c": ".BMP", "d": ".tif"}
     refined = [make(tmp_path, s, suffix=stems[s], seed=seed) for seed, s in enumerate(stems)]
-    (tmp_path / "i" / "notes.txt").write_text("not a picture")
+    (tmp_path / "i" / "notes.txt").write_text("not an image")
     assert run(tmp_path, ALL) == 0
     shown, files = capsys.readouterr(), tree(tmp_path / "out")
     assert "3/3 [" in shown.err
@@ -236,7 +238,7 @@ def test_cosines_are_warned_about(tmp_path, capsys, more, warned):
 
 
 def put(path, content):
-    """Make a file of bytes, of a picture or an array, or of arrays; cut it or remove it."""
+    """Make a file of bytes, of an image or an array, or of arrays; truncate it or remove it."""
     path.parent.mkdir(exist_ok=True)
     if content is None:
         path.unlink()
@@ -251,7 +253,7 @@ def put(path, content):
 
 NO_PROMPTS = {"logits": ZEROS, "prompt_index": np.zeros(0, int)}
 APART = {f"i/{name}": RGB for name in ("y.bmp", "y.c.png", "y.png")}
-# What is wrong: files that are so, words added to the command, what the message says.
+# Bad input: the files, the flags added to the command, the message.
 BAD = [
     ({"i/x.png": None}, "", r"`--image` must be an existing image or folder; got `.*x\.png`"),
     ({"l/x.npz": None}, "", r"`.*l.x\.npz` must be an existing file, to go with `.*x\.png`"),
@@ -307,13 +309,13 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(tmp_path, capsys, files
         (ONE + "--background 1", "must be INDEX,THRESHOLD such as 0,0.4; got '1'"),
     ],
 )
-def test_words_that_cannot_be_read_are_a_usage_error(tmp_path, capsys, argv, text):
+def test_unreadable_flags_are_a_usage_error(tmp_path, capsys, argv, text):
     with pytest.raises(SystemExit, match="2"):
         run(tmp_path, argv)
     assert text in capsys.readouterr().err
 
 
-def test_a_reader_that_has_seen_enough_is_no_error():
+def test_a_closed_pipe_is_not_an_error():
     code = "import sys; from ovss_refine.cli import main; sys.exit(main())"
     command = f'"$0" -c "{code}" reproduce all --published | head -n 1; echo "${{PIPESTATUS[0]}}"'
     done = subprocess.run(
@@ -323,7 +325,7 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     assert done.stdout.splitlines()[-1] in ("0", "141")  # 0 if all fitted into the pipe
 
 
-def test_names_are_printed_where_the_terminal_lacks_their_letters(tmp_path):
+def test_names_are_escaped_if_the_terminal_cannot_encode_them(tmp_path):
     for name in ("chelsea.png", "chelsea.npz"):
         shutil.copy(examples.EXAMPLES / name, tmp_path / name)
     names = (examples.EXAMPLES / "voc_names.txt").read_text().replace("cat", "gató")

@@ -179,7 +179,7 @@ def run(tmp_path, *words, labels="tomato/apple, rest", sources=("red", "itself")
 
 
 @pytest.mark.usefixtures("registered")
-def test_a_whole_run_on_a_picture(tmp_path, capsys):
+def test_a_whole_run_on_an_image(tmp_path, capsys):
     Image.fromarray(halves()).save(tmp_path / "x.png")
     assert run(tmp_path, tmp_path / "x.png", "--baseline", "--masks", "--maps") == 0
     out = tmp_path / "out"
@@ -206,9 +206,9 @@ def cmyk():
     return Image.fromarray(halves()).convert("CMYK")
 
 
-def turned():
+def rotated():
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned clockwise
+    exif[0x0112] = 6  # displayed rotated clockwise
     return {"exif": exif}
 
 
@@ -217,7 +217,7 @@ ODD = {
     "cmyk.jpg": (cmyk(), {"quality": 95}),
     "deep.png": (Image.fromarray(halves()[..., 0].astype(np.uint16) * 257), {}),
     "grey.png": (Image.fromarray(halves()[..., 0]), {}),
-    "rotated.jpg": (Image.fromarray(halves()), {"quality": 95} | turned()),
+    "rotated.jpg": (Image.fromarray(halves()), {"quality": 95} | rotated()),
     "animated.gif": (
         Image.fromarray(halves()),
         {"save_all": True, "append_images": [Image.new("RGB", (24, 20), "blue")]},

@@ -1,4 +1,4 @@
-"""Images in every form: all are the same image, and what is none is refused by its own name."""
+"""Images in every form give the same image; anything else is refused, naming the argument."""
 
 import io
 import re
@@ -140,7 +140,7 @@ def test_exif_is_applied_once_to_files_and_pil_images_alike(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["array", "tensor"])
-def test_later_changes_of_the_callers_image_are_not_seen(form):
+def test_later_changes_of_the_callers_image_have_no_effect(form):
     mine = RGB.copy() if form == "array" else TENSOR.clone()
     found = as_rgb(mine, "image")
     mine[:] = 0
@@ -275,7 +275,7 @@ def test_images_of_any_sizes_are_listed_with_their_names():
 
 
 @pytest.mark.parametrize("form", [*FORMS, "path"])
-def test_the_largest_image_is_taken_and_no_larger_one(tmp_path, form):
+def test_the_largest_image_is_accepted_and_no_larger_one(tmp_path, form):
     Image.fromarray(RGB).save(tmp_path / "x.png")
     image = FORMS.get(form, tmp_path / "x.png")
     as_rgb(image, "image", max_pixels=35)

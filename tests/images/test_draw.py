@@ -35,7 +35,7 @@ def test_overlay_tints_inside_and_is_white_where_classes_meet():
     assert (image == 100).all()
 
 
-def test_areas_lists_what_occurs_largest_first_and_sums_to_one():
+def test_areas_are_sorted_by_size_and_sum_to_one():
     found = draw.areas(np.array([[3, 3, 1, 0], [3, 3, 1, 0]]), ["sky", "cat", "dog", "sea"])
     assert found == [(3, "sea", 0.5), (0, "sky", 0.25), (1, "cat", 0.25)]
     many = np.random.default_rng(0).integers(0, 26, (37, 41))
@@ -66,14 +66,14 @@ def test_heat_maps_share_one_scale_from_black_to_bright():
 
 
 @pytest.mark.parametrize("value", [0.0, -7.5, 1e30])
-def test_heat_maps_of_constants_are_one_colour_and_stand_four_in_a_row(value):
+def test_heat_maps_of_constants_are_one_colour_in_rows_of_four(value):
     sheet = heat_maps(np.full((5, 3, 4), value, np.float32), ["c"] * 5, (48, 64))
     assert sheet.shape == (2 * (180 + 2 * FONT_PX), 4 * 240 + 3 * MARGIN_PX, 3)
     assert len(np.unique(sheet[-180:, :240].reshape(-1, 3), axis=0)) == 1
     assert (sheet[-180:, 240:] == 255).all()
 
 
-def test_legend_of_a_narrow_image_stands_below_it_and_long_names_are_cut():
+def test_the_legend_of_a_narrow_image_is_below_it_and_truncates_long_names():
     image, names = np.zeros((5, 1, 3), np.uint8), ["cat", "w" * 200]
     page = with_legend(image, [0, 1], names, palette(names))
     assert page.shape[1] == LEGEND_PX
@@ -90,7 +90,7 @@ def test_letters_grow_with_the_image():
     assert box.any(axis=0).sum() == box.any(axis=1).sum() == 51
 
 
-def test_captions_of_narrow_images_do_not_run_into_each_other():
+def test_captions_of_narrow_images_do_not_overlap():
     row = side_by_side([np.zeros((5, 2, 3), np.uint8)] * 2, ["a very long caption indeed"] * 2)
     assert row.shape[1] == 2 * CAPTION_PX + MARGIN_PX
     assert (row[:, CAPTION_PX : CAPTION_PX + MARGIN_PX] == 255).all()
@@ -137,7 +137,7 @@ def test_heat_overlay_shows_the_map_and_marks_the_pixel():
 @pytest.mark.parametrize(
     ("name", "kind"), [("x.PNG", "PNG"), ("x.jpeg", "JPEG"), ("x.webp", "WEBP")]
 )
-def test_save_writes_the_kind_that_the_suffix_says(tmp_path, name, kind):
+def test_save_writes_the_format_of_the_suffix(tmp_path, name, kind):
     draw.save(tmp_path / name, NOISE)
     with Image.open(tmp_path / name) as saved:
         assert (saved.format, saved.size) == (kind, (300, 20))

@@ -1,4 +1,4 @@
-"""Names in any script: written, or numbered and said so; never boxes without a word."""
+"""Names in any script: drawn, or numbered with a warning; never silently as boxes."""
 
 import warnings
 
@@ -8,7 +8,7 @@ from PIL import ImageFont
 from ovss_refine.images import fonts as _fonts
 from ovss_refine.images.fonts import default, fitting, has, writable
 
-CAT = "\u732b"  # in Chinese and Japanese; nobody's default font has it
+CAT = "\u732b"  # in Chinese and Japanese; no default font has it
 
 
 def test_latin_needs_no_other_font():
@@ -16,13 +16,13 @@ def test_latin_needs_no_other_font():
     assert writable(" two\n lines ", 14)[0] == "two lines"
 
 
-def test_a_letter_that_a_font_lacks_is_found_out():
+def test_a_missing_letter_is_detected():
     assert has(default(14), "a")
     assert has(default(14), " ")
     assert not has(default(14), CAT)
 
 
-def test_a_system_font_is_taken_where_it_has_the_letters(monkeypatch):
+def test_a_system_font_is_used_if_it_has_the_letters(monkeypatch):
     wanted = object()
     monkeypatch.setattr(_fonts, "_system", lambda name, px: wanted if "CJK" in name else None)
     monkeypatch.setattr(_fonts, "has", lambda font, letter: font is wanted or letter < "\u0100")
@@ -32,14 +32,14 @@ def test_a_system_font_is_taken_where_it_has_the_letters(monkeypatch):
         assert writable("cat", 14) == ("cat", default(14))
 
 
-def test_without_any_font_letters_are_numbered_and_a_warning_says_so(monkeypatch):
+def test_without_any_font_letters_are_numbered_with_a_warning(monkeypatch):
     monkeypatch.setattr(_fonts, "_system", lambda name, px: None)
     with pytest.warns(UserWarning, match=r"no font .* for '.*'; .* as 'cat \[U\+732B\]'"):
         text, font = writable(f"cat {CAT}", 14)
     assert (text, font) == ("cat [U+732B]", default(14))
 
 
-def test_real_fonts_of_this_system_are_asked_by_name():
+def test_fonts_of_this_system_are_found_by_name():
     try:
         there = ImageFont.truetype("DejaVuSans.ttf", 14)
     except OSError:
@@ -49,7 +49,7 @@ def test_real_fonts_of_this_system_are_asked_by_name():
     assert font.getname() == there.getname()
 
 
-def test_long_texts_are_cut_to_the_width():
+def test_long_texts_are_truncated_to_the_width():
     text, font = fitting("w" * 100, 14, 90)
     assert text.endswith("...")
     assert 70 < font.getlength(text) <= 90

@@ -1,4 +1,4 @@
-"""Colours of names: stable, distinct, and told apart without one of the three kinds of cones."""
+"""Colours of names: stable, and distinct with every kind of colour vision."""
 
 import subprocess
 import sys
@@ -57,7 +57,7 @@ def nearest(colours, vision):
 
 
 @pytest.mark.parametrize("vision", VISION)
-def test_colours_of_the_table_and_the_grey_are_told_apart(vision):
+def test_colours_of_the_table_and_the_grey_are_distinct(vision):
     assert nearest([GREY, *COLOURS], vision) > (0.053 if vision == "tritanopia" else 0.069)
     red_and_green = [(200, 60, 60), (140, 110, 60)]  # it can fail
     assert nearest(red_and_green, "normal") > 0.07 > nearest(red_and_green, "deuteranopia")
@@ -68,7 +68,7 @@ def test_every_step_reaches_the_whole_table():
     assert len(set(COLOURS)) == len(COLOURS) == 24
 
 
-def test_a_name_has_its_colour_wherever_it_stands_unless_another_wants_it_too():
+def test_a_name_keeps_its_colour_unless_another_name_collides():
     alone = {name: tuple(palette([name])[0]) for name in NAMES}
     assert set(alone.values()) == set(COLOURS)
     together = [NAMES[0]]
@@ -80,7 +80,7 @@ def test_a_name_has_its_colour_wherever_it_stands_unless_another_wants_it_too():
         assert [tuple(c) for c in palette(order)] == [alone[name] for name in order]
 
 
-def test_of_two_that_want_the_same_one_keeps_it_whatever_the_order():
+def test_one_of_two_colliding_names_keeps_its_colour_in_any_order():
     first = NAMES[0]
     colour = palette([first])[0].tolist()
     other = next(n for n in NAMES[1:] if palette([n])[0].tolist() == colour)
@@ -106,7 +106,7 @@ def test_all_colours_differ(M):
     assert len(palette([])) == 0
 
 
-def test_case_does_not_matter_but_both_are_told_apart():
+def test_case_does_not_matter_but_both_get_colours():
     assert palette(["Cat"]).tolist() == palette(["cat"]).tolist()
     assert palette(["Background"])[0].tolist() == list(GREY)
     assert len(np.unique(palette(["Cat", "cat"]), axis=0)) == 2
@@ -119,7 +119,7 @@ def test_another_process_has_the_same_colours():
 
 
 @pytest.mark.parametrize("start", range(0, 300, 20))
-def test_a_colour_that_is_somebodys_own_goes_to_nobody_else(start):
+def test_a_second_choice_is_never_a_first_choice_of_another_name(start):
     names = NAMES[start : start + 20]
     alone = {name: tuple(palette([name])[0]) for name in names}
     for name, colour in zip(names, palette(names), strict=True):

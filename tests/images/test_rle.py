@@ -30,7 +30,7 @@ def decode(segmentation):
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 1), st.integers(0, 2**32 - 1))
-def test_decoded_it_is_the_mask(H, W, share, seed):
+def test_decoding_gives_the_mask(H, W, share, seed):
     mask = np.random.default_rng(seed).random((H, W)) < share
     found = rle.entry(mask)
     np.testing.assert_array_equal(decode(found["segmentation"]), mask)
@@ -89,7 +89,7 @@ def test_columns_come_first():
     assert rle.run_lengths(mask).tolist() == [3, 1, 2]
 
 
-def test_it_is_what_coco_writes():
+def test_it_equals_the_output_of_coco():
     coco = pytest.importorskip("pycocotools.mask", reason="pycocotools is not installed")
     for share in (0, 0.001, 0.5, 0.999, 1):
         mask = np.random.default_rng(0).random((123, 77)) < share

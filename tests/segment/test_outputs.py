@@ -25,8 +25,8 @@ def segmented(names=NAMES, image=IMAGE):
 
 
 def read(path):
-    with Image.open(path) as picture:
-        return picture.mode, np.asarray(picture)
+    with Image.open(path) as image:
+        return image.mode, np.asarray(image)
 
 
 def listing(out):
@@ -42,7 +42,7 @@ def listing(out):
         (Outputs(maps=True, masks=True, rle=False), ["labels", "overlay", "maps", "masks/000_sky"]),
     ],
 )
-def test_only_what_is_asked_for_is_written(tmp_path, kinds, names):
+def test_only_requested_files_are_written(tmp_path, kinds, names):
     wanted = {f"x_{name if '.' in name else name + '.png'}" for name in names}
     if kinds.masks:
         wanted.add("x_masks/002_back_ground.png")
@@ -51,7 +51,7 @@ def test_only_what_is_asked_for_is_written(tmp_path, kinds, names):
     assert set(output_names("x", kinds, [(0, "sky"), (2, "back ground")])) == wanted
 
 
-def test_what_is_in_the_files(tmp_path):
+def test_contents_of_the_files(tmp_path):
     found = segmented()
     write_outputs(tmp_path, "sub/x", found, ALL)
     labels, baseline = found.labels.numpy(), found.baseline.numpy()
@@ -61,8 +61,8 @@ def test_what_is_in_the_files(tmp_path):
         mode, values = read(tmp_path / f"sub/x_{name}.png")
         assert mode == "P"
         assert_array_equal(values, expected)
-        with Image.open(tmp_path / f"sub/x_{name}.png") as picture:
-            assert_array_equal(np.asarray(picture.convert("RGB")), palette[expected])
+        with Image.open(tmp_path / f"sub/x_{name}.png") as image:
+            assert_array_equal(np.asarray(image.convert("RGB")), palette[expected])
     assert_array_equal(read(tmp_path / "sub/x_overlay.png")[1], found.overlay())
     assert_array_equal(read(tmp_path / "sub/x_comparison.png")[1], np.asarray(found.plot()))
     assert_array_equal(read(tmp_path / "sub/x_maps.png")[1], found.maps())
@@ -95,7 +95,7 @@ def test_past_256_classes_label_maps_have_16_bits(tmp_path):
     assert values.max() == 256
 
 
-def test_masks_of_an_earlier_run_go(tmp_path):
+def test_masks_of_an_earlier_run_are_deleted(tmp_path):
     write_outputs(tmp_path, "x", segmented(), ALL)
     (tmp_path / "x_masks" / "notes.txt").touch()
     write_outputs(tmp_path, "x", segmented(image=np.zeros_like(IMAGE)), ALL)
@@ -119,8 +119,8 @@ def test_names_of_masks(label, name):
     assert mask_name("x", 7, label) == name
 
 
-def test_a_file_that_cannot_be_written_is_not_there_by_half(tmp_path, monkeypatch):
-    def half(file, picture):
+def test_a_failed_write_leaves_no_partial_file(tmp_path, monkeypatch):
+    def half(file, image):
         file.write(b"half")
         raise KeyboardInterrupt
 

@@ -114,7 +114,7 @@ def test_the_printed_table_is_of_this_run_largest_first(tmp_path, capsys):
     shown = re.findall(r"(?m)^(\w+) +2 +(\d+) +(\d+\.\d)%$", capsys.readouterr().out)
     pixels = sum(np.bincount(labels_of(tmp_path / "out", f"p{i}").ravel()) for i in (1, 2))
     order = np.argsort(-pixels, kind="stable")
-    assert len(set(pixels)) == 3  # else an order could not be told
+    assert len(set(pixels)) == 3  # so that an order exists
     assert shown == [
         (LABELS.names[i], str(pixels[i]), f"{pixels[i] / pixels.sum():.1%}"[:-1]) for i in order
     ]
@@ -166,7 +166,7 @@ def test_broken_files_are_listed_and_the_rest_is_done(tmp_path, capsys):
     assert all(re.match(says, line) for line in failed)
 
 
-def test_a_picture_that_vanishes_is_one_that_failed(tmp_path, capsys):
+def test_an_image_deleted_during_the_run_is_a_failure(tmp_path, capsys):
     make(tmp_path, 2)
 
     class Deleting(FakeSegmenter):
@@ -178,7 +178,7 @@ def test_a_picture_that_vanishes_is_one_that_failed(tmp_path, capsys):
     check_labels(tmp_path, ["p0"])
 
 
-def test_no_model_is_loaded_where_no_picture_can_be_read(tmp_path):
+def test_no_model_is_loaded_if_no_image_can_be_read(tmp_path):
     make(tmp_path, 2)
     for path in (tmp_path / "photos").iterdir():
         path.write_bytes(b"")
@@ -190,7 +190,7 @@ def test_no_model_is_loaded_where_no_picture_can_be_read(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError("too thin"), RuntimeError("out of memory")])
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_batch_that_fails_is_done_one_by_one(tmp_path, capsys, error, batch_size):
+def test_a_failed_batch_is_repeated_one_by_one(tmp_path, capsys, error, batch_size):
     make(tmp_path)
     fake = FakeSegmenter(lambda image: error if len(image) == 5 else None)
     assert run_segment(request(tmp_path, batch_size=batch_size), fake) == 1
@@ -200,7 +200,7 @@ def test_a_batch_that_fails_is_done_one_by_one(tmp_path, capsys, error, batch_si
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("no weights"), ValueError("too long a label")])
-def test_what_fails_at_loading_ends_the_run(tmp_path, error):
+def test_an_error_while_loading_ends_the_run(tmp_path, error):
     make(tmp_path, 2)
 
     class Failing(FakeSegmenter):
@@ -212,7 +212,7 @@ def test_what_fails_at_loading_ends_the_run(tmp_path, error):
     assert not (tmp_path / "out").exists()
 
 
-def test_finished_pictures_are_not_done_again(tmp_path, capsys):
+def test_finished_images_are_skipped(tmp_path, capsys):
     make(tmp_path)
     assert run_segment(request(tmp_path), FakeSegmenter()) == 0
     before = tree(tmp_path / "out")
@@ -269,7 +269,7 @@ def test_other_settings_are_refused_by_name(tmp_path, more, says):
     assert len(fake.calls) == 2
 
 
-def test_batch_size_and_files_are_no_settings(tmp_path):
+def test_batch_size_and_files_are_not_settings(tmp_path):
     make(tmp_path, 2)
     assert run_segment(request(tmp_path), FakeSegmenter()) == 0
     more = {"batch_size": 2, "max_pixels": 10**9, "device": "cpu", "models_dir": Path("m")}
@@ -277,7 +277,7 @@ def test_batch_size_and_files_are_no_settings(tmp_path):
     assert fake.events == []
 
 
-def test_pictures_of_one_name_in_two_folders(tmp_path):
+def test_images_of_one_name_in_two_folders(tmp_path):
     make(tmp_path, 2)
     (tmp_path / "photos" / "sub").mkdir()
     Image.new("RGB", (3, 3), "red").save(tmp_path / "photos" / "sub" / "p0.png")
@@ -291,7 +291,7 @@ def test_pictures_of_one_name_in_two_folders(tmp_path):
 
 
 @pytest.mark.parametrize("out", ["file/out", "file", "/proc/out"])
-def test_a_folder_that_cannot_be_written_is_found_out_first(tmp_path, out):
+def test_an_unwritable_folder_is_reported_first(tmp_path, out):
     make(tmp_path, 1)
     (tmp_path / "file").touch()
     fake = FakeSegmenter()
@@ -332,7 +332,7 @@ def check_whole(root):
 
 
 @pytest.mark.parametrize("place", ["segmenting", "writing", "reading"])
-def test_ctrl_c_leaves_finished_pictures_whole(tmp_path, capsys, monkeypatch, place):
+def test_ctrl_c_leaves_whole_results(tmp_path, capsys, monkeypatch, place):
     make(tmp_path)
     count = []
 
@@ -400,7 +400,7 @@ def test_a_signal_stops_a_real_run(tmp_path, after):
     check_labels(tmp_path, [f"p{i}" for i in range(30)])
 
 
-def test_a_name_too_long_for_its_results_stops_nobody_else(tmp_path, capsys):
+def test_a_name_too_long_for_its_results_does_not_stop_the_run(tmp_path, capsys):
     make(tmp_path, 2)
     (tmp_path / "photos" / "p0.png").rename(tmp_path / "photos" / ("a" * 248 + ".png"))
     assert run_segment(request(tmp_path), FakeSegmenter()) == 1
