@@ -21,9 +21,10 @@ from ovss_refine.method.distribution import confidence
 from ovss_refine.method.steps import refine_confidence
 from ovss_refine.registry import require
 
+OPSET = 18
 OUTPUTS = ("labels", "discrepancy", "kept", "seeds", "scores")
 # Sizes for tracing. No two are equal, so that no axis is taken for another.
-SIZES = {"B": 2, "K": 5, "h": 7, "w": 11, "gh": 6, "gw": 9, "H": 23, "W": 41}
+EXAMPLE = {"B": 2, "K": 5, "h": 7, "w": 11, "gh": 6, "gw": 9, "H": 23, "W": 41}
 
 
 class RefineModule(nn.Module):
@@ -102,13 +103,13 @@ def export_program(
     """
     axes = {"logits": "B K h w", "attention": "B gh gw gh gw", "image": "B C H W"}
     inputs = {
-        name: torch.rand([SIZES.get(axis, 3) for axis in spec.split()])
+        name: torch.rand([EXAMPLE.get(axis, 3) for axis in spec.split()])
         for name, spec in axes.items()
     }
     if prompt_index:
         axes["prompt_index"] = "K"
-        inputs["prompt_index"] = torch.arange(SIZES["K"])
-    dims = {axis: Dim(axis, min=3 if axis in "HW" else 1) for axis in SIZES}
+        inputs["prompt_index"] = torch.arange(EXAMPLE["K"])
+    dims = {axis: Dim(axis, min=3 if axis in "HW" else 1) for axis in EXAMPLE}
     shapes = {
         name: {i: dims[axis] for i, axis in enumerate(spec.split()) if axis in dims}
         for name, spec in axes.items()
@@ -145,7 +146,7 @@ def export_onnx(
     program = export_program(config, prompt_index=prompt_index, early_stop=early_stop)
     outputs = OUTPUTS if config.keep_scores else OUTPUTS[:-1]
     graph = torch.onnx.export(
-        program, (), opset_version=18, output_names=outputs, dynamo=True, verbose=False
+        program, (), opset_version=OPSET, output_names=outputs, dynamo=True, verbose=False
     )
     assert graph is not None  # noqa: S101 - without a file name it returns the graph
     content = graph.model_proto.SerializeToString()

@@ -11,7 +11,7 @@ import torch
 from conftest import RANGE_TOLERANCE, TORCH
 from ovss_refine import RefineConfig, refine
 from ovss_refine.attention import affinity
-from ovss_refine.export import OPSET, OUTPUTS, SIZES, RefineModule, export_onnx, export_program
+from ovss_refine.export import EXAMPLE, OPSET, OUTPUTS, RefineModule, export_onnx, export_program
 from ovss_refine.tensors.tracing import repeat
 
 # Every mode, and among them every option that decides which classes go on, from where, and how they
@@ -229,7 +229,7 @@ class TestOnnx:
 
 
 def test_the_traced_sizes_differ_from_each_other():
-    assert len(set(SIZES.values())) == len(SIZES)
+    assert len(set(EXAMPLE.values())) == len(EXAMPLE)
 
 
 def test_without_the_extra(monkeypatch):
