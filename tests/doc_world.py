@@ -116,7 +116,9 @@ def install_tiny_models(monkeypatch):
         return {
             name: point
             if name in OWN
-            else SimpleNamespace(load=functools.partial(load, kind, name, point), name=name)
+            else SimpleNamespace(
+                name=name, module=point.module, load=functools.partial(load, kind, name, point)
+            )
             for name, point in points.items()
         }
 
