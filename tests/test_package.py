@@ -4,12 +4,14 @@ import ast
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
 import ovss_refine
+from ovss_refine import _moved
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ovss_refine"
@@ -186,6 +188,21 @@ def test_version_is_said_once():
     assert project["version"] == ovss_refine.__version__
 
 
+@pytest.mark.parametrize(("old", "new"), _moved.MOVED.items())
+def test_old_import_paths_give_the_new_modules(old, new):
+    code = (
+        "import importlib, warnings; warnings.simplefilter('error', DeprecationWarning)\n"
+        "import {new}\n"
+        "try: importlib.import_module('{old}')\n"
+        "except DeprecationWarning as warning: print(warning)\n"
+        "warnings.simplefilter('ignore')\n"
+        "print(importlib.import_module('{old}') is importlib.import_module('{new}'))"
+    )
+    if new.startswith("ovss_refine_adapters") and not find_spec("timm"):
+        pytest.skip("the adapters' libraries are not installed ([models])")
+    assert run(code.format(old=old, new=new)) == f"`{old}` has moved to `{new}`.\nTrue"
+
+
 def test_sizes():
     lines = {path: path.read_text().count("\n") for path in FILES}
     assert {path: count for path, count in lines.items() if count > 300} == {}
@@ -197,11 +214,11 @@ def test_sizes():
         for path in PACKAGE.rglob("*.py")
         if {path.parent.name, path.stem} & core or (path.parent == PACKAGE and path.stem in names)
     )
-    assert code <= 1100
+    assert code <= 1200
 
 
 def code_lines(path):
-    """Count the lines that are neither blank nor of a docstring."""
+    """Count the lines that are neither blank nor a comment nor of a docstring."""
     text = path.read_text()
     skipped = set()
     for node in ast.walk(ast.parse(text)):
@@ -209,7 +226,8 @@ def code_lines(path):
             node
         ):
             skipped |= {*range(node.body[0].lineno, node.body[0].end_lineno + 1)}
-    return sum(bool(s.strip()) and i not in skipped for i, s in enumerate(text.split("\n"), 1))
+    lines = enumerate(map(str.strip, text.split("\n")), 1)
+    return sum(bool(s) and s[0] != "#" and i not in skipped for i, s in lines)
 
 
 def test_no_result_is_compared_with_equals():
