@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from app.tiny_page import LIMITS, ColourAttention, ColourLogits, sources
+from app.tiny_page import LIMITS, ColourAttention, ColourLogits, about, sources
 from ovss_refine import registry
 from ovss_refine.app.choices import HYPERPARAMETERS
 from ovss_refine.app.handlers import Handlers
@@ -19,6 +19,7 @@ from ovss_refine.config import RefineConfig
 from ovss_refine.examples import read_example
 from ovss_refine.refiner import refine
 from ovss_refine.segmenter import Segmenter
+from ovss_refine.sources import listing
 
 VALUES = [one.default for one in HYPERPARAMETERS]
 RGB = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -28,6 +29,7 @@ MODE = "maximum_velocity"
 @pytest.fixture
 def handlers(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_registered", sources)
+    monkeypatch.setattr(listing, "_about", about)
     root = tmp_path / "sessions"
     root.mkdir()
     worker = Worker(Segmenter(device="cpu", max_pixels=LIMITS["max_pixels"]))

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from ovss_refine import Attention, Logits, registry
 from ovss_refine.app.request import AppRequest
 from ovss_refine.app.server import running
+from ovss_refine.sources import listing
+from ovss_refine_adapters.about import ABOUT
 
 GRID = (12, 16)
 LIMITS = {"max_bytes": 400_000, "max_pixels": 300_000}
@@ -47,6 +49,11 @@ def missing(classes):
     raise FileNotFoundError("the weights `tiny/clip` must be available; pass `--models-dir`.")
 
 
+def about(package):
+    """Facts about the sources whose names the tiny ones have."""
+    return ABOUT
+
+
 def sources(kind, registered=registry._registered):
     if kind == "decision":
         return registered(kind)
@@ -58,7 +65,7 @@ def sources(kind, registered=registry._registered):
 
 
 if __name__ == "__main__":
-    registry._registered = sources
+    registry._registered, listing._about = sources, about
     torch.set_num_threads(1)
     with running(AppRequest(port=0, device="cpu", **LIMITS)) as address:
         sys.stdout.write(address + "\n")
