@@ -1,14 +1,21 @@
-"""Tolerances of the tests, each with its reason."""
+"""Tolerances of the tests, each with its reason, and the fixtures that all of them share."""
 
 import os
+from importlib.metadata import version
 from importlib.util import find_spec
+
+# Before torch is imported, here and in child processes: the models are tiny, every core has a
+# worker of its own, and more threads than cores wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
 import numpy as np
 import pytest
-import torch
 
-TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
+from forks import Forks
+
+# Not from torch itself: the process that only hands out the tests does without it.
+TORCH = tuple(int(number) for number in version("torch").split(".")[:2])
 # The sources' tests use the real libraries: without the extra `models` they are left out.
 MODELS = ("timm", "open_clip", "diffusers", "transformers", "safetensors", "scipy")
 MISSING = [name for name in MODELS if find_spec(name) is None]
@@ -41,3 +48,19 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 def rng():
     """A seeded generator of one's own for every test."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Processes of their own that need not import torch."""
+    with Forks() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def uncached():
+    """Trace without torch's cache of operators: where sizes are symbols, it costs a third more."""
+    import torch._dynamo
+
+    with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+        yield
