@@ -1,10 +1,9 @@
 """Twenty kills of one evaluation: no image is lost or repeated, and the results are the same."""
 
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
+
+import pytest
 
 from evaluation.test_run import arguments, make, numbers
 from ovss_refine.cli import main
@@ -14,16 +13,11 @@ SCRIPT = Path(__file__).with_name("interrupted.py")
 KILLS, IMAGES = 20, 90
 
 
-def test_twenty_kills_at_random_moments(tmp_path):
+@pytest.mark.slow("twenty attempts, and 180 images evaluated")
+def test_twenty_kills_at_random_moments(tmp_path, forks):
     ids = make(tmp_path, "folder", count=IMAGES)
     line = arguments(tmp_path, "folder", "--rows", "baseline", "refined")
-    done = subprocess.run(
-        [sys.executable, SCRIPT, str(KILLS), "0", tmp_path / "out", *line],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    done = forks.run(SCRIPT.read_text(), KILLS, 0, *line)
     assert done.returncode == 0, done.stderr
     assert Counter(done.stdout.split()) == {"killed": 15, "torn": 5}
     kept = [record["id"] for record in read_all(tmp_path / "out")]
