@@ -3,7 +3,6 @@
 import socket
 import sys
 import threading
-import time
 from contextlib import closing
 
 import pytest
@@ -60,17 +59,17 @@ def test_default_ports(monkeypatch):
 
 
 def test_a_hanging_name_resolution_does_not_block(monkeypatch):
-    waiting = threading.Event()
+    returned, resolved = threading.Event(), []
 
     def connect(*_):
-        waiting.wait(60)
+        returned.wait(60)
+        resolved.append(True)
         raise OSError
 
     monkeypatch.setattr(hub.socket, "create_connection", connect)
-    start = time.perf_counter()
     assert not answers("https://hub.example", 0.1)
-    assert time.perf_counter() - start < 30
-    waiting.set()
+    assert not resolved
+    returned.set()
 
 
 @pytest.fixture
