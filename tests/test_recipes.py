@@ -156,7 +156,8 @@ def test_a_plain_function():
     assert_close(names["result"].labels, result.labels)
 
 
-def test_onnx(tmp_path, monkeypatch):
+@pytest.mark.slow("an ONNX export takes ten seconds")
+def test_onnx(tmp_path, monkeypatch, uncached):
     for module in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(module, reason="needs the extra `export`")
     monkeypatch.chdir(tmp_path)

@@ -25,6 +25,7 @@ def torchrun(processes, line, command=("-m", "ovss_refine")):
     )
 
 
+@pytest.mark.slow("seven processes import torch")
 def test_two_and_three_processes_equal_one(tmp_path):
     """Seven images in shares of 4 and 3, then of 3, 2 and 2."""
     ids = make(tmp_path, "folder", count=7)

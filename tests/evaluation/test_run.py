@@ -344,7 +344,7 @@ def test_real_photographs_give_the_numbers_of_the_benchmark(tmp_path, monkeypatc
         pytest.skip(f"the photographs in {root} are missing")
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     benchmark = importlib.import_module("real_data")
-    folder = benchmark.open_folder(root, 6)
+    folder = benchmark.open_folder(root, 2)
     pairs = {
         "baseline": "bilinear",
         "upsampling": "upsampling alone",
@@ -356,7 +356,7 @@ def test_real_photographs_give_the_numbers_of_the_benchmark(tmp_path, monkeypatc
     theirs = benchmark.measure(folder, {name: table[name] for name in pairs.values()})
     for strength, key in (("strong", "logits"), ("weak", "logits_weak")):
         source = f"npz:{root / 'arrays'}"
-        line = ["evaluate", "--dataset", dataset, "--root", str(root), "--limit", "6"]
+        line = ["evaluate", "--dataset", dataset, "--root", str(root), "--limit", "2"]
         line += ["--logits", source, "--logits-option", f"key={key}"]
         line += ["--attention", source, "--attention-option", f"temperature={folder.temperature}"]
         assert main([*line, "--out", str(tmp_path / key)]) == 0
