@@ -1,11 +1,10 @@
 """The grammar of labels, and every label that is refused."""
 
 import codecs
-import subprocess
-import sys
 
 import pytest
 
+from forks import fresh
 from ovss_refine.labels import Labels, as_labels, parse_labels, read_labels
 
 TEXT = "cat, dog/puppy, background: wall/floor/sky"
@@ -181,8 +180,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_labels_need_neither_torch_nor_numpy():
     code = "import sys, ovss_refine.labels; print({'torch', 'numpy'} & {*sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout == "set()\n"
+    assert fresh(code) == "set()\n"
 
 
 def test_line_breaks_at_the_end_are_ignored():

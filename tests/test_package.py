@@ -1,8 +1,6 @@
 """What holds for the package as a whole: imports, public names, size, manners."""
 
 import ast
-import subprocess
-import sys
 import tomllib
 from importlib.util import find_spec
 from pathlib import Path
@@ -88,11 +86,6 @@ FILES = {
 }
 
 
-def run(code):
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
 def wrong_imports(path, own):
     """List the imports of a file that the table does not allow to the row `own`."""
     allowed = {own, *MAY_IMPORT[own].split()}
@@ -129,13 +122,13 @@ def test_nothing_imports_the_adapters_but_themselves():
     assert not [row for row, allowed in MAY_IMPORT.items() if "adapters" in allowed.split()]
 
 
-def test_import_loads_no_extra_and_no_adapter():
+def test_import_loads_no_extra_and_no_adapter(forks):
     watched = (*EXTRAS, "ovss_refine_adapters", "PIL")
     code = (
         "import sys, ovss_refine; ovss_refine.Refiner; print([m for m in {} if m in sys.modules])"
     )
-    assert run(code.format(watched)) == "[]"
-    assert run(("import PIL; " + code).format(watched)) == "['PIL']"  # it can fail
+    assert forks.printed(code.format(watched)) == "[]"
+    assert forks.printed(("import PIL; " + code).format(watched)) == "['PIL']"  # it can fail
 
 
 def test_adapters_folder_is_not_a_package():
@@ -235,14 +228,14 @@ def test_no_result_is_compared_with_equals():
     assert result != ovss_refine.RefineResult(*[torch.zeros(2)] * 5)  # by identity: no __eq__
 
 
-def test_import_leaves_torch_as_it_was():
+def test_import_leaves_torch_as_it_was(forks):
     settings = (
         "(torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), "
         "torch.initial_seed(), torch.get_float32_matmul_precision(), "
         "torch.are_deterministic_algorithms_enabled())"
     )
     code = (
-        "import torch, importlib; torch.manual_seed(3); before = {0}; import ovss_refine; "
+        "import torch, importlib; torch.manual_seed(3); torch.set_num_threads(3); before = {0}; "
         "[importlib.import_module('ovss_refine.' + m) for m in {1}]; {2}; print(before == {0})"
     )
     modules = sorted(
@@ -250,8 +243,9 @@ def test_import_leaves_torch_as_it_was():
         for path in PACKAGE.rglob("*.py")
         if path.stem != "__init__"
     )
-    assert run(code.format(settings, modules, "pass")) == "True"
-    assert run(code.format(settings, modules, "torch.manual_seed(4)")) == "False"  # it can fail
+    assert forks.printed(code.format(settings, modules, "pass")) == "True"
+    changed = forks.printed(code.format(settings, modules, "torch.manual_seed(4)"))
+    assert changed == "False"  # it can fail
 
 
 def test_no_two_classes_have_the_same_name():

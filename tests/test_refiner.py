@@ -1,7 +1,6 @@
 """The whole refinement against the literal reference, and its promises as a function."""
 
 import re
-import subprocess
 import sys
 
 import numpy as np
@@ -323,7 +322,7 @@ def test_other_errors_are_not_taken_for_it(monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
-def test_a_second_map_that_does_not_fit_is_done_without():
+def test_a_second_map_that_does_not_fit_is_done_without(forks):
     """With memory for the map but not for another, for real."""
     code = """
 import resource, torch
@@ -347,9 +346,7 @@ resource.setrlimit(resource.RLIMIT_AS, (size + (30 << 20),) * 2)  # a map is 52 
 assert refiner(logits, attention, image).labels.equal(expected)
 print(tried)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "[8, 1, 8]\n"
+    assert forks.printed(code) == "[8, 1, 8]"
 
 
 def test_grid_of_a_bare_tensor():

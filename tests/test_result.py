@@ -1,8 +1,5 @@
 """What a result can do: be split, and become a segmentation."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -115,7 +112,6 @@ def test_what_does_not_fit_is_refused():
         batch[0].segmentation(3)
 
 
-def test_pillow_is_loaded_only_to_draw():
+def test_pillow_is_loaded_only_to_draw(forks):
     code = "import sys, ovss_refine.result; print('PIL' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout == "False\n"
+    assert forks.printed(code) == "False"

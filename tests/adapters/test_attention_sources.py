@@ -1,12 +1,10 @@
 """Sources by name: that they load, with which weights, and what is listed about them."""
 
-import subprocess
-import sys
-
 import pytest
 
 import ovss_refine
 from adapters.tiny_models import images, tiny_parts, tiny_vit
+from forks import fresh
 from ovss_refine import list_attention, list_logits, load_attention
 from ovss_refine.sources.listing import COLUMNS
 from ovss_refine.testing import check_attention_source
@@ -88,5 +86,4 @@ def test_the_list_is_readable_without_torch():
         "import sys; from ovss_refine_adapters.about import ABOUT; "
         "print(sorted({'torch', 'timm'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout == "[]\n"
+    assert fresh(code) == "[]\n"

@@ -2,12 +2,12 @@
 
 import re
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from forks import fresh
 from ovss_refine.app import server
 from ovss_refine.app.request import AppRequest
 from ovss_refine.cli import main, parser
@@ -52,9 +52,9 @@ def test_help_imports_neither_torch_nor_gradio():
         "try: c.main(['app', '--help'])\n"
         "except SystemExit: print([m for m in ('torch', 'gradio', 'PIL') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.strip().endswith("[]")
-    assert "127.0.0.1" in done.stdout
+    printed = fresh(code)
+    assert printed.strip().endswith("[]")
+    assert "127.0.0.1" in printed
 
 
 def test_a_port_in_use_is_said(capsys):

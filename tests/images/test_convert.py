@@ -2,14 +2,13 @@
 
 import io
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from forks import fresh
 from ovss_refine.images.convert import as_image_batch, as_image_list, as_image_tensor, as_rgb
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -294,5 +293,4 @@ def test_a_pil_image_that_cannot_be_read_is_named():
 
 def test_torch_and_pillow_are_loaded_only_to_convert():
     code = "import sys, ovss_refine.images.convert; print({'torch', 'PIL'} & {*sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout == "set()\n"
+    assert fresh(code) == "set()\n"

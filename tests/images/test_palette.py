@@ -1,13 +1,11 @@
 """Colours of names: stable, and distinct with every kind of colour vision."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forks import fresh
 from ovss_refine.images.palette import COLOURS, GREY, STEPS, palette
 
 NAMES = [f"class {i}" for i in range(300)]
@@ -114,8 +112,7 @@ def test_case_does_not_matter_but_both_get_colours():
 
 def test_another_process_has_the_same_colours():
     code = f"from ovss_refine.images.palette import palette; print(palette({NAMES!r}).tolist())"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == str(palette(NAMES).tolist())
+    assert fresh(code).strip() == str(palette(NAMES).tolist())
 
 
 @pytest.mark.parametrize("start", range(0, 300, 20))

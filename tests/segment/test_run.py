@@ -4,8 +4,6 @@ import csv
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 import weakref
 from pathlib import Path
@@ -375,26 +373,21 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("after", [1, 9])
-def test_a_signal_stops_a_real_run(tmp_path, after):
+def test_a_signal_stops_a_real_run(tmp_path, forks, after):
     make(tmp_path, 30)
     words = ["segment", tmp_path / "photos", "--labels", str(LABELS), "--out", tmp_path / "out"]
-    tests = Path(__file__).parents[1]
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, *words, "--no-rle"],
-        env=os.environ | {"PYTHONPATH": str(tests), "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    while len(list((tmp_path / "out").glob("*_overlay.png"))) < after:
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
+
+    def interrupt(process):
+        while len(list((tmp_path / "out").glob("*_overlay.png"))) < after:
+            os.kill(process, 0)  # raises if it has ended
+            time.sleep(0.005)
+        os.kill(process, signal.SIGINT)
+
+    stopped = forks.run(SLOW, *words, "--no-rle", meanwhile=interrupt)
+    assert stopped.returncode == 130
     done = check_whole(tmp_path)
     assert after - 1 <= len(done) < 30
-    assert re.search(r"\nfinished results are in .*\novss-refine: stopped", said)
+    assert re.search(r"\nfinished results are in .*\novss-refine: stopped", stopped.stderr)
     assert run_segment(request(tmp_path), again := FakeSegmenter()) == 0
     assert len(again.calls) == 30 - len(done)
     check_labels(tmp_path, [f"p{i}" for i in range(30)])

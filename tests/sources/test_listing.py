@@ -1,10 +1,8 @@
 """What is known about a source without loading it."""
 
-import subprocess
-import sys
-
 import pytest
 
+from forks import fresh
 from ovss_refine.sources import listing as sources
 from ovss_refine.sources.listing import COLUMNS, facts, list_sources
 
@@ -39,5 +37,4 @@ def test_no_torch_is_needed():
         "import sys; from ovss_refine.sources.listing import facts; facts('logits', 'kk-mean'); "
         "print('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout == "False\n"
+    assert fresh(code) == "False\n"
