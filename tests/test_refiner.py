@@ -730,3 +730,17 @@ def test_images_of_two_sizes_are_refused():
     batch = Attention.stack([attn, attn])
     with pytest.raises(ValueError, match="`image` must be images of one size H x W; got 40 x 33, "):
         Refiner()(torch.stack([logits] * 2), batch, [image, image[:, 1:]])
+
+
+@each_mode
+def test_attention_sinks(mode):
+    """Maps of every mode stay finite where all patches attend to the first."""
+    logits = torch.from_numpy(np.random.default_rng(5).normal(size=(3, 20, 20))) * 4
+    attn = torch.zeros(400, 400)
+    attn[:, 0] = 1
+    options = {**mode, "pre_propagation": 1}
+    result = Refiner(**options)(logits, attn, torch.full((3, 40, 40), 0.5))
+    truth = reference.refine(
+        logits.numpy(), attn.double().numpy(), np.full((3, 40, 40), 0.5), (20, 20), **options
+    )
+    assert_same_map(result.discrepancy, torch.from_numpy(truth["discrepancy"]), RANGE_TOLERANCE)

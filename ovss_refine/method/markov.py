@@ -15,7 +15,7 @@ from torch import Tensor
 from ovss_refine.attention import Attention
 from ovss_refine.method.modes import Solution
 from ovss_refine.tensors.blocks import add_matmul, matmul_t
-from ovss_refine.tensors.tracing import State, repeat
+from ovss_refine.tensors.tracing import State, exporting, repeat
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +65,7 @@ def doubly_stochastic(attention: Attention, rounds: int, *, many_steps: bool = F
     for _, block in attention.blocks():
         column_sums += block.sum(dim=1, keepdim=True)
     for _ in range(rounds):
-        c = _reciprocal(column_sums)
+        c = _reciprocal(column_sums * _normaliser(column_sums))
         r = torch.empty_like(c)
         column_sums = torch.zeros_like(c)
         for rows, block in attention.blocks():
@@ -164,6 +164,18 @@ def increment(q: Tensor, chain: Chain, tau: float, max_steps: int) -> Solution:
 
 def _none_pending(before: State, after: State) -> Tensor:
     return ~after[1].any()
+
+
+def _normaliser(sums: Tensor) -> Tensor:
+    """Return the power of two, one for each image, that brings the largest sum to [0.5, 1).
+
+    Only the product of r and c matters. Without it, a map whose N patches all attend to s of them
+    multiplies r by N / s in every round and divides c by as much: past float32 within 15 rounds.
+    """
+    top = sums.amax(dim=2, keepdim=True)
+    if exporting():  # ONNX has no operator that takes an exponent off
+        return 1 / top
+    return torch.frexp(top).mantissa / top  # exact, and so are the products with it
 
 
 def _reciprocal(sums: Tensor) -> Tensor:

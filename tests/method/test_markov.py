@@ -47,6 +47,25 @@ def test_scaling_equals_the_reference(problem, rounds):
         np.testing.assert_allclose(T[b].numpy(), expected, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("many_steps", [False, True])
+@pytest.mark.parametrize(("side", "sinks"), [(19, 1), (33, 1), (33, 3), (40, 6)])
+def test_attention_sinks_leave_the_range_of_float32_alone(side, sinks, many_steps):
+    """All patches attend to a few: r grows and c shrinks by N / sinks in every round."""
+    N = side * side
+    weights = torch.zeros(N, N)
+    weights[:, :sinks] = 1 / sinks
+    weights = 0.9 * weights + 0.1 * torch.eye(N) if sinks == 6 else weights
+    chain = doubly_stochastic(Attention(weights, (side, side)), 15, many_steps=many_steps)
+    assert bool(chain.r.isfinite().all())
+    T = weights.double().numpy()
+    for _ in range(15):  # the reference without its loops, which take a minute here
+        T = T / np.where(T.sum(0) > 0, T.sum(0), 1)
+        T = T / T.sum(1, keepdims=True)
+    x = torch.rand(1, 2, N, generator=torch.Generator().manual_seed(0))
+    expected = x[0].double().numpy() @ T
+    np.testing.assert_allclose(chain.step(x)[0].numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
 @given(maps())
 def test_rows_sum_to_one_and_constants_stay(problem):
     weights, _ = problem
