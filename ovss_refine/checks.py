@@ -89,12 +89,17 @@ def check_rows(weights: Tensor, lowest: float) -> None:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("the attention `weights` must be finite; got NaN or infinite entries.")
     if not lowest >= 0:
-        raise ValueError(f"the attention `weights` must be >= 0; got {lowest:.3g}.")
+        raise ValueError(
+            f"the attention `weights` must be >= 0; got {lowest:.3g}. Take a softmax over the last "
+            "axis of raw scores."
+        )
     if not (low >= 1 - ROW_SUM_TOLERANCE and high <= 1 + ROW_SUM_TOLERANCE):
+        fix = "Divide by `weights.sum(-1, keepdim=True)`"
+        if high > 1 + ROW_SUM_TOLERANCE:  # probabilities that lost tokens sum to less than one
+            fix += ", or take a softmax over the last axis of raw scores"
         raise ValueError(
             f"the rows of the attention `weights` must sum to one within {ROW_SUM_TOLERANCE}; "
-            f"got sums from {low:.4g} to {high:.4g}. Take a softmax over the last axis, or divide "
-            "by `weights.sum(-1, keepdim=True)`; row = query."
+            f"got sums from {low:.4g} to {high:.4g}. {fix}; row = query."
         )
 
 

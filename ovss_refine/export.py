@@ -166,6 +166,6 @@ def _resize(logits: Tensor, gh: int, gw: int) -> Tensor:
 
 def _hats(size: int, g: int, like: Tensor) -> Tensor:
     """Return the weights of `size` old positions in `g` new ones, [g, size]."""
-    position = ((torch.arange(g) + 0.5) * size / g - 0.5).clamp(0, size - 1)
+    position = ((torch.arange(g, dtype=like.dtype) + 0.5) * size / g - 0.5).clamp(0, size - 1)
     distance = (position[:, None] - torch.arange(size)).abs()
     return (1 - distance).clamp_min(0).to(like)

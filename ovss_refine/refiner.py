@@ -83,8 +83,8 @@ class Refiner:
                 type; or `Logits`, whose scale multiplies the option `logit_scale`.
             attn: an `Attention`, or [B, N, N], [B, A, N, N] (heads, averaged) or [N, N]
                 self-attention; row = query, entries >= 0, rows sum to one within 1e-2. The grid
-                of a bare tensor is the logits' where it has N patches, else square. Or an
-                `AttentionSource`, which is given the image.
+                of a bare tensor is the logits' where that has N patches, else square if the logits
+                or the image are. Or an `AttentionSource`, which is given the image.
             image: [B, 3, H, W] or [3, H, W] tensor, [B, H, W, 3] or [H, W, 3] array, float in
                 [0, 1] or uint8; a PIL image or a path; or a list of B images of one size. H, W are
                 the output's.
@@ -185,7 +185,7 @@ def _check(
         attention = attn.attention(guide)
         check_sizes("attn.attention(image)", attention.shape, "B N N", B=len(guide))
     else:
-        attention = as_attention(attn, (sizes["h"], sizes["w"]))
+        attention = as_attention(attn, (sizes["h"], sizes["w"]), (guide.shape[2], guide.shape[3]))
         check_sizes("attn", attention.shape, f"{batch}N N", **known)
     return _Checked(
         values if batch else values[None], attention, guide, prompts, config, bool(batch)

@@ -141,7 +141,7 @@ def test_arrays_are_taken():
     array = np.eye(6, dtype=np.float32)[::-1]  # a negative stride
     attention = Attention(array, (2, 3))
     assert torch.equal(attention.weights, torch.eye(6).flip(0))
-    assert as_attention(array, (2, 3)).grid == (2, 3)
+    assert as_attention(array, (2, 3), (20, 30)).grid == (2, 3)
 
 
 class TestFactors:

@@ -359,9 +359,51 @@ def test_grid_of_a_bare_tensor():
         return tuple(Refiner()(logits, attn, image).discrepancy.shape[1:])
 
     assert grid_for((2, 8), 16) == (2, 8)  # the logits' own
-    assert grid_for((3, 5), 16) == (4, 4)  # else square
+    assert grid_for((2, 3), 16) == (4, 4)  # else square, to within a patch
     with pytest.raises(ValueError, match=r"N = h \* w = 15 tokens .* got N=12. Pass `Attention"):
         grid_for((3, 5), 12)
+    # 18 x 32 patches are a square number, of an image that is nowhere near square.
+    image = torch.rand(3, 36, 64)
+    with pytest.raises(ValueError, match=r"or a square number for a square image .*; got N=576"):
+        grid_for((9, 16), 576)
+
+
+@pytest.mark.parametrize(
+    ("grid", "extra"), [((14, 14), 1), ((14, 16), 1), ((22, 38), 5), ((20, 31), 5), ((6, 8), 1)]
+)
+def test_class_and_register_tokens_are_not_patches(grid, extra):
+    """n x (n + 2) patches and a class token are a square number."""
+    N = grid[0] * grid[1]
+    attn = torch.from_numpy(random_attention(np.random.default_rng(1), N + extra)).float()
+    logits, image = torch.randn(2, *grid), torch.rand(3, 4 * grid[0], 4 * grid[1])
+    with pytest.raises(
+        ValueError, match=f"got N={N + extra}, like a map with {extra} class"
+    ) as said:
+        Refiner()(logits, attn, image)
+    advice = re.search("`(attn = .*?)`", str(said.value))[1]  # does what it promises
+    scope = {"attn": attn}
+    exec(advice, scope)
+    assert Refiner()(logits, scope["attn"], image).discrepancy.shape[1:] == grid
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.float16, torch.bfloat16])
+@each_mode
+def test_the_default_type_of_torch_changes_nothing(mode, default):
+    logits, attn, image = smooth_case().tensors()
+    logits, attn = logits.float(), Attention(attn.weights.float(), attn.grid)
+    q, k = torch.randn(2, 2, 42, 4, generator=torch.Generator().manual_seed(0))
+    factors = Attention.from_factors(q, k, 1.0, attn.grid)
+    refiner = Refiner(**mode, keep_scores=True, min_area=0.05, pre_propagation=1)
+    wanted = [refiner(logits, held, image) for held in (attn, factors)]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        found = [refiner(logits, held, image) for held in (attn, factors)]
+    finally:
+        torch.set_default_dtype(before)
+    for one, two in zip(found, wanted, strict=True):
+        assert one.scores.dtype == one.discrepancy.dtype == torch.float32
+        assert_same_result(one, two)
 
 
 class FixedSource:
@@ -572,7 +614,12 @@ class TestBadInput:
 
     def test_attention_values(self):
         attn = smooth_case(15).tensors()[1].weights
-        self.refuse(r"sum to one within 0.01; got sums from 2 to 2. Take a softmax", attn=attn * 2)
+        self.refuse(r"got sums from 2 to 2. Divide by .*, or take a softmax .* raw", attn=attn * 2)
+        # Probabilities that lost some tokens: a second softmax would flatten them.
+        self.refuse(
+            r"from 0.5 to 0.5. Divide by `weights.sum\(-1, keepdim=True\)`; row", attn=attn / 2
+        )
+        self.refuse("must be >= 0; got -.*. Take a softmax", attn=attn - 0.5)
         self.refuse(r"sum to one within 0.01; got sums from 0.98", attn=attn * 0.98)
         negative = attn.clone()
         negative[0, 0] -= 1

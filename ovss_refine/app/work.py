@@ -52,7 +52,8 @@ def pick_example(stem: str) -> Example:
     values = inputs.logits[None].float()  # [1, K, h, w]
     logits = Logits(values, prompt_index=inputs.prompt_index, names=example_names())
     h, w = values.shape[2:]
-    return Example(stem, inputs.image, logits, as_attention(inputs.attention, (h, w)).batched())
+    attention = as_attention(inputs.attention, (h, w), inputs.image.shape[:2])
+    return Example(stem, inputs.image, logits, attention.batched())
 
 
 class Worker:

@@ -78,7 +78,7 @@ def find_seeds(P: Tensor, assigned: Tensor, config: RefineConfig, *, suppress: b
     """
     top, winner = P.max(dim=1)  # both [B, N]
     wins = torch.zeros_like(P, dtype=torch.bool).scatter_(1, winner[:, None], True)
-    area = wins.sum(dim=2, keepdim=True) / P.shape[2]  # [B, M, 1]
+    area = wins.sum(dim=2, keepdim=True, dtype=P.dtype) / P.shape[2]  # [B, M, 1]
     large = wins & (area >= config.min_area)
     # An image must not end up empty: where no class is large enough, all that win go on.
     wins = large | (wins & ~large.any(dim=(1, 2), keepdim=True))

@@ -61,7 +61,7 @@ def doubly_stochastic(attention: Attention, rounds: int, *, many_steps: bool = F
     """
     transposed = attention.transposed() if many_steps else None
     N = attention.shape[-1]
-    column_sums = torch.zeros(attention.batch, 1, N, device=attention.device)
+    column_sums = torch.zeros(attention.batch, 1, N, dtype=torch.float32, device=attention.device)
     for _, block in attention.blocks():
         column_sums += block.sum(dim=1, keepdim=True)
     for _ in range(rounds):
@@ -124,7 +124,7 @@ def first_passage(q: Tensor, chain: Chain, tau: float, max_steps: int) -> Soluti
         time = torch.where(crossed, t - 1 + (tau - before) / (f - before), time)
         return f, pending & ~crossed, time
 
-    start = (f, pending, pending * float(max_steps))
+    start = (f, pending, pending.to(f.dtype) * max_steps)
     steps = range(1, max_steps + 1)
     every = chain.attention.test_every
     (_, _, time), taken, converged = repeat(step, _none_pending, start, steps, every)

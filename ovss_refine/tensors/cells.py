@@ -128,4 +128,5 @@ def _shares(size: int, g: int, like: Tensor) -> Tensor:
     pixel, cell = torch.arange(size), torch.arange(g)[:, None]
     # From the pixel that the cell begins in to the one that it ends in, both included.
     inside = (pixel >= cell * size // g) & (pixel < ((cell + 1) * size + g - 1) // g)
-    return (inside / inside.sum(dim=1, keepdim=True)).to(like)
+    inside = inside.to(like)
+    return inside / inside.sum(dim=1, keepdim=True)

@@ -79,7 +79,9 @@ class CLIPAttention:
         self.size = check_size("size", size, self.tower.patch)
         self.similarity = similarity
         self.factors = factors
-        self.mean, self.std = (torch.tensor(x).view(3, 1, 1) for x in (clip.mean, clip.std))
+        self.mean, self.std = (
+            torch.tensor(x, dtype=torch.float32).view(3, 1, 1) for x in (clip.mean, clip.std)
+        )
 
     def attention(self, images: ImagesLike) -> Attention:
         """Compute B float32 maps over the grid of patches, on the device of `images`.

@@ -160,7 +160,7 @@ def mix_attention(
             return Attention.from_factors(q, k, 1.0, grid)
         q = layers[0][0]
         N = q.shape[2] - prefix
-        out = torch.zeros(len(q), N, N, device=q.device)
+        out = torch.zeros(len(q), N, N, dtype=torch.float32, device=q.device)
         for (q, k, scale), weight in zip(layers, weights, strict=True):
             add_mean_attention(out, q, k, scale, weight, prefix)
         return Attention(out.to(device), grid)

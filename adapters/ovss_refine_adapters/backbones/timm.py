@@ -79,7 +79,9 @@ class TimmBackbone:
             )
         self.positions = positions
         config = require("timm.data", "models").resolve_model_data_config(self.model)
-        self.mean, self.std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
+        self.mean, self.std = (
+            torch.tensor(config[key], dtype=torch.float32).view(3, 1, 1) for key in ("mean", "std")
+        )
 
     def features(self, images: Tensor, layer: int = -1) -> Tensor:
         """Return the dense features of a layer, after the model's final norm if it has one.

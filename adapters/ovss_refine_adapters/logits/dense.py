@@ -214,7 +214,11 @@ class DenseClip(ABC):
 def _statistics(clip: Clip, faithful: bool, device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the pixels in grey levels of 0 to 255, [1, 3, 1, 1] each."""
     mean, std = (
-        torch.tensor([round(255 * x, 3) if faithful else 255 * x for x in row], device=device)
+        torch.tensor(
+            [round(255 * x, 3) if faithful else 255 * x for x in row],
+            dtype=torch.float32,
+            device=device,
+        )
         for row in (clip.mean, clip.std)
     )
     return mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
