@@ -50,7 +50,7 @@ class Problem:
         q: [B, m, N] their distributions over seeds.
         attention: B maps over N patches.
         config: the options.
-        chain: returns the attention's Markov chain, which is made at the first call.
+        chain: the attention's Markov chain; None for a mode that does not read `ipf_rounds`.
     """
 
     P: Tensor
@@ -58,7 +58,7 @@ class Problem:
     q: Tensor
     attention: Attention
     config: RefineConfig
-    chain: Callable[[], Chain]
+    chain: Chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,11 @@ class Mode:
     def has_seeds(self) -> bool:
         """Whether classes start from seeds; a mode without is a control."""
         return "nms" in self.options
+
+    @property
+    def needs_chain(self) -> bool:
+        """Whether the attention is made doubly stochastic."""
+        return "ipf_rounds" in self.options
 
     @property
     def takes_many_steps(self) -> bool:
@@ -114,7 +119,7 @@ def maximum_velocity(problem: Problem) -> Solution:
 
     config = problem.config
     walk = markov.first_passage if config.criterion == "first_passage" else markov.increment
-    return walk(problem.q, problem.chain(), config.tau, config.max_steps)
+    return walk(problem.q, problem.chain, config.tau, config.max_steps)
 
 
 def propagation(problem: Problem) -> Solution:
@@ -122,7 +127,7 @@ def propagation(problem: Problem) -> Solution:
     from ovss_refine.method import markov
 
     steps = problem.config.propagation_steps
-    return Solution(markov.propagate(problem.own, problem.chain(), steps), steps, True)
+    return Solution(markov.propagate(problem.own, problem.chain, steps), steps, True)
 
 
 def anchored(problem: Problem) -> Solution:
@@ -132,7 +137,7 @@ def anchored(problem: Problem) -> Solution:
     D, steps = problem.own, problem.config.propagation_steps
     if problem.P.shape[1] > 1:
         best = problem.P.topk(2, dim=1).values  # [B, 2, N]
-        D = markov.anchored(D, best[:, :1] - best[:, 1:], problem.chain(), steps)
+        D = markov.anchored(D, best[:, :1] - best[:, 1:], problem.chain, steps)
     return Solution(D, steps, True)
 
 

@@ -6,7 +6,7 @@ Axes: B images, M classes, m classes kept, N = gh * gw patches, (H, W) pixels.
 """
 
 from collections.abc import Sequence
-from functools import cache
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from ovss_refine.attention import Attention
 from ovss_refine.config import RefineConfig
 from ovss_refine.method.distribution import find_seeds, kept_index, normalise
-from ovss_refine.method.markov import doubly_stochastic, propagate
+from ovss_refine.method.markov import Chain, doubly_stochastic, propagate
 from ovss_refine.method.modes import MODES, Problem
 from ovss_refine.method.upsample import upsample_bands
 from ovss_refine.result import RefineResult
@@ -33,15 +33,16 @@ def refine_confidence(
         config: the options.
     """
     mode = MODES[config.mode]
-    many = mode.takes_many_steps
-    chain = cache(lambda: doubly_stochastic(attention, config.ipf_rounds, many_steps=many))
-    if config.pre_propagation and "pre_propagation" in mode.options:
-        P = propagate(P, chain(), config.pre_propagation)
+    pre_propagation = config.pre_propagation if "pre_propagation" in mode.options else 0
+    chain = None
+    if mode.needs_chain or pre_propagation:
+        chain = doubly_stochastic(attention, config.ipf_rounds, many_steps=mode.takes_many_steps)
+        P = propagate(P, chain, pre_propagation)
     seeds = find_seeds(P, assigned, config, suppress=mode.has_seeds)
     classes = kept_index(seeds.kept)  # [B, m]
     own = _take(P, classes)
     q = normalise(own, _take(seeds.mask, classes))
-    problem = Problem(P, own, q, attention, config, chain)
+    problem = Problem(P, own, q, attention, config, cast(Chain, chain))
     solutions = {score.__name__: score(problem) for score in mode.scores}
     D = _mean([solution.D for solution in solutions.values()])
     labels, scores = _upsample(D, classes, P.shape[1], attention, guide, config)
