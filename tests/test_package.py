@@ -207,7 +207,7 @@ def test_sizes():
         for path in PACKAGE.rglob("*.py")
         if {path.parent.name, path.stem} & core or (path.parent == PACKAGE and path.stem in names)
     )
-    assert code <= 1200
+    assert code <= 1230
 
 
 def code_lines(path):
