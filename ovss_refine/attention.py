@@ -21,12 +21,11 @@ from ovss_refine.checks import (
     check_rows,
     check_shape,
     check_weights_shape,
+    find_grid,
 )
 from ovss_refine.images.convert import as_tensor
 from ovss_refine.tensors.blocks import Dense, Factors, add_matmul
 
-# Tokens that a transformer has beside its patches: one for the class, four registers or so.
-MOST_EXTRA_TOKENS = 8
 # Steps of a loop between two checks of its stopping test: on a GPU a check waits for everything
 # launched before it.
 GPU_TEST_EVERY = 4
@@ -272,37 +271,8 @@ def as_attention(
     logits_size: tuple[int, int],
     image_size: tuple[int, int],
 ) -> Attention:
-    """Give a bare tensor its grid, by the rule of the method's section 0.
-
-    Args:
-        attn: an `Attention`, or the tensor to make one of.
-        logits_size: (h, w) of the logits, the grid of first choice.
-        image_size: (H, W) of the image. A square grid is the second choice, if a grid of N patches
-            in the shape of the logits or of the image is square to within a patch.
-
-    Raises:
-        ValueError: if neither is the case, naming the tokens to drop where a few are left over; and
-            as `Attention` does.
-    """
+    """Give a bare tensor the grid that `find_grid` finds; an `Attention` has its own."""
     if isinstance(attn, Attention):
         return attn
     attn = check_weights_shape("attn", as_tensor(attn))
-    N, (h, w) = attn.shape[-1], logits_size
-    extra, side = N - h * w, math.isqrt(N)
-    if extra == 0:
-        return Attention(attn, logits_size)
-    if 1 <= extra <= MOST_EXTRA_TOKENS:
-        raise ValueError(
-            f"`attn` must be over the h * w = {h * w} patches of the logits alone; got N={N}, like "
-            f"a map with {extra} class or register tokens in front. Drop them and divide: "
-            f"`attn = attn[..., {extra}:, {extra}:]; attn = attn / attn.sum(-1, keepdim=True)`. If "
-            "all are patches, pass `Attention(attn, grid=(gh, gw))`."
-        )
-    shapes = (logits_size, image_size)
-    if side * side == N and any(abs(side * math.sqrt(y / x) - side) < 1 for y, x in shapes):
-        return Attention(attn, (side, side))
-    raise ValueError(
-        f"`attn` must have N = h * w = {h * w} tokens (the logits' grid), or a square number for a "
-        f"square image or square logits; got N={N}. Pass `Attention(attn, grid=(gh, gw))` to name "
-        "its grid."
-    )
+    return Attention(attn, find_grid(attn.shape[-1], logits_size, image_size))

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROW_SUM_TOLERANCE = 1e-2
+# Tokens that a transformer has beside its patches: one for the class, four registers or so.
+MOST_EXTRA_TOKENS = 8
 
 
 def check_shape(name: str, tensor: Tensor | None, spec: str, **known: int) -> dict[str, int]:
@@ -72,6 +74,39 @@ def check_weights_shape(name: str, weights: Tensor | None) -> Tensor:
     assert weights is not None  # noqa: S101 - or it had no shape
     check_float(name, weights)
     return weights
+
+
+def find_grid(N: int, logits_size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int]:
+    """Return the grid of a bare attention tensor, by the rule of the method's section 0.
+
+    Args:
+        N: number of tokens.
+        logits_size: (h, w) of the logits, the grid of first choice.
+        image_size: (H, W) of the image. A square is the second choice, if a grid of N patches in
+            the shape of the logits or of the image is square to within a patch.
+
+    Raises:
+        ValueError: if neither will do; names the tokens to drop where a few are left over.
+    """
+    h, w = logits_size
+    extra, side = N - h * w, math.isqrt(N)
+    if extra == 0:
+        return logits_size
+    if 1 <= extra <= MOST_EXTRA_TOKENS:
+        raise ValueError(
+            f"`attn` must be over the h * w = {h * w} patches of the logits alone; got N={N}, like "
+            f"a map with {extra} class or register tokens in front. Drop them and divide: "
+            f"`attn = attn[..., {extra}:, {extra}:]; attn = attn / attn.sum(-1, keepdim=True)`. If "
+            "all are patches, pass `Attention(attn, grid=(gh, gw))`."
+        )
+    shapes = (logits_size, image_size)
+    if side * side == N and any(abs(side * math.sqrt(y / x) - side) < 1 for y, x in shapes):
+        return side, side
+    raise ValueError(
+        f"`attn` must have N = h * w = {h * w} tokens (the logits' grid), or a square number for a "
+        f"square image or square logits; got N={N}. Pass `Attention(attn, grid=(gh, gw))` to name "
+        "its grid."
+    )
 
 
 def check_rows(weights: Tensor, lowest: float) -> None:
