@@ -261,9 +261,10 @@ def affinity(features: Tensor, temperature: float) -> Attention:
     check_float("features", features)
     check_finite("features", features)
     check_number("temperature", temperature, 0, open_ends=True)
-    unit = F.normalize(features.float().flatten(-2), dim=-2)  # [..., C, N]
     gh, gw = features.shape[-2:]
-    return Attention((unit.mT @ unit / temperature).softmax(dim=-1), (gh, gw))
+    with torch.autocast(features.device.type, enabled=False):  # whose products have 8 or 11 bits
+        unit = F.normalize(features.float().flatten(-2), dim=-2)  # [..., C, N]
+        return Attention((unit.mT @ unit / temperature).softmax(dim=-1), (gh, gw))
 
 
 def as_attention(

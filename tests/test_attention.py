@@ -77,6 +77,16 @@ def test_affinity_is_the_softmax_of_cosines():
     assert_close(affinity(features[0], 0.1).weights, attention.weights[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_affinity_is_float32_under_autocast(dtype):
+    features = torch.rand(2, 5, 3, 4) - 0.5
+    wanted = affinity(features, 0.1)
+    with torch.autocast("cpu", dtype=dtype):
+        found = affinity(features, 0.1)
+    assert found.weights.dtype == torch.float32
+    assert torch.equal(found.weights, wanted.weights)
+
+
 def test_affinity_refuses():
     with pytest.raises(ValueError, match="`temperature` must be a finite number > 0; got 0"):
         affinity(torch.rand(5, 3, 4), 0)

@@ -1,6 +1,7 @@
 """Read arrays; write files whole or not at all."""
 
 import os
+import secrets
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -52,8 +53,10 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
     A reader of `path` sees the old file, no file, or the complete new one.
     """
-    # A hash instead of the name: a longer name may exceed the limit of the file system.
-    temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.part")
+    # A hash instead of the name, which may be as long as the file system allows; and a name of its
+    # own for every call, because threads may write the same file.
+    unique = f"{zlib.crc32(os.fsencode(path.name)):08x}.{secrets.token_hex(8)}"
+    temporary = path.with_name(f".{unique}.part")
     try:
         with temporary.open("wb") as file:
             write(file)

@@ -154,7 +154,16 @@ def heat_overlay(image: RGB, values: NDArray[np.float32], x: int, y: int) -> RGB
 
 
 def write_labels(file: BinaryIO, labels: LabelMap, colours: RGB) -> None:
-    """Write a label map as a palette PNG, or as a 16-bit grey PNG past 256 classes."""
+    """Write a label map as a palette PNG, or as a 16-bit grey PNG past 256 classes.
+
+    Raises:
+        ValueError: if a label does not fit into 16 bits.
+    """
+    if labels.size and int(labels.max()) > 0xFFFF:
+        raise ValueError(
+            f"a label map in PNG must have labels below {1 << 16}; got {int(labels.max())}. Save "
+            "the array instead, for example with `numpy.save`."
+        )
     if len(colours) > 256:
         Image.fromarray(labels.astype(np.uint16)).save(file, "PNG")
         return

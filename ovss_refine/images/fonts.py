@@ -1,6 +1,7 @@
 """Fonts for names in any script: Pillow's own, a system font, or Unicode numbers."""
 
 import warnings
+from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cache, lru_cache
 from typing import Any
@@ -27,6 +28,7 @@ SYSTEM_FONTS = (
 # An unassigned code point, drawn as a font's placeholder for missing letters.
 UNASSIGNED = "\U0010fffe"
 ELLIPSIS = "..."
+MOST_LETTERS = 500
 
 
 def writable(text: str, px: int) -> tuple[str, Any]:
@@ -49,13 +51,16 @@ def writable(text: str, px: int) -> tuple[str, Any]:
 
 
 def fitting(text: str, px: int, width: float) -> tuple[str, Any]:
-    """Return what `writable` does, truncated to `width` pixels."""
-    text, font = writable(text, px)
-    if font.getlength(text) <= width:
+    """Return what `writable` does, truncated to `width` pixels and 500 letters."""
+    text, font = writable(text[: MOST_LETTERS + 1], px)
+    if len(text) <= MOST_LETTERS and font.getlength(text) <= width:
         return text, font
-    while text and font.getlength(text + ELLIPSIS) > width:
-        text = text[:-1]
-    return (text + ELLIPSIS if text else ""), font
+    text = text[:MOST_LETTERS]
+    # By halves: measuring takes as long as the text, and a name may be of any length.
+    fits = bisect_right(
+        range(1, len(text) + 1), width, key=lambda n: font.getlength(text[:n] + ELLIPSIS)
+    )
+    return (text[:fits] + ELLIPSIS if fits else ""), font
 
 
 @cache

@@ -1,8 +1,10 @@
 """Reading images and arrays, and writing files whole. More bad files are in cli/test_refine.py."""
 
 import struct
+import threading
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import numpy as np
@@ -214,3 +216,18 @@ def test_a_file_name_of_the_maximum_length_is_written(tmp_path):
     path = tmp_path / ("x" * 255)
     write_whole(path, lambda file: file.write(b"whole"))
     assert path.read_bytes() == b"whole"
+
+
+def test_threads_may_write_one_file(tmp_path):
+    path, content = tmp_path / "x", [bytes([n]) * 100_000 for n in range(8)]
+    start = threading.Barrier(8)
+
+    def write(n):
+        start.wait()
+        for _ in range(20):
+            write_whole(path, lambda file: file.write(content[n]))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert path.read_bytes() in content
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,5 +1,7 @@
 """Overlay, legend and sheets of maps. The command's files are in test_cli.py."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -150,3 +152,12 @@ def test_save_refuses_other_suffixes_and_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match="no"):
         draw.save(tmp_path / "no" / "x.png", NOISE)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_that_do_not_fit_into_a_png_are_refused():
+    labels, colours = np.array([[0, 65_535]]), np.zeros((70_000, 3), np.uint8)
+    file = io.BytesIO()
+    draw.write_labels(file, labels, colours)
+    assert np.asarray(Image.open(file)).tolist() == [[0, 65_535]]
+    with pytest.raises(ValueError, match="must have labels below 65536; got 70000"):
+        draw.write_labels(io.BytesIO(), labels + 4465, colours)

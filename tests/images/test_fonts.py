@@ -55,3 +55,25 @@ def test_long_texts_are_truncated_to_the_width():
     assert 70 < font.getlength(text) <= 90
     assert fitting("short", 14, 90)[0] == "short"
     assert fitting("short", 14, 3)[0] == ""
+
+
+@pytest.mark.parametrize("letters", [1_000, 100_000])
+def test_a_long_text_is_measured_a_few_times(letters, monkeypatch):
+    measured = []
+    text, font = fitting("word " * (letters // 5), 14, 200)
+    assert text.endswith("...")
+    assert font.getlength(text) <= 200 < font.getlength(text[:-3] + "wo...")
+
+    class Counted:
+        def getlength(self, text):
+            measured.append(len(text))
+            return font.getlength(text)
+
+    monkeypatch.setattr("ovss_refine.images.fonts.writable", lambda text, px: (text, Counted()))
+    assert fitting("word " * (letters // 5), 14, 200)[0] == text
+    assert len(measured) <= 10
+    assert max(measured) <= 504
+
+
+def test_a_text_for_which_there_is_no_room_is_left_out():
+    assert fitting("cat", 14, 2)[0] == ""
