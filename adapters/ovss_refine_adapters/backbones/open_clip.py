@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ovss_refine.registry import require
 from ovss_refine_adapters.backbones.weights import (
     check_config,
+    check_no_code,
     check_unset,
     did_you_mean,
     from_hub,
@@ -93,8 +94,10 @@ def load_clip(
         if name.startswith(HUB):
             repository = name.removeprefix(HUB)
             with from_hub(repository, argument="model='local-dir:PATH'", instead=INSTEAD):
-                for filename in (CONFIG, None):  # None: the weights, whatever their name
-                    library.pretrained.download_pretrained_from_hf(repository, filename=filename)
+                fetch = library.pretrained.download_pretrained_from_hf
+                config = Path(fetch(repository, filename=CONFIG)).parent
+                check_no_code(check_config(config, CONFIG, "model_cfg"), name)
+                fetch(repository)  # the weights, whatever their name
     else:
         _check_weights(library, name, pretrained)
     loaded = _create(library, name, pretrained, device)
@@ -126,7 +129,7 @@ def _folder(library: ModuleType, model: str | Path) -> str:
     if folder is None:
         hint = did_you_mean(str(model), [*PRESETS, *library.list_models()])
         raise ValueError(f"`model` must be an open_clip name or a folder; got {model!r}.{hint}")
-    check_config(folder, CONFIG, "model_cfg")
+    check_no_code(check_config(folder, CONFIG, "model_cfg"), folder / CONFIG)
     # Without weights, open_clip would keep random ones.
     if not any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES):
         raise FileNotFoundError(

@@ -13,6 +13,8 @@ from torch import nn
 
 from ovss_refine.registry import MissingWeightsError, require
 
+# Entries by which a configuration makes a library import code, or load a tokenizer that does.
+CODE_KEYS = ("auto_map", "custom_pipelines", "tokenizer_kwargs", "trust_remote_code")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 # Parameters that a file may have but a model without a classifier does not.
 HEADS = ("head.", "fc.", "classifier.", "fc_norm.", "attn_pool.")
@@ -128,6 +130,29 @@ def check_config(folder: Path, name: str, key: str) -> object:
         found = sorted(config)[:8] if isinstance(config, dict) else type(config).__name__
         raise ValueError(f"`{path}` must have an entry `{key}`; got {found}.")
     return config[key]
+
+
+def check_no_code(config: object, origin: str | Path) -> None:
+    """Raise ValueError if the configuration of a model names code or a tokenizer from elsewhere.
+
+    The libraries hand such entries on to transformers, which may import what lies beside them.
+
+    Args:
+        config: a parsed JSON file.
+        origin: what to call it in the message.
+    """
+    if isinstance(config, list):
+        for one in config:
+            check_no_code(one, origin)
+    if not isinstance(config, dict):
+        return
+    for key, value in config.items():
+        if key in CODE_KEYS or key.startswith("hf_"):
+            raise ValueError(
+                f"`{origin}` must describe a model of the library itself; got {key!r}, which may "
+                "run code that came with the weights. Load the model yourself and pass it."
+            )
+        check_no_code(value, origin)
 
 
 def _listing(folder: Path) -> list[str]:

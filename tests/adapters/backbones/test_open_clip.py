@@ -55,6 +55,34 @@ def test_folder(folder, prefix):
     assert_same_weights(load_clip(folder).model, clip.model)
 
 
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"hf_tokenizer_name": "{0}", "tokenizer_kwargs": {"trust_remote_code": True}},
+        {"hf_tokenizer_name": "{0}"},
+        {"hf_model_name": "{0}", "hf_model_pretrained": False},
+        {"tokenizer_kwargs": {"trust_remote_code": True}},
+        {"nested": [{"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}]},
+    ],
+    ids=lambda entries: next(iter(entries)),
+)
+def test_no_code_runs_that_came_with_a_folder(folder, entries, monkeypatch):
+    text = json.loads(json.dumps(entries).replace("{0}", str(folder)))
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"] |= text
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    hostile = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(hostile))
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}})
+    )
+    (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nclass Evil: ...\n")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
+    with pytest.raises(ValueError, match="must describe a model of the library itself; got"):
+        load_clip(folder)
+    assert not (folder / "ran").exists()
+
+
 def test_folder_without_weights_does_not_give_a_random_model(folder):
     (folder / "open_clip_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"`model` must be a folder .* and the weights"):
