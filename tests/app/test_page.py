@@ -166,6 +166,8 @@ def test_a_clicked_patch_shows_its_attention(visit):
     expect(page.locator("#patch img")).to_be_visible()
     (first,) = sources_of(page, "#patch")
     photo = page.locator("#photo img")
+    # Before it is decoded it has another size, and the place to click lies beside it.
+    page.wait_for_function("document.querySelector('#photo img')?.naturalWidth > 0")
     box = photo.bounding_box()
     photo.click(position={"x": box["width"] * 0.05, "y": box["height"] * 0.95})
     expect(page.locator("#patch")).to_contain_text("column 2, row 32")
