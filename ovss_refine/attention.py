@@ -3,31 +3,28 @@
 Axes: B images, A heads, N tokens of the grid (gh, gw), row-major, N = gh * gw; M classes.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ovss_refine.checks import (
     check_finite,
     check_float,
+    check_grid,
     check_number,
     check_rows,
     check_shape,
     check_weights_shape,
-    find_grid,
 )
 from ovss_refine.images.convert import as_tensor
 from ovss_refine.tensors.blocks import Dense, Factors, add_matmul
 
-# Steps of a loop between two checks of its stopping test: on a GPU a check waits for everything
-# launched before it.
+# Steps between two checks of a stopping test; on a GPU each waits for everything launched before.
 GPU_TEST_EVERY = 4
 
 
@@ -47,9 +44,8 @@ class Attention:
             other N x N map is formed beside it. Same results, slower, less memory.
 
     Raises:
-        TypeError: if `weights` is not a floating-point tensor.
-        ValueError: on a wrong shape, a grid that does not have N patches, entries that are
-            negative or not finite, or rows that do not sum to one.
+        TypeError, ValueError: on another type or shape, a grid that does not have N patches,
+            entries that are negative or not finite, or rows that do not sum to one.
 
     Example:
         >>> import torch
@@ -67,11 +63,11 @@ class Attention:
         if self.factors is not None:
             if self.weights is not None:
                 raise ValueError("`weights` must be None with `factors`; got both.")
-            object.__setattr__(self, "grid", _checked_grid(self.grid, self.shape[-1]))
+            object.__setattr__(self, "grid", check_grid(self.grid, self.shape[-1]))
             return
         given = self.weights if self.weights is None else as_tensor(self.weights)
         weights = check_weights_shape("weights", given)
-        object.__setattr__(self, "grid", _checked_grid(self.grid, weights.shape[-1]))
+        object.__setattr__(self, "grid", check_grid(self.grid, weights.shape[-1]))
         # Per head, so that a negative entry of one head cannot hide behind another's.
         lowest = weights.detach().amin()
         if weights.ndim == 4:
@@ -83,10 +79,9 @@ class Attention:
     def from_factors(cls, q: Tensor, k: Tensor, scale: float, grid: tuple[int, int]) -> "Attention":
         """Hold attention as queries and keys: mean over heads of softmax(scale q k^T).
 
-        The N x N map is never held. Its rows are computed a block at a time, again for every
-        product: beside q and k, 2 * B * A * N * d floats, a refinement of M classes needs about
-        10 * B * M * N floats, and 4 blocks of 2^21 (CPU) or 2^26 (GPU) entries, or of a row if
-        that is more.
+        The N x N map is never held; its rows are computed in blocks, again for each product. Beside
+        q and k, 2 * B * A * N * d floats, a refinement of M classes needs about 10 * B * M * N
+        floats, and 4 blocks of 2^21 (CPU) or 2^26 (GPU) entries, or of a row if that is more.
 
         Args:
             q: [B, A, N, d] or [A, N, d] queries, finite, any float type.
@@ -95,9 +90,8 @@ class Attention:
             grid: (gh, gw) with gh * gw = N.
 
         Raises:
-            TypeError: if `q` or `k` is not a floating-point tensor.
-            ValueError: on shapes that differ, values that are not finite, `scale` <= 0, or a
-                grid that does not have N patches.
+            TypeError, ValueError: on another type, shapes that differ, values that are not finite,
+                `scale` <= 0, or a grid that does not have N patches.
         """
         axes = "A N d" if getattr(q, "ndim", 4) == 3 else "B A N d"
         sizes = check_shape("q", q, axes)
@@ -113,10 +107,8 @@ class Attention:
         """Put the maps of B images into one batch.
 
         Args:
-            maps: at least one, without batch axis, on one grid, all held in the same way.
-
-        Raises:
-            ValueError: if there is none, or they differ in grid, shape or the way they are held.
+            maps: at least one, without batch axis, on one grid, all held in the same way, or
+                ValueError is raised.
         """
         kinds = {(tuple(part.shape for part in one._held), one.grid) for one in maps}
         if len(kinds) != 1 or len(maps[0].shape) != 2:
@@ -130,8 +122,7 @@ class Attention:
         """Return the map of image `b` of a batch, counted from the end if negative; not a copy.
 
         Raises:
-            TypeError: if the map has no batch axis.
-            IndexError: if there is no such image.
+            TypeError, IndexError: if the map has no batch axis, or there is no such image.
         """
         if len(self.shape) != 3:
             raise TypeError("`attention[b]` must be of a batch; this is the map of one image.")
@@ -180,8 +171,8 @@ class Attention:
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Iterate over the rows in order: (rows, [B, n, N] float32 weights of those rows).
 
-        Float32 weights are not copied. Half precision is widened a block at a time, and factors
-        are multiplied out a block at a time, so that the full float32 map is never held.
+        Float32 weights are not copied. Half precision is widened, and factors are multiplied out,
+        a block at a time, so that the full float32 map is never held.
         """
         return self.batched()._held.blocks(self.block_divisor)
 
@@ -237,14 +228,6 @@ class AttentionSource(Protocol):
         ...
 
 
-def _checked_grid(grid: Sequence[int], N: int) -> tuple[int, int]:
-    if len(grid) != 2 or min(grid) < 1 or math.prod(grid) != N:
-        raise ValueError(
-            f"`grid` must be (gh, gw) with gh * gw = N={N}, one patch per token; got {tuple(grid)}."
-        )
-    return grid[0], grid[1]
-
-
 def affinity(features: Tensor, temperature: float) -> Attention:
     """Attention from the similarity of dense features, by the method's section 5.
 
@@ -253,8 +236,7 @@ def affinity(features: Tensor, temperature: float) -> Attention:
         temperature: the smaller, the sharper, > 0: softmax(cosine / temperature) over each row.
 
     Raises:
-        TypeError: if `features` is not a floating-point tensor.
-        ValueError: on a wrong shape, values that are not finite, or `temperature` <= 0.
+        TypeError, ValueError: on another type or shape, values not finite, or `temperature` <= 0.
     """
     unbatched = getattr(features, "ndim", 4) == 3
     check_shape("features", features, "C gh gw" if unbatched else "B C gh gw")
@@ -265,15 +247,3 @@ def affinity(features: Tensor, temperature: float) -> Attention:
     with torch.autocast(features.device.type, enabled=False):  # whose products have 8 or 11 bits
         unit = F.normalize(features.float().flatten(-2), dim=-2)  # [..., C, N]
         return Attention((unit.mT @ unit / temperature).softmax(dim=-1), (gh, gw))
-
-
-def as_attention(
-    attn: Tensor | NDArray[Any] | Attention,
-    logits_size: tuple[int, int],
-    image_size: tuple[int, int],
-) -> Attention:
-    """Give a bare tensor the grid that `find_grid` finds; an `Attention` has its own."""
-    if isinstance(attn, Attention):
-        return attn
-    attn = check_weights_shape("attn", as_tensor(attn))
-    return Attention(attn, find_grid(attn.shape[-1], logits_size, image_size))

@@ -76,6 +76,15 @@ def check_weights_shape(name: str, weights: Tensor | None) -> Tensor:
     return weights
 
 
+def check_grid(grid: Sequence[int], N: int) -> tuple[int, int]:
+    """Return `grid` as (gh, gw) with gh * gw = N, or raise ValueError."""
+    if len(grid) != 2 or min(grid) < 1 or math.prod(grid) != N:
+        raise ValueError(
+            f"`grid` must be (gh, gw) with gh * gw = N={N}, one patch per token; got {tuple(grid)}."
+        )
+    return grid[0], grid[1]
+
+
 def find_grid(N: int, logits_size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int]:
     """Return the grid of a bare attention tensor, by the rule of the method's section 0.
 

@@ -17,8 +17,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ovss_refine.attention import Attention, AttentionSource, as_attention
-from ovss_refine.checks import check_finite, check_float, check_shape, check_sizes
+from ovss_refine.attention import Attention, AttentionSource
+from ovss_refine.checks import (
+    check_finite,
+    check_float,
+    check_shape,
+    check_sizes,
+    check_weights_shape,
+    find_grid,
+)
 from ovss_refine.config import RefineConfig, RefineOptions, config_of
 from ovss_refine.images.convert import ImagesLike, as_image_batch, as_tensor
 from ovss_refine.logits import Logits, check_prompt_index
@@ -190,6 +197,18 @@ def _check(
     return _Checked(
         values if batch else values[None], attention, guide, prompts, config, bool(batch)
     )
+
+
+def as_attention(
+    attn: Tensor | NDArray[Any] | Attention,
+    logits_size: tuple[int, int],
+    image_size: tuple[int, int],
+) -> Attention:
+    """Give a bare tensor the grid that `find_grid` finds; an `Attention` has its own."""
+    if isinstance(attn, Attention):
+        return attn
+    attn = check_weights_shape("attn", as_tensor(attn))
+    return Attention(attn, find_grid(attn.shape[-1], logits_size, image_size))
 
 
 def _run(given: _Checked) -> RefineResult:

@@ -6,7 +6,8 @@ import torch
 from torch.testing import assert_close
 
 from ovss_refine import Attention
-from ovss_refine.attention import affinity, as_attention
+from ovss_refine.attention import affinity
+from ovss_refine.refiner import as_attention
 from ovss_refine.tensors import blocks as blocks_module
 from strategies import random_attention
 

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from ovss_refine.app.uploads import NamedImage
-from ovss_refine.attention import Attention, as_attention
+from ovss_refine.attention import Attention
 from ovss_refine.examples import example_names, read_example
 from ovss_refine.logits import Logits
+from ovss_refine.refiner import as_attention
 from ovss_refine.segmentation import Segmentation
 from ovss_refine.segmenter import Segmenter
 from ovss_refine.sources.stages import OnStage
