@@ -721,6 +721,10 @@ class TestSolvers:
         few = Refiner(mode, sinkhorn_iterations=1, max_steps=1, tau=0.9)(*case.tensors())
         assert few.steps == {mode: 1}
         assert few.converged is False
+        # One solver of two is not enough.
+        half = Refiner("fusion", max_steps=1, tau=0.9)(*case.tensors())
+        assert half.steps["optimal_path"] < 50
+        assert half.converged is False
 
     def test_they_belong_to_every_image_of_a_batch(self):
         logits, attn, image = smooth_case().tensors()

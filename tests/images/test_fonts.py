@@ -69,7 +69,11 @@ def test_a_long_text_is_measured_a_few_times(letters, monkeypatch):
             measured.append(len(text))
             return font.getlength(text)
 
-    monkeypatch.setattr("ovss_refine.images.fonts.writable", lambda text, px: (text, Counted()))
+    def writable(text, px):
+        assert len(text) <= 501  # every letter is looked up in a font
+        return text, Counted()
+
+    monkeypatch.setattr("ovss_refine.images.fonts.writable", writable)
     assert fitting("word " * (letters // 5), 14, 200)[0] == text
     assert len(measured) <= 10
     assert max(measured) <= 504
