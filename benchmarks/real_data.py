@@ -28,7 +28,7 @@ from tqdm import tqdm
 from machine import machine
 from ovss_refine import Attention, Refiner, joint_bilateral_upsample
 from ovss_refine.attention import affinity
-from ovss_refine.folders.files import read_arrays
+from ovss_refine.folders.arrays import read_arrays
 from ovss_refine.images.read import read_image
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

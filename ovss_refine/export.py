@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from ovss_refine.attention import Attention
 from ovss_refine.config import RefineConfig
-from ovss_refine.folders.files import write_whole
+from ovss_refine.folders.files import check_replaceable, write_whole
 from ovss_refine.method.distribution import confidence
 from ovss_refine.method.steps import refine_confidence
 from ovss_refine.registry import require
@@ -143,6 +143,7 @@ def export_onnx(
     path = Path(path)
     if not path.parent.is_dir():  # before tracing, which may take a minute
         raise FileNotFoundError(f"`path` must be in an existing folder; got `{path}`.")
+    check_replaceable(path)
     program = export_program(config, prompt_index=prompt_index, early_stop=early_stop)
     outputs = OUTPUTS if config.keep_scores else OUTPUTS[:-1]
     graph = torch.onnx.export(

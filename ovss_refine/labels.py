@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SYNONYM, NAMED = "/", ":"
+MAX_BYTES = 1 << 24  # of a file of names or ids: some million lines
 GRAMMAR = '"cat, dog/puppy, background: wall/floor/sky"'
 
 
@@ -176,8 +177,15 @@ def read_labels(path: str | Path) -> Labels:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read the lines of a file without blank lines at its end; raise ValueError unless UTF-8."""
-    data = path.read_bytes()
+    """Read the lines of a file without blank lines at its end.
+
+    Raises:
+        ValueError: unless it is UTF-8 of at most `MAX_BYTES`.
+    """
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"`{path}` must have at most {MAX_BYTES:,} bytes of text; got more.")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "app": "door examples folders images modes segment sources values",
     "cli": "app checks door evaluation examples folders images reproduce segment sources values",
     "__main__": "cli",
-    "adapters": "checks values door baseline images",
+    "adapters": "checks values door baseline folders images",
 }
 VALUES = {
     "attention",

@@ -11,7 +11,6 @@ Axes: M classes, K prompts, S templates, D channels of the joint image-text spac
 import hashlib
 import inspect
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ovss_refine.folders.arrays import read_array
+from ovss_refine.folders.files import clear_leftovers, make_folder, write_whole
 from ovss_refine.labels import Labels, LabelsLike, as_labels, read_labels
 from ovss_refine.registry import require
 from ovss_refine_adapters.backbones.capture import undisturbed
@@ -85,8 +86,8 @@ def cached(
     path = folder / f"{name()}.npy"
     if path.is_file():
         try:
-            return torch.from_numpy(np.load(path, allow_pickle=False))
-        except (ValueError, EOFError) as error:
+            return torch.from_numpy(read_array(path))
+        except ValueError as error:
             warnings.warn(f"`{path}` is damaged ({error}); computed again.", stacklevel=3)
     embedding = compute()
     _write(path, embedding.cpu().numpy())
@@ -182,13 +183,10 @@ def _digest(model: nn.Module, tokens: Tensor, K: int) -> str:
 
 
 def _write(path: Path, features: Any) -> None:
-    """Write under a temporary name first, so that readers find a complete file or none."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            whole = Path(folder) / path.name
-            np.save(whole, features, allow_pickle=False)
-            whole.replace(path)
+        make_folder(path.parent)
+        clear_leftovers(path.parent)
+        write_whole(path, lambda file: np.save(file, features, allow_pickle=False))
     except OSError as error:
         warnings.warn(
             f"the embedding of text was not cached in `{path.parent}`: {error}", stacklevel=4

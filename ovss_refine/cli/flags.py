@@ -191,10 +191,16 @@ class _Flag:
             return key, json.loads(value)
         except json.JSONDecodeError:
             return key, value
+        except (ValueError, RecursionError):  # thousands of digits or brackets
+            raise ValueError(self._expected(text)) from None
 
     def _expected(self, text: str) -> str:
         metavar, example = self.metadata["metavar"], self.metadata["example"]
-        return f"must be {metavar} such as {example}; got {text!r}"
+        return f"must be {metavar} such as {example}; got {_short(text)!r}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _with_message(read: Callable[[str], Any]) -> Callable[[str], Any]:

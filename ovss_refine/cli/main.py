@@ -62,8 +62,8 @@ def _run(args: argparse.Namespace) -> int:
     except BrokenPipeError:  # the reader of the output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (OSError, TypeError, ValueError, ModuleNotFoundError) as err:
-        print(f"ovss-refine: error: {err}", file=sys.stderr)
+    except (OSError, TypeError, ValueError, MemoryError, ModuleNotFoundError) as err:
+        print(f"ovss-refine: error: {err or 'the inputs must fit in memory'}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("ovss-refine: stopped", file=sys.stderr)

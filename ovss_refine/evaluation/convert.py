@@ -25,6 +25,7 @@ from ovss_refine.evaluation import CONVERSIONS
 from ovss_refine.evaluation.dataset import IGNORE, load_dataset
 from ovss_refine.evaluation.reading import read_mask
 from ovss_refine.folders.files import write_whole
+from ovss_refine.folders.results import prepare_folder
 from ovss_refine.labels import read_lines
 from ovss_refine.registry import require
 
@@ -164,15 +165,9 @@ def convert(how: Conversion, source: Path, target: Path, *, overwrite: bool) -> 
         raise FileNotFoundError(
             f"`source` must have files that end in {' or '.join(how.ends)}; got none in `{source}`."
         )
-    existing = [path for _, path in pairs if path.exists()]
-    if existing and not overwrite:
-        raise FileExistsError(
-            f"`{existing[0]}` exists ({len(existing)} of {len(pairs)} results do); pass "
-            "--overwrite to replace them."
-        )
+    prepare_folder(target, [path for _, path in pairs], overwrite=overwrite, name="`target`")
     for path, result in tqdm(pairs, unit="map"):
         labels = Image.fromarray(apply(how.table, _read(path), str(path)))
-        result.parent.mkdir(parents=True, exist_ok=True)
         write_whole(result, partial(labels.save, format="PNG"))
     return len(pairs)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ovss_refine.attention import Attention, AttentionSource, affinity
 from ovss_refine.checks import check_number
-from ovss_refine.folders.files import read_arrays
+from ovss_refine.folders.arrays import read_arrays
 from ovss_refine.logits import Logits, LogitsSource
 
 PLAIN = (str, bytes, int, float, type(None))

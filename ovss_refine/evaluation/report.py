@@ -17,7 +17,7 @@ from ovss_refine.evaluation.batches import Sample
 from ovss_refine.evaluation.dataset import IGNORE, DataSet
 from ovss_refine.evaluation.metric import scores
 from ovss_refine.evaluation.totals import Totals
-from ovss_refine.folders.files import write_text, write_whole
+from ovss_refine.folders.files import make_folder, write_text, write_whole
 from ovss_refine.folders.tables import markdown_table, write_csv
 from ovss_refine.images import draw
 
@@ -97,7 +97,7 @@ def draw_rows(
     shown = sorted({int(label) for panel in panels.values() for label in np.unique(panel)})
     page = draw.with_legend(row, shown, [*dataset.names, "not labelled"], colours)
     path = out / "pictures" / f"{sample.id.replace('/', '_')}.png"
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     write_whole(path, partial(draw.write_png, image=page))
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ovss_refine.attention import Attention, affinity
 from ovss_refine.checks import check_shape
 from ovss_refine.config import RefineConfig
-from ovss_refine.folders.files import read_arrays
+from ovss_refine.folders.arrays import read_arrays
 from ovss_refine.images.read import read_image
 from ovss_refine.labels import read_labels
 from ovss_refine.refiner import refine

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ovss_refine.folders.files import MAX_JSON, parse_json, unwritable
+
 Record = dict[str, Any]
 PATTERN = "records.{rank}.jsonl"
 
@@ -33,7 +35,10 @@ class Records:
     def __init__(self, folder: Path, rank: int = 0) -> None:
         """Open and lock the file, and cut off an unfinished line."""
         self.path = folder / PATTERN.format(rank=rank)
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as err:
+            raise unwritable(self.path, err) from err
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._end = max((end for _, end in iterate(self.path)), default=0)
@@ -65,12 +70,11 @@ class Records:
         except OSError as err:
             with contextlib.suppress(OSError):  # otherwise the next run cuts the line off
                 os.ftruncate(self._fd, self._end)
-            raise OSError(
-                err.errno,
-                f"a result could not be written ({err.strerror}); earlier results are safe. Make "
-                "room and run the same command again to resume",
-                str(self.path),
-            ) from err
+            fix = (
+                "; a result could not be written, earlier results are safe. Make room and run the "
+                "same command again to resume"
+            )
+            raise unwritable(self.path, err, fix) from err
         self._end += len(line)
 
     def clear(self) -> None:
@@ -98,7 +102,7 @@ def iterate(path: Path) -> Iterator[tuple[Record, int]]:
     """
     end = 0
     with path.open("rb") as file:
-        for line in file:
+        while line := file.readline(MAX_JSON):
             body = line[9:-1]
             if line[-1:] != b"\n" or line[:9] != b"%08x " % zlib.crc32(body):
                 if file.read(1):
@@ -107,7 +111,7 @@ def iterate(path: Path) -> Iterator[tuple[Record, int]]:
                     )
                 return
             end += len(line)
-            yield json.loads(body), end
+            yield parse_json(body, path), end
 
 
 def read_all(folder: Path) -> Iterator[Record]:

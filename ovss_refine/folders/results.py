@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ovss_refine.folders.files import write_text
+from ovss_refine.folders.files import clear_leftovers, make_folder, read_json, write_text
 from ovss_refine.folders.manifest import environment, plain
 from ovss_refine.folders.records import PATTERN, Records
 
@@ -52,9 +52,10 @@ class ResultsFolder:
         self.path, self._manifest, self._overwrite = path, path / manifest, overwrite
         self._check_owner()
         self._created = [one for one in (path, *path.parents) if not one.exists()]
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         self.records = Records(path)  # those of this process, open for appending
         try:
+            clear_leftovers(path, deep=True)
             self._start(plain(settings), environment() | dict(started or {}))
         except BaseException:
             self.records.close()
@@ -110,7 +111,7 @@ class ResultsFolder:
     def _read(self) -> tuple[dict[str, Any], list[Any]]:
         """Read the settings and the starts; both are empty if there is no manifest."""
         try:
-            content = json.loads(self._manifest.read_text(encoding="utf-8"))
+            content = read_json(self._manifest)
             # Older versions of `segment` kept the last start only.
             starts = content["starts"] if "starts" in content else [content["started"]]
             return dict(content["settings"]), list(starts)
@@ -128,21 +129,31 @@ class ResultsFolder:
         return "" if self._overwrite is None else text
 
 
-def prepare_folder(path: Path, files: Sequence[Path], *, overwrite: bool) -> None:
+def prepare_folder(
+    path: Path, files: Sequence[Path], *, overwrite: bool, name: str = "`out`"
+) -> None:
     """Create a folder for `files` that a command writes once, without settings or records.
+
+    Args:
+        path: the folder.
+        files: in it, or in its sub-folders.
+        overwrite: replace files that exist.
+        name: what messages call the folder.
 
     Raises:
         FileExistsError: if a file exists and `overwrite` is not set, or if `path` is a file.
         OSError: if the folder cannot be written.
     """
-    check_writable(path)
+    check_writable(path, name)
     existing = [file for file in files if file.exists()]
     if existing and not overwrite:
         raise FileExistsError(
             f"`{existing[0]}` exists ({len(existing)} of {len(files)} results do); pass "
-            "--overwrite to replace, or another --out."
+            "--overwrite to replace them, or take another folder."
         )
-    path.mkdir(parents=True, exist_ok=True)
+    for folder in {path, *(file.parent for file in files)}:
+        make_folder(folder)
+        clear_leftovers(folder)
 
 
 def check_writable(path: Path, name: str = "`out`") -> None:

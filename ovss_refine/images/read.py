@@ -35,15 +35,17 @@ def read_image(path: Path, *, max_pixels: int | None = None) -> RGB:
     Args:
         path: the file.
         max_pixels: the largest image accepted, checked before decoding; None: Pillow's own limit,
-            twice `Image.MAX_IMAGE_PIXELS`.
+            twice `Image.MAX_IMAGE_PIXELS`, if it has one.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, or as `decode` does; the message names the file.
     """
     with _readable(str(path)):
-        opened = _open(path, max_pixels)
+        opened, limit = _open(path)
     with opened as image:
+        if max_pixels is None:
+            check_pixels(str(path), *image.size, limit, fix="")
         pixels = decode(image, str(path), max_pixels)
         with _readable(str(path)):
             frames = _frames(image)
@@ -66,6 +68,8 @@ def decode(image: Image.Image, name: str, max_pixels: int | None = None) -> RGB:
         ValueError: if it is too large, has more than 16 bits per channel or fractions, or cannot be
             decoded.
     """
+    if image.format == "EPS":
+        raise ValueError(f"`{name}` must be an image; got PostScript, a program that draws one.")
     check_pixels(name, *image.size, max_pixels)
     with _readable(name):
         pixels = _to_rgb(_upright(image))
@@ -74,12 +78,17 @@ def decode(image: Image.Image, name: str, max_pixels: int | None = None) -> RGB:
     return pixels
 
 
-def check_pixels(name: str, W: int, H: int, max_pixels: int | None) -> None:
+def check_pixels(
+    name: str,
+    W: int,
+    H: int,
+    max_pixels: int | None,
+    fix: str = " `max_pixels` (--max-pixels) raises the limit.",
+) -> None:
     """Raise ValueError if an image has more than `max_pixels`."""
     if max_pixels is not None and max_pixels < W * H:
         raise ValueError(
-            f"`{name}` must have at most {max_pixels:,} pixels; got {W} x {H} = {W * H:,}. "
-            "`max_pixels` (--max-pixels) raises the limit."
+            f"`{name}` must have at most {max_pixels:,} pixels; got {W} x {H} = {W * H:,}.{fix}"
         )
 
 
@@ -94,14 +103,12 @@ def _readable(name: str) -> Iterator[None]:
         raise ValueError(f"`{name}` must be a readable image; got {err}.") from err
 
 
-def _open(path: Path, max_pixels: int | None) -> Image.Image:
-    """Open an image file; a limit of our own replaces Pillow's."""
-    if max_pixels is None:
-        return Image.open(path)
+def _open(path: Path) -> tuple[Image.Image, int | None]:
+    """Open an image file of any size; return Pillow's limit on its pixels as well."""
     with _PILLOW_LIMIT:  # a global variable of Pillow, which only `open` reads
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(path)
+            return Image.open(path), None if before is None else 2 * before
         finally:
             Image.MAX_IMAGE_PIXELS = before
 

@@ -4,7 +4,6 @@ The folder of an evaluation is named after its settings, data and weights. A fin
 read, not repeated, even if its data or weights are gone.
 """
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ import torch
 
 from ovss_refine import __version__
 from ovss_refine.evaluation.rows import Variant
+from ovss_refine.folders.files import read_json
 from ovss_refine.folders.manifest import digest
 from ovss_refine.folders.records import read_all
 from ovss_refine.folders.results import MANIFEST
@@ -144,13 +144,13 @@ class ResultsStore:
 
 def read_results(folder: Path) -> dict[str, Any]:
     """Read the results of an evaluation."""
-    found: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = read_json(folder / "results.json")
     return found
 
 
 def read_machines(folder: Path) -> list[str]:
     """Return the machines that computed an evaluation, in the order of its starts."""
-    noted = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    noted = read_json(folder / MANIFEST)
     return list(dict.fromkeys(start["machine"] for start in noted["starts"]))
 
 

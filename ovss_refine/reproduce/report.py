@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ovss_refine.folders.files import write_text, write_whole
+from ovss_refine.folders.files import make_folder, write_text, write_whole
 from ovss_refine.folders.tables import markdown_table, write_csv
 from ovss_refine.reproduce.cells import Cell
 from ovss_refine.reproduce.curves import Panel, missing_library, write_plot
@@ -34,7 +34,7 @@ class Report:
 
     def write(self, out: Path) -> None:
         """Write .md, .csv and, if matplotlib is installed, .png into a folder."""
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         write_text(out / f"{self.table.name}.md", f"{self.text}\n")
         write_sheet(out / f"{self.table.name}.csv", [self])
         if self.curves and not missing_library():
@@ -56,7 +56,7 @@ def make_report(out: Path, table: PaperTable, cells: Sequence[Cell], outcome: Ou
 
 def write_sheet(path: Path, reports: Sequence[Report]) -> None:
     """Write the values of some reports as CSV, one a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_csv(path, [HEAD, *(row for report in reports for row in report.sheet)])
 
 

@@ -12,6 +12,7 @@ import torch
 from ovss_refine.evaluation.processes import ProcessGroup, join
 from ovss_refine.evaluation.request import EvaluateRequest
 from ovss_refine.evaluation.run import run_evaluate
+from ovss_refine.folders.files import check_replaceable, clear_leftovers
 from ovss_refine.folders.results import check_writable
 from ovss_refine.reproduce.cells import (
     TIMED,
@@ -115,13 +116,16 @@ def _outcome(
 
 
 def _check_outputs(request: ReproduceRequest) -> None:
-    """Check that the results can be written, before there are any."""
+    """Check that the results can be written, before there are any; clear what a kill left."""
     check_writable(request.out)
+    clear_leftovers(request.out)
     if request.csv is None:
         return
     if request.csv.is_dir():
         raise IsADirectoryError(f"`csv` must be a file; `{request.csv}` is a folder.")
+    check_replaceable(request.csv)
     check_writable(request.csv.parent, "the folder of `csv`")
+    clear_leftovers(request.csv.parent)
 
 
 def _columns(request: ReproduceRequest, tables: Sequence[PaperTable]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from ovss_refine.folders.files import write_whole
+from ovss_refine.folders.files import make_folder, write_whole
 from ovss_refine.images import draw
 from ovss_refine.segment.request import Outputs
 from ovss_refine.segmentation import Segmentation
@@ -55,7 +55,7 @@ def write_outputs(out: Path, name: str, segmentation: Segmentation, outputs: Out
         for old in set((out / f"{name}_masks").glob("*.png")) - set(paths):
             old.unlink()  # of a class found by an earlier run
     for path, write in zip(paths, files.values(), strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_whole(path, write)
     return paths
 

@@ -212,7 +212,7 @@ def test_existing_files_are_replaced_on_request_only(tmp_path):
     out = tmp_path / "out"
     prepare_folder(out, [out / "a", out / "b"], overwrite=False)
     (out / "b").touch()
-    says = r"`.*b` exists \(1 of 2 results do\); pass --overwrite to replace, or another --out"
+    says = r"`.*b` exists \(1 of 2 results do\); pass --overwrite to replace them, or take another"
     with pytest.raises(FileExistsError, match=says):
         prepare_folder(out, [out / "a", out / "b"], overwrite=False)
     prepare_folder(out, [out / "a", out / "b"], overwrite=True)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ovss_refine.folders.arrays import read_arrays
 from ovss_refine.images.convert import ImagesLike
 from ovss_refine.labels import Labels, LabelsLike
 from ovss_refine.logits import Logits
@@ -92,7 +92,7 @@ class NpzLogits:
 
         Raises:
             FileNotFoundError: if it has no file.
-            ValueError: if the file lacks the array, or does not fit the classes.
+            ValueError: if the file is damaged, lacks the array, or does not fit the classes.
         """
         return self.read(image_id)()
 
@@ -101,11 +101,9 @@ class NpzLogits:
         path = self.folder / f"{image_id}.npz"
         if not path.is_file():
             raise FileNotFoundError(f"`image_id` must have a file; `{path}` does not exist.")
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if self.key not in arrays:
-                raise ValueError(f"`{path}` must have an array {self.key!r}; got {arrays.files}.")
-            values = torch.from_numpy(arrays[self.key])
-            index = arrays["prompt_index"].tolist() if "prompt_index" in arrays else None
+        arrays = read_arrays(path, [self.key], optional=["prompt_index"])
+        values = torch.from_numpy(arrays[self.key])
+        index = arrays["prompt_index"].tolist() if "prompt_index" in arrays else None
         if self.classes is None:
             return partial(Logits, values, self.scale, index)
         if index is not None and index != list(self.classes.prompt_index):

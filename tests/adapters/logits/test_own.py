@@ -151,7 +151,7 @@ def test_files_have_their_own_prompts(folder):
 
 def test_other_arrays(folder):
     assert NpzLogits(folder, key="scores").for_image("other").values.shape == (3, 4, 5)
-    with pytest.raises(ValueError, match=r"must have an array 'logits'; got \['scores'\]"):
+    with pytest.raises(ValueError, match=r"must have the array 'logits'; got \['scores'\]"):
         NpzLogits(folder).for_image("other")
 
 
