@@ -186,7 +186,11 @@ def _read(path: Path) -> NDArray[np.int64]:
     """Read a label map: a PNG, or a MATLAB file with the variable `LabelMap`."""
     if path.suffix != ".mat":
         return read_mask(path)
-    content: Mapping[str, Any] = require("scipy.io", "models").loadmat(path)
+    loadmat = require("scipy.io", "models").loadmat
+    try:
+        content: Mapping[str, Any] = loadmat(path, variable_names=["LabelMap"])
+    except Exception as err:
+        raise ValueError(f"`{path}` must be a readable MATLAB file; got {err}.") from err
     if "LabelMap" not in content:
         raise ValueError(f"`{path}` must have the variable LabelMap; it is missing.")
     return np.asarray(content["LabelMap"]).astype(np.int64)

@@ -18,7 +18,7 @@ from ovss_refine.evaluation.rows import Baseline, choose, make_rows
 from ovss_refine.evaluation.totals import Totals
 from ovss_refine.folders.manifest import digest
 from ovss_refine.folders.records import Records
-from ovss_refine.folders.results import ResultsFolder, check_writable
+from ovss_refine.folders.results import ResultsFolder, check_results, check_writable
 
 HOME = Path("ovss-refine-results")
 # The fields of a data set that determine the labels; two runs must agree on them.
@@ -62,7 +62,8 @@ def _run(request: EvaluateRequest, group: ProcessGroup) -> dict[str, Any] | None
     table = choose(make_rows(request.config, baseline), request.rows)
     table |= {name: variant.label for name, variant in request.variants.items()}
     if group.leads:
-        check_writable(request.out or HOME)  # before the models are loaded
+        # Before the models are loaded.
+        check_writable(HOME) if request.out is None else check_results(request.out)
     logits, attention, settings = _make_sources(request, group, items, published)
     settings |= _settings(request, items, baseline, tuple(table)) | {"device": group.device.type}
     out = request.out or HOME / f"{dataset.name}-{digest(settings)}"

@@ -105,7 +105,7 @@ def _read_array(start: Callable[[], IO[bytes]], size: int) -> NDArray[Any]:
         raise ValueError(f"an array of format {version}; save plain numbers")
     read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
     shape, _, dtype = read(head)
-    if dtype.kind not in "biufc":
+    if dtype.kind not in "biufc" or dtype.char in "gG":  # no tensor has that precision
         raise ValueError(f"an array of type {dtype}; save plain numbers")
     held = size - head.tell()
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != held:

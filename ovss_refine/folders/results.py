@@ -12,7 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ovss_refine.folders.files import clear_leftovers, make_folder, read_json, write_text
+from ovss_refine.folders.files import (
+    check_replaceable,
+    clear_leftovers,
+    make_folder,
+    read_json,
+    write_text,
+)
 from ovss_refine.folders.manifest import environment, plain
 from ovss_refine.folders.records import PATTERN, Records
 
@@ -48,9 +54,8 @@ class ResultsFolder:
         overwrite: bool | None = None,
     ) -> None:
         """Check and lock the folder, and note this start in the manifest."""
-        check_writable(path)
+        check_results(path, manifest, overwrite=overwrite)
         self.path, self._manifest, self._overwrite = path, path / manifest, overwrite
-        self._check_owner()
         self._created = [one for one in (path, *path.parents) if not one.exists()]
         make_folder(path)
         self.records = Records(path)  # those of this process, open for appending
@@ -78,55 +83,43 @@ class ResultsFolder:
             for folder in self._created:
                 folder.rmdir()
 
-    def _check_owner(self) -> None:
-        """Raise unless the folder is new, empty or has a manifest."""
-        if self._overwrite or not self.path.exists():
-            return
-        if self._manifest.is_file():
-            self._read()
-            return
-        # A run that was killed early leaves nothing but an empty file of records.
-        begun = {path.name for path in self.path.glob(ALL_RECORDS) if not path.stat().st_size}
-        if others := [name for name in _visible(self.path) if name not in begun]:
-            among = self._hint(", or pass --overwrite to write among its files")
-            raise FileExistsError(
-                f"`out` must be a new or empty folder, or one with `{self._manifest.name}`; "
-                f"`{self.path}` has {others[0]!r}. Take another folder{among}."
-            )
-
     def _start(self, settings: dict[str, Any], started: dict[str, Any]) -> None:
         """Compare the settings with those of the results; add this start to the manifest."""
-        before, starts = self._read()
+        before, starts = _read(self._manifest, self._overwrite)
         if changed := differences(before, settings):
             if self.has_results() and not self._overwrite:
                 raise ValueError(
                     f"`out` must be a folder of the same settings; in `{self.path}` {changed}. "
-                    f"Take another folder{self._hint(', or pass --overwrite')}."
+                    f"Take another folder{_hint(self._overwrite, ', or pass --overwrite')}."
                 )
             self.records.clear()
             starts = []
         content = {"settings": settings, "starts": [*starts, plain(started)]}
         write_text(self._manifest, json.dumps(content, indent=1) + "\n")
 
-    def _read(self) -> tuple[dict[str, Any], list[Any]]:
-        """Read the settings and the starts; both are empty if there is no manifest."""
-        try:
-            content = read_json(self._manifest)
-            # Older versions of `segment` kept the last start only.
-            starts = content["starts"] if "starts" in content else [content["started"]]
-            return dict(content["settings"]), list(starts)
-        except FileNotFoundError:
-            return {}, []
-        except (ValueError, KeyError, TypeError):
-            if self._overwrite:
-                return {}, []
-            raise ValueError(
-                f"`{self._manifest}` must be the manifest of a results folder; it is damaged. Take "
-                f"another folder{self._hint(', or pass --overwrite')}."
-            ) from None
 
-    def _hint(self, text: str) -> str:
-        return "" if self._overwrite is None else text
+def check_results(path: Path, manifest: str = MANIFEST, *, overwrite: bool | None = None) -> None:
+    """Check that a `ResultsFolder` can be opened, apart from its settings; create nothing.
+
+    Raises:
+        FileExistsError: if `path` is a file, or a folder with other files.
+        ValueError: if the manifest is damaged.
+        OSError: if the folder cannot be written.
+    """
+    check_writable(path)
+    if overwrite or not path.exists():
+        return
+    if (path / manifest).is_file():
+        _read(path / manifest, overwrite)
+        return
+    # A run that was killed early leaves nothing but an empty file of records.
+    begun = {file.name for file in path.glob(ALL_RECORDS) if not file.stat().st_size}
+    if others := [name for name in _visible(path) if name not in begun]:
+        among = _hint(overwrite, ", or pass --overwrite to write among its files")
+        raise FileExistsError(
+            f"`out` must be a new or empty folder, or one with `{manifest}`; `{path}` has "
+            f"{others[0]!r}. Take another folder{among}."
+        )
 
 
 def prepare_folder(
@@ -145,7 +138,9 @@ def prepare_folder(
         OSError: if the folder cannot be written.
     """
     check_writable(path, name)
-    existing = [file for file in files if file.exists()]
+    existing = [file for file in files if os.path.lexists(file)]
+    for file in existing:
+        check_replaceable(file)
     if existing and not overwrite:
         raise FileExistsError(
             f"`{existing[0]}` exists ({len(existing)} of {len(files)} results do); pass "
@@ -168,7 +163,7 @@ def check_writable(path: Path, name: str = "`out`") -> None:
         OSError: if nothing can be written there.
     """
     try:
-        existing = next(one for one in (path, *path.parents) if os.path.lexists(one))
+        existing = next(one for one in (path, *path.parents) if _is_there(one))
         if not existing.is_dir():
             raise FileExistsError(f"{name} must be a folder; `{existing}` is a file.")
         with tempfile.TemporaryFile(dir=existing):
@@ -179,6 +174,28 @@ def check_writable(path: Path, name: str = "`out`") -> None:
         raise OSError(
             f"{name} must be a folder that can be written; `{path}`: {err.strerror}."
         ) from err
+
+
+def _read(manifest: Path, overwrite: bool | None) -> tuple[dict[str, Any], list[Any]]:
+    """Read the settings and the starts; both are empty if there is no manifest."""
+    try:
+        content = read_json(manifest)
+        # Older versions of `segment` kept the last start only.
+        starts = content["starts"] if "starts" in content else [content["started"]]
+        return dict(content["settings"]), list(starts)
+    except FileNotFoundError:
+        return {}, []
+    except (ValueError, KeyError, TypeError):
+        if overwrite:
+            return {}, []
+        raise ValueError(
+            f"`{manifest}` must be the manifest of a results folder; it is damaged. Take another "
+            f"folder{_hint(overwrite, ', or pass --overwrite')}."
+        ) from None
+
+
+def _hint(overwrite: bool | None, text: str) -> str:
+    return "" if overwrite is None else text
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -192,6 +209,15 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def _short(value: object) -> str:
     text = "absent" if value is None else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _is_there(path: Path) -> bool:
+    """Whether anything is at `path`, a broken link included; raises OSError if it cannot be."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _visible(folder: Path) -> list[str]:

@@ -143,8 +143,10 @@ class ResultsStore:
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Read the results of an evaluation."""
-    found: dict[str, Any] = read_json(folder / "results.json")
+    """Read the results of an evaluation; raises ValueError if they are damaged."""
+    found: Any = read_json(folder / "results.json")
+    if not isinstance(found, dict) or not {"images", "skipped", "rows"} <= found.keys():
+        raise ValueError(f"`{folder / 'results.json'}` must be results of `evaluate`; remove it.")
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,13 +104,14 @@ class NpzLogits:
             raise FileNotFoundError(f"`image_id` must have a file; `{path}` does not exist.")
         arrays = read_arrays(path, [self.key], optional=["prompt_index"])
         values = torch.from_numpy(arrays[self.key])
-        index = arrays["prompt_index"].tolist() if "prompt_index" in arrays else None
+        index = arrays.get("prompt_index")
         if self.classes is None:
-            return partial(Logits, values, self.scale, index)
-        if index is not None and index != list(self.classes.prompt_index):
+            own = None if index is None else torch.from_numpy(index)
+            return partial(Logits, values, self.scale, own)
+        if index is not None and not np.array_equal(index, self.classes.prompt_index):
             raise ValueError(
                 f"`prompt_index` of `{path}` must be that of `classes`, "
-                f"{list(self.classes.prompt_index)}; got {index}."
+                f"{list(self.classes.prompt_index)}; got {index.ravel()[:20].tolist()}."
             )
         return partial(_logits, values, self.scale, self.classes, str(path))
 
@@ -147,7 +149,7 @@ def _logits(values: Tensor, scale: float, classes: Labels | None, origin: str) -
     if classes is None:
         return Logits(values, scale)
     K = len(classes.all_prompts)
-    if values.shape[-3] != K:
+    if values.ndim > 2 and values.shape[-3] != K:
         raise ValueError(
             f"`{origin}` must have K={K} maps, one for each prompt of `classes`; got "
             f"{values.shape[-3]}."
