@@ -171,6 +171,13 @@ def test_a_refused_file_is_named(tmp_path, content, message):
         read_labels(tmp_path / "labels.txt")
 
 
+def test_a_file_of_gigabytes_is_refused(tmp_path):
+    with (tmp_path / "labels.txt").open("wb") as file:
+        file.truncate(1 << 40)  # takes no space on the disk
+    with pytest.raises(ValueError, match=r"labels.txt` must have at most 16,777,216 bytes of text"):
+        read_labels(tmp_path / "labels.txt")
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"no\.txt` must be an existing file of class names"

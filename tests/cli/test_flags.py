@@ -112,6 +112,8 @@ def test_every_kind_of_flag_reaches_its_field(words, name, value):
         ("--out o --logits l --attention a", "the following arguments are required: IMAGE"),
         (f"{REQUIRED} --logits-option b", "must be K=V such as a=1; got 'b'"),
         (f"{REQUIRED} --logits-option a-b=1", "must be K=V such as a=1; got 'a-b=1'"),
+        (f"{REQUIRED} --logits-option a=" + "[" * 3000, "must be K=V such as a=1; got 'a=[[["),
+        (f"{REQUIRED} --logits-option a=" + "9" * 5000, "must be K=V such as a=1; got 'a=999"),
         (f"{REQUIRED} --background 1", "must be INDEX,THRESHOLD such as 0,0.4; got '1'"),
         (f"{REQUIRED} --background 1,2,3", "must be INDEX,THRESHOLD such as 0,0.4; got '1,2,3'"),
         (f"{REQUIRED} --even 3", "argument --even: must be even; got '3'"),
@@ -125,7 +127,9 @@ def test_every_kind_of_flag_reaches_its_field(words, name, value):
 def test_unparsable_text_is_a_usage_error(capsys, words, text):
     with pytest.raises(SystemExit, match="2"):
         parsed(words)
-    assert text in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert text in error
+    assert len(error.splitlines()[-1]) < 300
 
 
 def test_values_are_checked_by_the_dataclass():

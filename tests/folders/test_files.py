@@ -1,5 +1,7 @@
 """Reading images, and writing files whole. More bad files are in cli/test_refine.py."""
 
+import errno
+import os
 import struct
 import threading
 import warnings
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovss_refine.folders.files import write_whole
+from ovss_refine.folders.files import read_json, write_whole
 from ovss_refine.images import MAX_PIXELS
 from ovss_refine.images.read import read_image
 
@@ -210,3 +212,60 @@ def test_threads_may_write_one_file(tmp_path):
         list(pool.map(write, range(8)))
     assert path.read_bytes() in content
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("path", ["folder", "pipe"])
+def test_only_files_are_replaced(tmp_path, path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match=rf"`.*{path}` must be a new or regular file; got a "):
+        write_whole(tmp_path / path, lambda file: file.write(b"whole"))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EDQUOT, None])
+def test_what_cannot_be_written_is_named_in_one_sentence(tmp_path, number):
+    def write(file):
+        raise OSError(number, os.strerror(number)) if number else OSError("encoder error")
+
+    with pytest.raises(OSError, match=r"^`.*/x` must be a file that can be written; got ") as err:
+        write_whole(tmp_path / "x", write)
+    assert err.value.errno == number
+    assert isinstance(err.value, PermissionError) == (number == errno.EACCES)
+    assert str(err.value).endswith(f"{os.strerror(number) if number else 'encoder error'}.")
+    assert list(tmp_path.iterdir()) == []
+
+
+JSON = {
+    "nested lists": b"[" * 200_000,
+    "nested and closed": b"[" * 100_000 + b"]" * 100_000,
+    "nested objects": b'{"a":' * 200_000,
+    "thousands of digits": b"9" * 5000,
+    "not UTF-8": b'"\xff"',
+    "nothing": b"",
+    "zeros": bytes(100),
+}
+
+
+@pytest.mark.parametrize("kind", JSON)
+def test_json_that_cannot_be_read_is_refused(tmp_path, kind):
+    path = tmp_path / "x.json"
+    path.write_bytes(JSON[kind])
+    with pytest.raises(ValueError, match=r"^`.*x\.json` must be readable JSON; got .*\.$"):
+        read_json(path)
+
+
+def test_json_of_hundreds_of_megabytes_is_refused(tmp_path):
+    path = tmp_path / "x.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # takes no space on the disk
+    with pytest.raises(ValueError, match=r"at most 67,108,864 bytes of JSON; got more\.$"):
+        read_json(path)
+
+
+def test_postscript_is_not_run(tmp_path, monkeypatch):
+    path = tmp_path / "x.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    monkeypatch.setattr(Image.Image, "load", None)
+    with pytest.raises(ValueError, match=r"`.*x\.png` must be an image; got PostScript"):
+        read_image(path)

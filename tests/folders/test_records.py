@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import zlib
 
 import pytest
 
@@ -131,3 +132,22 @@ def test_records_can_be_appended_after_clearing(tmp_path):
     kept.append(record("y"))
     kept.close()
     assert kept.path.read_bytes() == encode(record("y"))
+
+
+@pytest.mark.parametrize(("mark", "count"), [(b"[", 200_000), (b"9", 5000)])
+def test_a_record_that_cannot_be_read_is_refused(tmp_path, mark, count):
+    body = mark * count
+    path = tmp_path / "records.0.jsonl"
+    path.write_bytes(b"%08x %s\n" % (zlib.crc32(body), body))
+    with pytest.raises(ValueError, match=r"`.*records\.0\.jsonl` must be readable JSON; got "):
+        Records(tmp_path)
+
+
+def test_a_line_of_a_terabyte_is_cut_off_without_being_read(tmp_path):
+    kept = Records(tmp_path)
+    kept.append(record("x"))
+    kept.close()
+    size = kept.path.stat().st_size
+    os.truncate(kept.path, 1 << 40)  # takes no space on the disk
+    with pytest.raises(ValueError, match=rf"must have whole lines; the one at byte {size} is dam"):
+        Records(tmp_path)

@@ -217,3 +217,13 @@ def test_existing_files_are_replaced_on_request_only(tmp_path):
         prepare_folder(out, [out / "a", out / "b"], overwrite=False)
     prepare_folder(out, [out / "a", out / "b"], overwrite=True)
     assert names(out) == ["b"]
+
+
+DAMAGED = {"nested": b"[" * 200_000, "digits": b"9" * 5000, "list": b"[]", "not UTF-8": b"\xff"}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_manifest_that_cannot_be_read_is_refused(tmp_path, kind):
+    (tmp_path / "manifest.json").write_bytes(DAMAGED[kind])
+    with pytest.raises(ValueError, match=r"must be the manifest of a .*; it is damaged"):
+        start(tmp_path)

@@ -187,3 +187,39 @@ def test_real_files():
     assert logits.values.shape == (21, 33, 33)
     attention = torch.full((1089, 1089), 1 / 1089)
     assert Refiner()(logits, attention, torch.rand(3, 60, 70)).labels.shape == (60, 70)
+
+
+PROMPTS = {
+    "too many": (np.zeros(1 << 22, np.int64), ValueError, r"must have shape \[K=3\]"),
+    "two axes": (np.zeros((3, 1), np.int64), ValueError, r"must have shape \[K=3\]"),
+    "one number": (np.array(2), ValueError, r"must have shape \[K=3\]"),
+    "negative": (np.array([0, 1, -1]), ValueError, r"must be >= 0; got -1"),
+    "fractions": (np.array([0, 1, np.nan]), TypeError, "must hold whole numbers"),
+}
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_prompts_of_a_file_are_checked(tmp_path, kind):
+    index, error, text = PROMPTS[kind]
+    np.savez(tmp_path / "x.npz", logits=np.zeros((3, 2, 2)), prompt_index=index)
+    with pytest.raises(error, match=f"^`prompt_index` {text}"):
+        NpzLogits(tmp_path).for_image("x")
+    with pytest.raises(ValueError, match=r"^`prompt_index` of .* \[0, 0, 1\]; got \[") as err:
+        NpzLogits(tmp_path, ["a/b", "c"]).for_image("x")
+    assert len(str(err.value)) < 300
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 2), (3, 0, 2), (1, 3, 2, 2)])
+@pytest.mark.parametrize("classes", [None, ["a", "b", "c"]])
+def test_logits_of_another_shape_are_refused(tmp_path, shape, classes):
+    np.savez(tmp_path / "x.npz", logits=np.zeros(shape))
+    with pytest.raises(ValueError, match=r"^`.*` must have "):
+        NpzLogits(tmp_path, classes).logits(images(1), image_ids=["x"])
+
+
+def test_an_array_that_claims_terabytes_is_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", logits=np.zeros((3, 2, 2)))
+    data = (tmp_path / "x.npz").read_bytes().replace(b"(3, 2, 2), }      ", b"(3, 200000, 20000)")
+    (tmp_path / "x.npz").write_bytes(data)
+    with pytest.raises(ValueError, match=r"`.*x\.npz` must be a readable \.npz file; got "):
+        NpzLogits(tmp_path).for_image("x")
