@@ -68,11 +68,11 @@ def run_refine(request: RefineRequest) -> None:
         start = time.perf_counter()
         try:
             inputs = read_inputs(image, logits, attention, request.temperature)
+            result = inputs.refine(request.config)  # checks the prompts, which give M
             if names is not None and len(names) != inputs.M:
                 raise ValueError(
                     f"`{request.labels}` must name M={inputs.M} classes; got {len(names)}."
                 )
-            result = inputs.refine(request.config)
         except (TypeError, ValueError) as err:
             raise ValueError(f"{image.name}: {err}") from err
         found = result.segmentation(inputs.image, names)

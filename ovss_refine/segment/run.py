@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ovss_refine.folders.results import check_writable
 from ovss_refine.images.read import read_image
 from ovss_refine.segment.inputs import ImageFile, find_pictures
 from ovss_refine.segment.journal import Journal, fingerprint
@@ -34,6 +35,7 @@ def run_segment(request: SegmentRequest, segmenter: Segmenter | None = None) -> 
         ValueError: on inputs that do not match, or a folder of other settings.
         OSError: if results cannot be written.
     """
+    check_writable(request.out)
     segmenter = segmenter or Segmenter(
         request.logits,
         request.attention,

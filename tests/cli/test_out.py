@@ -81,6 +81,13 @@ def test_places_that_are_no_folder(tmp_path, capsys, name, out):
     assert Path("/dev/null").is_char_device()
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_links_that_lead_nowhere(tmp_path, capsys, name):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert main(command(name, tmp_path, str(tmp_path / "loop"))) == 2
+    check_one_line(capsys, "must be a folder", f"{tmp_path}/loop")
+
+
 @contextmanager
 def failing(number):
     """Let no file be created, as on a full disk or in a folder that cannot be written."""

@@ -2,8 +2,10 @@
 
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from dataclasses import fields
 
 import numpy as np
@@ -233,6 +235,13 @@ def test_cosines_are_warned_about(tmp_path, capsys, more, warned):
     assert re.fullmatch(text if warned else "", capsys.readouterr().err)
 
 
+def png_header(W, H):
+    """Make a PNG that claims a size, without pixels."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", W, H, 8, 2, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body
+    return start + struct.pack(">I", zlib.crc32(body)) + struct.pack(">I", 0) + b"IDAT" + bytes(4)
+
+
 def put(path, content):
     """Make a file of bytes, of an image or an array, or of arrays; truncate it or remove it."""
     path.parent.mkdir(exist_ok=True)
@@ -248,6 +257,10 @@ def put(path, content):
 
 
 NO_PROMPTS = {"logits": ZEROS, "prompt_index": np.zeros(0, int)}
+ENDLESS = {"logits": ZEROS, "prompt_index": np.array([0, 1, np.inf])}
+BELOW = {"logits": ZEROS, "prompt_index": np.array([0, 1, 1 << 63], np.uint64)}
+WORDS = {"logits": ZEROS, "prompt_index": np.array(["cat", "dog", "cow"])}
+BOMB = png_header(40_000, 30_000)
 APART = {f"i/{name}": RGB for name in ("y.bmp", "y.c.png", "y.png")}
 # Bad input: the files, the flags added to the command, the message.
 BAD = [
@@ -280,6 +293,14 @@ BAD = [
     ({"l/x.npz": {"logits": ZEROS[None]}}, "", r"`logits` must have shape \[K, h, w\]; got \[1, 3"),
     ({"l/x.npz": {"logits": ZEROS * np.nan}}, "", r"x\.png: `logits` must be finite; got 36 NaN"),
     ({"l/x.npz": NO_PROMPTS, "n": b"a\nb\nc"}, "--labels {}/n", r"x\.png: `prompt_index` must ha"),
+    ({"l/x.npz": ENDLESS, "n": b"a\nb\nc"}, "--labels {}/n", r"x\.png: `prompt_index` must hold"),
+    ({"l/x.npz": BELOW, "n": b"a\nb\nc"}, "--labels {}/n", r"x\.png: `prompt_index` must be >= 0"),
+    (
+        {"l/x.npz": WORDS},
+        "",
+        r"`.*l.x\.npz` must be a readable \.npz file; got an array of type",
+    ),
+    ({"i/x.png": BOMB}, "", r"`.*i.x\.png` must have at most [\d,]+ pixels; got 40000 x 30000"),
 ]
 
 
