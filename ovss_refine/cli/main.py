@@ -19,6 +19,8 @@ from ovss_refine.cli.reproduce import add_reproduce
 from ovss_refine.cli.segment import add_segment
 from ovss_refine.cli.sources import add_sources
 
+NO_MEMORY = "the inputs must fit in memory; got no more of it."
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its status, or 2 after printing an error.
@@ -63,7 +65,7 @@ def _run(args: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (OSError, TypeError, ValueError, MemoryError, ModuleNotFoundError) as err:
-        print(f"ovss-refine: error: {err or 'the inputs must fit in memory'}", file=sys.stderr)
+        print(f"ovss-refine: error: {err or NO_MEMORY}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("ovss-refine: stopped", file=sys.stderr)

@@ -42,10 +42,8 @@ def read_image(path: Path, *, max_pixels: int | None = None) -> RGB:
         ValueError: if it is damaged, or as `decode` does; the message names the file.
     """
     with _readable(str(path)):
-        opened, limit = _open(path)
+        opened = _open(path, max_pixels)
     with opened as image:
-        if max_pixels is None:
-            check_pixels(str(path), *image.size, limit, fix="")
         pixels = decode(image, str(path), max_pixels)
         with _readable(str(path)):
             frames = _frames(image)
@@ -68,8 +66,6 @@ def decode(image: Image.Image, name: str, max_pixels: int | None = None) -> RGB:
         ValueError: if it is too large, has more than 16 bits per channel or fractions, or cannot be
             decoded.
     """
-    if image.format == "EPS":
-        raise ValueError(f"`{name}` must be an image; got PostScript, a program that draws one.")
     check_pixels(name, *image.size, max_pixels)
     with _readable(name):
         pixels = _to_rgb(_upright(image))
@@ -78,17 +74,12 @@ def decode(image: Image.Image, name: str, max_pixels: int | None = None) -> RGB:
     return pixels
 
 
-def check_pixels(
-    name: str,
-    W: int,
-    H: int,
-    max_pixels: int | None,
-    fix: str = " `max_pixels` (--max-pixels) raises the limit.",
-) -> None:
+def check_pixels(name: str, W: int, H: int, max_pixels: int | None) -> None:
     """Raise ValueError if an image has more than `max_pixels`."""
     if max_pixels is not None and max_pixels < W * H:
         raise ValueError(
-            f"`{name}` must have at most {max_pixels:,} pixels; got {W} x {H} = {W * H:,}.{fix}"
+            f"`{name}` must have at most {max_pixels:,} pixels; got {W} x {H} = {W * H:,}. "
+            "`max_pixels` (--max-pixels) raises the limit."
         )
 
 
@@ -103,14 +94,22 @@ def _readable(name: str) -> Iterator[None]:
         raise ValueError(f"`{name}` must be a readable image; got {err}.") from err
 
 
-def _open(path: Path) -> tuple[Image.Image, int | None]:
-    """Open an image file of any size; return Pillow's limit on its pixels as well."""
+def _open(path: Path, max_pixels: int | None) -> Image.Image:
+    """Open an image file; a limit of our own replaces Pillow's, whose message is not ours."""
     with _PILLOW_LIMIT:  # a global variable of Pillow, which only `open` reads
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(path), None if before is None else 2 * before
+            image = Image.open(path)
         finally:
             Image.MAX_IMAGE_PIXELS = before
+    W, H = image.size
+    reason = "PostScript, a program that draws one" if image.format == "EPS" else ""
+    if max_pixels is None and before is not None and 2 * before < W * H:
+        reason = f"{W} x {H} = {W * H:,} pixels, more than {2 * before:,}"
+    if reason:
+        image.close()
+        raise ValueError(reason)
+    return image
 
 
 def _frames(image: Image.Image) -> int:

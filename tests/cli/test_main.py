@@ -12,9 +12,10 @@ import ovss_refine
 from forks import fresh
 from ovss_refine import RefineConfig
 from ovss_refine.app.request import AppRequest
-from ovss_refine.cli import parser
+from ovss_refine.cli import main, parser, refine_files
 from ovss_refine.cli.dataset import CheckRequest, ConvertRequest
 from ovss_refine.cli.flags import request_of
+from ovss_refine.cli.main import NO_MEMORY
 from ovss_refine.cli.refine import DemoRequest, RefineRequest
 from ovss_refine.evaluation.dataset import load_dataset
 from ovss_refine.evaluation.request import Chosen, EvaluateRequest
@@ -124,3 +125,14 @@ def test_the_package_runs_as_the_command():
     refused = run("refine", "--image", "i", "--logits", "l", "--attention", "a", "--out", "o")
     assert refused.returncode == 2
     assert refused.stderr.startswith("ovss-refine: error: `--image` must be")
+
+
+@pytest.mark.parametrize("text", ["", "no room for 4 TB"])
+def test_a_lack_of_memory_is_one_line(capsys, monkeypatch, text):
+    def fail(_):
+        raise MemoryError(text)
+
+    monkeypatch.setattr(refine_files, "run_demo", fail)
+    assert main(["demo"]) == 2
+    error = capsys.readouterr().err
+    assert error == f"ovss-refine: error: {text or NO_MEMORY}\n"

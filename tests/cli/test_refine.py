@@ -300,7 +300,7 @@ BAD = [
         "",
         r"`.*l.x\.npz` must be a readable \.npz file; got an array of type",
     ),
-    ({"i/x.png": BOMB}, "", r"`.*i.x\.png` must have at most [\d,]+ pixels; got 40000 x 30000"),
+    ({"i/x.png": BOMB}, "", r"`.*i.x\.png` must be a readable image; got 40000 x 30000 = "),
 ]
 
 
