@@ -65,7 +65,7 @@ def _run(args: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (OSError, TypeError, ValueError, MemoryError, ModuleNotFoundError) as err:
-        print(f"ovss-refine: error: {err or NO_MEMORY}", file=sys.stderr)
+        print(f"ovss-refine: error: {str(err) or NO_MEMORY}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("ovss-refine: stopped", file=sys.stderr)

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from ovss_refine.folders.files import read_json, write_whole
 from ovss_refine.images import MAX_PIXELS
@@ -266,6 +266,6 @@ def test_json_of_hundreds_of_megabytes_is_refused(tmp_path):
 def test_postscript_is_not_run(tmp_path, monkeypatch):
     path = tmp_path / "x.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
-    monkeypatch.setattr(Image.Image, "load", None)
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", None)
     with pytest.raises(ValueError, match=r"`.*x\.png` must be a readable image; got PostScript"):
         read_image(path)
