@@ -6,7 +6,7 @@ from PIL import Image
 
 from evaluation.trees import write_tree
 from ovss_refine.cli import main
-from ovss_refine.evaluation import CONVERSIONS
+from ovss_refine.evaluation import CONVERSIONS, convert
 from ovss_refine.evaluation.convert import apply, conversion
 from ovss_refine.evaluation.dataset import load_dataset
 
@@ -172,3 +172,14 @@ def test_nothing_to_convert(tmp_path, capsys):
         assert "must have files that end in" in capsys.readouterr().err
         assert main(["dataset", "convert", name, str(tmp_path / "x"), str(tmp_path)]) == 2
         assert "must be an existing folder of label maps" in capsys.readouterr().err
+
+
+TORN = b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM\x0e\0\0\0"
+
+
+@pytest.mark.parametrize("content", [b"", b"text", TORN])
+def test_a_damaged_matlab_file_is_named(tmp_path, content):
+    pytest.importorskip("scipy", reason="reading MATLAB files needs scipy")
+    (tmp_path / "x.mat").write_bytes(content)
+    with pytest.raises(ValueError, match=r"`.*x\.mat` must be a readable MATLAB file; got "):
+        convert._read(tmp_path / "x.mat")
