@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from machine import machine
+from ovss_refine.attention import Attention
 from ovss_refine.config import RefineConfig
 from ovss_refine.evaluation.batches import Batch
 from ovss_refine.evaluation.dataset import DataSet, load_dataset
@@ -111,6 +112,7 @@ def in_memory(job: Job, batches: list[Batch]) -> tuple[np.ndarray, dict[str, lis
     for batch in batches:
         assert isinstance(job.attention, NpzAttention)  # noqa: S101 - made above
         attention = job.attention.for_image(batch.samples[0].id)
+        assert isinstance(attention, Attention)  # noqa: S101 - of features
         attention = replace(attention, weights=attention.weights[None])  # type: ignore[index]
         images, logits = batch.images(device), batch.logits(device)
         for name, row in job.rows.items():

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 ROW_SUM_TOLERANCE = 1e-2
 # Tokens that a transformer has beside its patches: one for the class, four registers or so.
 MOST_EXTRA_TOKENS = 8
+NAMED_GRID = "`Attention(attn, grid=(gh, gw))`, or add `grid` = [gh, gw] to an .npz file"
 
 
 def check_shape(name: str, tensor: Tensor | None, spec: str, **known: int) -> dict[str, int]:
@@ -106,15 +107,14 @@ def find_grid(N: int, logits_size: tuple[int, int], image_size: tuple[int, int])
             f"`attn` must be over the h * w = {h * w} patches of the logits alone; got N={N}, like "
             f"a map with {extra} class or register tokens in front. Drop them and divide: "
             f"`attn = attn[..., {extra}:, {extra}:]; attn = attn / attn.sum(-1, keepdim=True)`. If "
-            "all are patches, pass `Attention(attn, grid=(gh, gw))`."
+            f"all are patches, pass {NAMED_GRID}."
         )
     shapes = (logits_size, image_size)
     if side * side == N and any(abs(side * math.sqrt(y / x) - side) < 1 for y, x in shapes):
         return side, side
     raise ValueError(
         f"`attn` must have N = h * w = {h * w} tokens (the logits' grid), or a square number for a "
-        f"square image or square logits; got N={N}. Pass `Attention(attn, grid=(gh, gw))` to name "
-        "its grid."
+        f"square image or square logits; got N={N}. Pass {NAMED_GRID}."
     )
 
 

@@ -15,6 +15,9 @@ NAMES: dict[str, Any] = {
     "metavar": "TXT",
     "help": f"class names of `{FOLDER}`, one a line (default: names.txt in the root)",
 }
+FIRST_IS_IGNORED: dict[str, Any] = {
+    "help": f"for `{FOLDER}`: 0 in the masks is not labelled, and 1 is the first class"
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +29,7 @@ class CheckRequest:
         metadata={"positional": True, "metavar": "ROOT", "help": "where the data set is"}
     )
     names: Path | None = field(default=None, metadata=NAMES)
+    first_is_ignored: bool = field(default=False, metadata=FIRST_IS_IGNORED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,16 +69,16 @@ def add_dataset(commands: Any) -> None:
     add_command(dataset, "convert", _convert, ConvertRequest, help="convert published label maps")
 
 
-def load(name: str, root: Path, names: Path | None) -> DataSet:
+def load(name: str, root: Path, names: Path | None, first_is_ignored: bool) -> DataSet:
     """Load a data set; for one's own folder, `names` is by default `names.txt` in the root."""
     if name == FOLDER and names is None:
         names = root / "names.txt"
-    return load_dataset(name, names=names)
+    return load_dataset(name, names=names, first_is_ignored=first_is_ignored)
 
 
 def _check(args: argparse.Namespace) -> None:
     request = request_of(args, CheckRequest)
-    dataset = load(request.name, request.root, request.names)
+    dataset = load(request.name, request.root, request.names, request.first_is_ignored)
     from ovss_refine.evaluation.check import check, expected, report
 
     try:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ovss_refine.cli.dataset import DATASET, NAMES, load
+from ovss_refine.cli.dataset import DATASET, FIRST_IS_IGNORED, NAMES, load
 from ovss_refine.cli.flags import add_command, add_flags, request_of
 from ovss_refine.evaluation.request import EvaluateRequest
 
@@ -23,11 +23,12 @@ def add_evaluate(commands: Any) -> None:
     )
     evaluate.add_argument("--dataset", required=True, **DATASET)
     evaluate.add_argument("--names", type=Path, **NAMES)
+    evaluate.add_argument("--first-is-ignored", action="store_true", **FIRST_IS_IGNORED)
     add_flags(evaluate, EvaluateRequest)
 
 
 def _run(args: argparse.Namespace) -> None:
-    dataset = load(args.dataset, args.root, args.names)
+    dataset = load(args.dataset, args.root, args.names, args.first_is_ignored)
     request = request_of(args, EvaluateRequest, dataset=dataset)
     from ovss_refine.evaluation.report import summary
     from ovss_refine.evaluation.run import run_evaluate

@@ -36,7 +36,11 @@ class RefineRequest:
         | {"help": ".npz file or folder; `logits` [K, h, w], optional `prompt_index` [K]"}
     )
     attention: Path = field(
-        metadata=PATH | {"help": ".npz file or folder; `attention` [N, N] or `features` [C, h, w]"}
+        metadata=PATH
+        | {
+            "help": ".npz file or folder; `attention` [N, N] with optional `grid` [2], or "
+            "`features` [C, h, w]"
+        }
     )
     temperature: float = field(
         default=0.05, metadata={"help": "of the affinity made from `features`, > 0"}

@@ -1,6 +1,7 @@
 """What `refine` and `demo` do: match the files, refine, write images, print a summary."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
@@ -17,7 +18,7 @@ from ovss_refine.examples import example_names, list_examples, read_example, rea
 from ovss_refine.folders.files import write_whole
 from ovss_refine.folders.results import prepare_folder
 from ovss_refine.images import draw
-from ovss_refine.images.read import IMAGE_SUFFIXES, by_stem, is_image_file
+from ovss_refine.images.formats import IMAGE_SUFFIXES, pick_images
 from ovss_refine.labels import read_labels
 from ovss_refine.segment.outputs import writers
 
@@ -119,9 +120,13 @@ def list_images(path: Path) -> list[Path]:
         raise FileNotFoundError(f"`--image` must be an existing image or folder; got `{path}`.")
     if path.is_file():
         return [path]
-    found = by_stem(filter(is_image_file, path.iterdir()))
+    found, lost = pick_images(path.iterdir())
     if not found:
-        raise ValueError(f"`{path}` must contain images ({', '.join(IMAGE_SUFFIXES)}); got none.")
+        raise ValueError(
+            f"`{path}` must contain images ({', '.join(IMAGE_SUFFIXES)}); got none. {lost}".rstrip()
+        )
+    if lost:
+        warnings.warn(lost, stacklevel=2)
     for one, two in pairwise(found):
         if one.stem == two.stem:
             raise ValueError(f"images must have different stems; got `{one.name}`, `{two.name}`.")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ovss_refine.attention import Attention
 from ovss_refine.logits import Logits
+from ovss_refine.refiner import as_attention
 
 # How many batches' worth of images may wait for others of their size.
 WAITING = 4
@@ -26,7 +27,10 @@ class Sample:
     image: NDArray[np.uint8]  # [H, W, 3] uint8 RGB
     truth: NDArray[np.uint8]  # [H, W] uint8 classes
     logits: Logits | None  # [K, h, w], if they are read from files
-    attention: Attention | None  # one map without a batch axis, if it is read from a file
+    # One map without a batch axis, if it is read from a file; a tensor if that names no grid.
+    attention: Attention | Tensor | None
+    # Whether the image has an EXIF orientation that its mask does not confirm: see `reading.Truth`.
+    unclear: bool = False
 
     def shapes(self) -> tuple[object, ...]:
         """Return what the samples of a batch must agree on."""
@@ -36,7 +40,9 @@ class Sample:
             self.image.shape,
             None if logits is None else (logits.values.shape, logits.scale),
             None if index is None else tuple(torch.as_tensor(index).tolist()),
-            None if attention is None else attention.grid,
+            attention.grid
+            if isinstance(attention, Attention)
+            else getattr(attention, "shape", None),
         )
 
 
@@ -57,10 +63,11 @@ class Batch:
         values = torch.stack([one.values for one in read]).to(device)
         return Logits(values, read[0].scale, read[0].prompt_index, read[0].names)
 
-    def attention(self, device: torch.device) -> Attention:
-        """Stack the attention that was read from files."""
+    def attention(self, device: torch.device, logits_size: tuple[int, int]) -> Attention:
+        """Stack the attention that was read from files, on grids that suit logits of (h, w)."""
+        H, W = self.samples[0].image.shape[:2]
         read = [sample.attention for sample in self.samples if sample.attention is not None]
-        return Attention.stack(read).to(device)
+        return Attention.stack([as_attention(x, logits_size, (H, W)) for x in read]).to(device)
 
 
 def batches(samples: Iterable[Sample], size: int) -> Iterator[Batch]:

@@ -7,13 +7,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from ovss_refine.evaluation.dataset import IGNORE, DataSet, Item
-from ovss_refine.evaluation.reading import check_size, read_mask, to_labels
+from ovss_refine.evaluation.dataset import FOLDER, IGNORE, DataSet, Item
+from ovss_refine.evaluation.notes import of_orientation, of_truth, some
+from ovss_refine.evaluation.reading import read_truth
+from ovss_refine.images.read import upright_size
 
 SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class _Sound:
+    """What a sound image and its mask add to the findings."""
+
+    id: str
+    pixels: dict[int, int]
+    unclear: bool
 
 
 @dataclass(slots=True)
@@ -25,6 +35,7 @@ class Findings:
     good: int = 0  # how many of them exist and have a sound mask of the same size
     # Number of pixels of each raw value in the sound masks.
     pixels: Counter[int] = field(default_factory=Counter)
+    unclear: list[str] = field(default_factory=list)  # ids: see `reading.Truth`
     problems: list[str] = field(default_factory=list)  # sentences, general ones first
     notes: list[str] = field(default_factory=list)  # what is unusual but allowed
 
@@ -48,15 +59,18 @@ def check(dataset: DataSet, root: Path, *, workers: int = 2, quiet: bool = False
                 found.problems.append(outcome)
             else:
                 found.good += 1
-                found.pixels.update(outcome)
+                found.pixels.update(outcome.pixels)
+                found.unclear += [outcome.id] * outcome.unclear
     found.problems += _orphans(dataset, base, items)
     official = dataset.official_images
     if official is not None and len(items) != official:
         found.notes.append(f"{len(items)} images; the official set has {official}.")
     first = int(dataset.first_is_ignored)  # the raw value of class 0
-    absent = [name for raw, name in enumerate(dataset.names, first) if not found.pixels[raw]]
-    if absent:
-        found.notes.append(f"{len(absent)} classes do not occur: {_some(absent)}.")
+    truth = [found.pixels[first + c] for c in range(dataset.M)]
+    found.notes += of_truth(dataset, truth, found.pixels.total() - sum(truth))
+    found.notes += of_orientation(found.unclear)
+    if lost := dataset.left_out(root):
+        found.notes.append(lost)
     return found
 
 
@@ -71,6 +85,7 @@ def expected(dataset: DataSet) -> str:
         f"  masks   {dataset.masks}/{star}{dataset.mask_suffix}\n"
         f"  split   {dataset.split or 'all images of the folder'}\n"
         f"  values  {low} to {dataset.highest}, the classes; {ignored.format(IGNORE)} ignored"
+        + (", and 0 with --first-is-ignored" if dataset.name == FOLDER and not low else "")
     )
 
 
@@ -85,20 +100,18 @@ def report(found: Findings, dataset: DataSet) -> str:
     return "\n".join(lines)
 
 
-def _check_item(dataset: DataSet, item: Item) -> str | dict[int, int]:
-    """Return what is wrong with an image, or the pixels of each raw value of its mask."""
+def _check_item(dataset: DataSet, item: Item) -> str | _Sound:
+    """Return what is wrong with an image or its mask, or what they hold."""
     if not item.image.is_file():
         though = ", though it has a mask" if item.mask.is_file() else ""
         return f"`{item.image}` is missing{though}."
     try:
-        raw = read_mask(item.mask)
-        to_labels(raw, dataset, str(item.mask))
-        with Image.open(item.image) as image:  # reads the header only
-            check_size(item, raw, image.size)
-    except (OSError, ValueError, SyntaxError) as err:
+        truth = read_truth(dataset, item, *upright_size(item.image))
+    except (OSError, ValueError) as err:
         return str(err)
-    counts = np.bincount(raw.ravel())
-    return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    counts = np.bincount(truth.raw.ravel())
+    present = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    return _Sound(item.id, present, truth.unclear)
 
 
 def _orphans(dataset: DataSet, base: Path, items: Sequence[Item]) -> Iterator[str]:
@@ -107,9 +120,4 @@ def _orphans(dataset: DataSet, base: Path, items: Sequence[Item]) -> Iterator[st
         return
     known = {*dataset.image_ids(base / dataset.images), *(item.id for item in items)}
     if orphans := [id for id in dataset.mask_ids(base / dataset.masks) if id not in known]:
-        yield f"{len(orphans)} masks have no image and are in no split: {_some(orphans)}."
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
+        yield f"{len(orphans)} masks have no image and are in no split: {some(orphans)}."

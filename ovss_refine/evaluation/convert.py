@@ -185,7 +185,7 @@ def _inputs(how: Conversion, source: Path) -> Iterator[tuple[Path, str]]:
 def _read(path: Path) -> NDArray[np.int64]:
     """Read a label map: a PNG, or a MATLAB file with the variable `LabelMap`."""
     if path.suffix != ".mat":
-        return read_mask(path)
+        return read_mask(path).values
     loadmat = require("scipy.io", "models").loadmat
     try:
         content: Mapping[str, Any] = loadmat(path, variable_names=["LabelMap"])

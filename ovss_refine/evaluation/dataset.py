@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ovss_refine.checks import check_flag
 from ovss_refine.evaluation.published import Published
+from ovss_refine.images.formats import IMAGE_SUFFIXES, left_out
 from ovss_refine.labels import Labels, read_labels, read_lines
 
 DESCRIPTIONS = Path(__file__).parent / "data_sets"
@@ -108,16 +110,25 @@ class DataSet:
         if not masks.is_dir():
             raise FileNotFoundError(f"`root` must hold masks of {self.name}; `{masks}` is missing.")
         found = {} if self.split else self._ids(images, self.image_suffix)
-        ids = self._split_ids(base) if self.split else sorted({*found, *self.mask_ids(masks)})
+        own = {} if self.split else self._ids(masks, (self.mask_suffix,))
+        ids = self._split_ids(base) if self.split else sorted({*found, *own})
         if not ids:
             raise ValueError(
                 f"`root` must hold images of {self.name}; got none in `{images}` that end in "
-                f"{' or '.join(self.image_suffix)}."
+                f"{' or '.join(self.image_suffix)}. {self.left_out(root)}".rstrip()
             )
         suffix = dict.fromkeys(ids, self.image_suffix[0]) | found
-        return [
-            Item(id, images / f"{id}{suffix[id]}", masks / f"{id}{self.mask_suffix}") for id in ids
-        ]
+        of_mask = dict.fromkeys(ids, self.mask_suffix) | own
+        return [Item(id, images / f"{id}{suffix[id]}", masks / f"{id}{of_mask[id]}") for id in ids]
+
+    def left_out(self, root: Path) -> str:
+        """Name the image files that are beside the images, but not of the data set; "" if none."""
+        if self.split:
+            return ""
+        folder = self.locate(root) / self.images
+        return left_out(
+            folder.rglob("*") if self.recursive else folder.iterdir(), self.image_suffix
+        )
 
     def _split_ids(self, base: Path) -> list[str]:
         path = base / str(self.split)
@@ -149,7 +160,7 @@ class DataSet:
                     f"{wanted} {len(others)} that end in {suffix}, `{others[0]}` the first. "
                     "`ovss-refine dataset convert` makes the missing masks."
                 )
-        return f"{wanted} none."
+        return f"{wanted} none. {left_out(masks.rglob('*'), (self.mask_suffix,))}".rstrip()
 
     def _ids(self, folder: Path, suffixes: Sequence[str]) -> dict[str, str]:
         """Map the ids in a folder to the suffixes of their files."""
@@ -214,21 +225,27 @@ def list_datasets() -> list[str]:
     return [*sorted(path.stem for path in DESCRIPTIONS.glob("*.toml")), FOLDER]
 
 
-def load_dataset(name: str, *, names: str | Path | None = None) -> DataSet:
+def load_dataset(
+    name: str, *, names: str | Path | None = None, first_is_ignored: bool = False
+) -> DataSet:
     """Read the description of a data set.
 
     Args:
         name: one of `list_datasets()`. "folder" is your own images/ and masks/.
         names: for "folder": the file of class names, as `read_labels` reads it.
+        first_is_ignored: for "folder": 0 in the masks is not labelled, and 1 is the first class.
 
     Raises:
-        ValueError: on an unknown name, a missing or superfluous `names`, or invalid class names.
+        ValueError: on an unknown name, a missing or superfluous option, or invalid class names.
         FileNotFoundError: if there is no such file.
     """
     if name == FOLDER:
-        return _own_folder(names)
-    if names is not None:
-        raise ValueError(f"`names` must be left out with {name}, which has its own; got `{names}`.")
+        return _own_folder(names, check_flag("first_is_ignored", first_is_ignored))
+    for option, value in (("names", names), ("first_is_ignored", first_is_ignored or None)):
+        if value is not None:
+            raise ValueError(
+                f"`{option}` must be left out with {name}, which has its own; got `{value}`."
+            )
     path = DESCRIPTIONS / f"{name}.toml"
     if name not in list_datasets():
         near = difflib.get_close_matches(name, list_datasets(), n=1)
@@ -243,18 +260,16 @@ def load_dataset(name: str, *, names: str | Path | None = None) -> DataSet:
     return DataSet(name=name, **values)
 
 
-def _own_folder(names: str | Path | None) -> DataSet:
+def _own_folder(names: str | Path | None, first_is_ignored: bool) -> DataSet:
     if names is None:
         raise ValueError(
             "`names` must be a file with one class name a line for the data set 'folder'; got None."
         )
-    from ovss_refine.images.read import IMAGE_SUFFIXES  # imports numpy, which `--help` must not
-
-    labels = read_labels(names)
-    if len(labels) > IGNORE:
+    labels, most = read_labels(names), IGNORE - first_is_ignored
+    if not 2 <= len(labels) <= most:
         raise ValueError(
-            f"`{names}` must name at most {IGNORE} classes, as {IGNORE} marks ignored pixels; got "
-            f"{len(labels)}."
+            f"`{names}` must name at least 2 and at most {most} classes, as {IGNORE} marks ignored "
+            f"pixels; got {len(labels)}. A background is a class."
         )
     return DataSet(
         name=FOLDER,
@@ -264,6 +279,7 @@ def _own_folder(names: str | Path | None) -> DataSet:
         masks="masks",
         image_suffix=IMAGE_SUFFIXES,
         mask_suffix=".png",
+        first_is_ignored=first_is_ignored,
         prompts={"names": dict(zip(labels.names, labels.synonyms, strict=True))},
     )
 

@@ -127,7 +127,8 @@ def _read(job: Job, item: Item) -> Callable[[], Sample]:
     image, truth = read_pair(job.request.dataset, item)
     logits = read_ahead(job.logits, item.id) if isinstance(job.logits, PerImage) else None
     attention = read_ahead(job.attention, item.id) if isinstance(job.attention, PerImage) else None
-    return lambda: Sample(item.id, image, truth, logits and logits(), attention and attention())
+    own = item.id, image, truth.labels
+    return lambda: Sample(*own, logits and logits(), attention and attention(), truth.unclear)
 
 
 def _measure(job: Job, batch: Batch, device: torch.device) -> list[Record]:
@@ -149,7 +150,10 @@ def _measure(job: Job, batch: Batch, device: torch.device) -> list[Record]:
     for i, sample in enumerate(batch.samples):
         own = {name: maps[i] for name, maps in labels.items()}
         counts = {n: pack(confusion(sample.truth, x, M, IGNORE)) for n, x in own.items()}
-        made.append({"id": sample.id, "counts": counts, "seconds": share})
+        ignored = int((sample.truth == IGNORE).sum())
+        notes = {"ignored": ignored} if ignored else {}
+        notes |= {"unclear": True} if sample.unclear else {}
+        made.append({"id": sample.id, "counts": counts, "seconds": share, **notes})
         if job.draw is not None:
             job.draw(sample, own)
     return made
@@ -169,7 +173,8 @@ def _forward(
         _check_classes(logits, job.request)
     with _timed(seconds, "attention", images.device):
         if isinstance(job.attention, PerImage):
-            return logits, batch.attention(images.device)
+            h, w = logits.values.shape[-2:]
+            return logits, batch.attention(images.device, (h, w))
         return logits, job.attention.attention(images)
 
 

@@ -7,17 +7,16 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from ovss_refine.attention import Attention, AttentionSource, affinity
+from ovss_refine.attention import Attention, AttentionSource
 from ovss_refine.checks import check_number
-from ovss_refine.folders.arrays import read_arrays
 from ovss_refine.logits import Logits, LogitsSource
+from ovss_refine.sources.files import read_attention
 
 PLAIN = (str, bytes, int, float, type(None))
 Value = TypeVar("Value", covariant=True)
@@ -38,12 +37,16 @@ class PerImage(Protocol[Value]):
 
 
 LogitsFrom = LogitsSource | PerImage[Logits]
-AttentionFrom = AttentionSource | PerImage[Attention]
+# A tensor is a map without its grid, which depends on the logits: `checks.find_grid`.
+AttentionFrom = AttentionSource | PerImage[Attention | Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class NpzAttention:
     """Attention from files: `<image id>.npz` with `attention` [N, N] or `features` [C, gh, gw].
+
+    `grid` [2] names the grid of `attention`; without it, the map takes the grid that `refine` gives
+    a bare tensor.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -63,8 +66,8 @@ class NpzAttention:
             raise FileNotFoundError(f"`folder` must be an existing folder; got `{self.folder}`.")
         check_number("temperature", self.temperature, 0, open_ends=True)
 
-    def for_image(self, image_id: str) -> Attention:
-        """Read the attention of one image, on the CPU.
+    def for_image(self, image_id: str) -> Attention | Tensor:
+        """Read the attention of one image, on the CPU; a tensor if its file names no grid.
 
         Raises:
             FileNotFoundError: if it has no file.
@@ -72,24 +75,15 @@ class NpzAttention:
         """
         return self.read(image_id)()
 
-    def read(self, image_id: str) -> Callable[[], Attention]:
+    def read(self, image_id: str) -> Callable[[], Attention | Tensor]:
         """Read the file of one image; return a function that makes the attention.
 
         Raises as `for_image` does.
         """
-        wanted = ["attention", "features"] if self.key is None else [self.key]
         path = self.folder / f"{image_id}.npz"
         if not path.is_file():
             raise FileNotFoundError(f"`{path}` must be the attention of an image; it is missing.")
-        ((key, array),) = read_arrays(path, wanted).items()
-        values = torch.from_numpy(array)
-        if key.startswith("features"):
-            return partial(affinity, values, self.temperature)
-        N = values.shape[-1] if values.ndim else 0
-        side = round(N**0.5)
-        if side * side != N:
-            raise ValueError(f"`{path}` must hold attention of a square grid; got N={N} patches.")
-        return partial(Attention, values, (side, side))
+        return read_attention(path, self.temperature, self.key)
 
 
 def read_ahead(source: PerImage[Value], image_id: str) -> Callable[[], Value]:

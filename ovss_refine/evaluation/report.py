@@ -5,7 +5,7 @@ Axes: M classes, (H, W) pixels.
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ovss_refine.evaluation.batches import Sample
 from ovss_refine.evaluation.dataset import IGNORE, DataSet
 from ovss_refine.evaluation.metric import scores
+from ovss_refine.evaluation.notes import is_binary, of_failures, of_orientation, of_shift, of_truth
 from ovss_refine.evaluation.totals import Totals
 from ovss_refine.folders.files import make_folder, write_text, write_whole
 from ovss_refine.folders.tables import markdown_table, write_csv
@@ -24,9 +25,18 @@ from ovss_refine.images import draw
 UNLABELLED = (255, 255, 255)
 
 
-def results(dataset: DataSet, totals: Totals) -> dict[str, Any]:
-    """Return the results in a form for JSON: percentages as in papers, None where undefined."""
+def results(dataset: DataSet, totals: Totals, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the results in a form for JSON: percentages as in papers, None where undefined.
+
+    Args:
+        dataset: names the classes.
+        totals: the sums over all images.
+        notes: what else the reader should know, in sentences.
+    """
     images = len(totals.done)
+    truth = next(iter(totals.counts.values())).sum(axis=1).tolist()
+    # No mean over the only class of masks whose other pixels are ignored, perhaps by mistake.
+    binary = is_binary(dataset, truth, totals.ignored)
 
     def mean_seconds(part: str) -> float | None:
         return totals.seconds.get(part, 0.0) / images if images else None
@@ -38,9 +48,9 @@ def results(dataset: DataSet, totals: Totals) -> dict[str, Any]:
     for name, counts in totals.counts.items():
         found = scores(counts)
         rows[name] = {
-            "miou": _percent(found.miou),
-            "accuracy": _percent(found.accuracy),
-            "mean_accuracy": _percent(found.mean_accuracy),
+            "miou": None if binary else _percent(found.miou),
+            "accuracy": None if binary else _percent(found.accuracy),
+            "mean_accuracy": None if binary else _percent(found.mean_accuracy),
             "seconds_per_image": mean_seconds(name),
             "iou": by_class(found.iou),
             "class_accuracy": by_class(found.class_accuracy),
@@ -49,25 +59,35 @@ def results(dataset: DataSet, totals: Totals) -> dict[str, Any]:
         "dataset": dataset.name,
         "images": images,
         "skipped": dict(sorted(totals.failures.items())),
+        "notes": [
+            *of_truth(dataset, truth, totals.ignored),
+            *of_shift(dataset, totals.counts),
+            *of_orientation(sorted(totals.unclear)),
+            *of_failures(totals.failures),
+            *notes,
+        ],
         "sources_seconds_per_image": mean_seconds("sources"),
         "rows": rows,
     }
 
 
 def summary(found: dict[str, Any]) -> str:
-    """Lay out the rows as a Markdown table."""
+    """Lay out the rows as a Markdown table, followed by the notes."""
     skipped = f", {len(found['skipped'])} skipped" if found["skipped"] else ""
     title = f"{found['dataset']}, {found['images']} images{skipped}"
     cells = [[title, "mIoU", "accuracy", "mean accuracy", "s/image"]]
     for name, row in found["rows"].items():
         numbers = [_cell(row[key]) for key in ("miou", "accuracy", "mean_accuracy")]
         cells.append([name, *numbers, f"{row['seconds_per_image'] or 0:.3f}"])
-    return markdown_table(cells, text_columns=1)
+    table = markdown_table(cells, text_columns=1)
+    return "\n".join([table, *[f"\nNote: {note}" for note in found["notes"]]])
 
 
-def write_results(out: Path, dataset: DataSet, totals: Totals) -> dict[str, Any]:
+def write_results(
+    out: Path, dataset: DataSet, totals: Totals, notes: Sequence[str] = ()
+) -> dict[str, Any]:
     """Write results.json, results.md, per_class.csv and confusion.npz; return the first."""
-    found = results(dataset, totals)
+    found = results(dataset, totals, notes)
     rows = found["rows"].values()
     header = ["class", *found["rows"]]
     by_class = [[name, *(row["iou"][name] for row in rows)] for name in dataset.names]

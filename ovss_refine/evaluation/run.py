@@ -8,7 +8,7 @@ from typing import Any
 from ovss_refine import __version__
 from ovss_refine.evaluation import report
 from ovss_refine.evaluation.batches import Sample
-from ovss_refine.evaluation.dataset import DataSet, Item, fingerprint
+from ovss_refine.evaluation.dataset import Item, fingerprint
 from ovss_refine.evaluation.engine import Job, LabelMaps, evaluate
 from ovss_refine.evaluation.inputs import AttentionFrom, LogitsFrom, files_digest, weights_digest
 from ovss_refine.evaluation.processes import ProcessGroup, join
@@ -55,7 +55,7 @@ def _run(request: EvaluateRequest, group: ProcessGroup) -> dict[str, Any] | None
     dataset = request.dataset
     items = dataset.items(request.root)[: request.limit]
     if request.on_error == "stop":
-        _check_files(dataset, items)
+        _check_files(request, items)
     # The user's options of the source apply to the decision as well.
     published = Published.of(dataset.method(request.logits.name) | dict(request.logits.options))
     baseline = baseline_of(request, published)
@@ -86,7 +86,8 @@ def _run(request: EvaluateRequest, group: ProcessGroup) -> dict[str, Any] | None
     if not group.leads:
         return None
     _check_results(items, totals, out)
-    return report.write_results(out, dataset, totals) | {"out": str(out)}
+    lost = dataset.left_out(request.root)
+    return report.write_results(out, dataset, totals, [lost] * bool(lost)) | {"out": str(out)}
 
 
 def _make_sources(
@@ -156,14 +157,15 @@ def _started(request: EvaluateRequest) -> dict[str, Any]:
     return {"root": str(request.root.resolve()), **options, **request.extra}
 
 
-def _check_files(dataset: DataSet, items: Sequence[Item]) -> None:
+def _check_files(request: EvaluateRequest, items: Sequence[Item]) -> None:
     """Raise ValueError if an image has no mask, or the reverse."""
     paths = [path for item in items for path in (item.image, item.mask)]
     if lacking := [path for path in paths if not path.is_file()]:
         raise ValueError(
             f"`root` must have an image and a mask for each of {len(items)} images; "
             f"{len(lacking)} are missing, `{lacking[0]}` the first. `ovss-refine dataset check "
-            f"{dataset.name}` lists them; --on-error skip leaves them out."
+            f"{request.dataset.name}` lists them; --on-error skip leaves them out. "
+            f"{request.dataset.left_out(request.root)}".rstrip()
         )
 
 

@@ -23,6 +23,8 @@ class Totals:
     done: set[str] = field(default_factory=set)  # ids of the images that have a result
     # For each image that could not be read and has no result, the reason.
     failures: dict[str, str] = field(default_factory=dict)
+    ignored: int = 0  # pixels of the truth that do not count
+    unclear: list[str] = field(default_factory=list)  # ids: see `reading.Truth`
 
 
 def add_up(folder: Path, rows: Sequence[str], M: int) -> Totals:
@@ -42,6 +44,8 @@ def add_up(folder: Path, rows: Sequence[str], M: int) -> Totals:
                 f"`{folder}` must have one result for each image; got two for {image_id!r}."
             )
         totals.done.add(image_id)
+        totals.ignored += record.get("ignored", 0)  # written if not 0, as is `unclear`
+        totals.unclear += [image_id] * record.get("unclear", False)
         for row in rows:
             add_packed(totals.counts[row], record["counts"][row])
         for part, seconds in record["seconds"].items():

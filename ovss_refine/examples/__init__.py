@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ovss_refine.attention import Attention, affinity
+from ovss_refine.attention import Attention
 from ovss_refine.checks import check_shape
 from ovss_refine.config import RefineConfig
 from ovss_refine.folders.arrays import read_arrays
@@ -18,6 +18,7 @@ from ovss_refine.images.read import read_image
 from ovss_refine.labels import read_labels
 from ovss_refine.refiner import refine
 from ovss_refine.result import RefineResult
+from ovss_refine.sources.files import read_attention
 
 EXAMPLES = Path(__file__).parent
 
@@ -29,7 +30,7 @@ class RefineInputs:
     Attributes:
         image: [H, W, 3] uint8.
         logits: [K, h, w] float.
-        attention: one map, without a batch axis.
+        attention: one map, without a batch axis; a tensor if its file names no grid.
         prompt_index: [K] class of each prompt; None: one class for each.
     """
 
@@ -73,10 +74,7 @@ def read_inputs(image: Path, logits: Path, attention: Path, temperature: float) 
     """
     arrays = read_arrays(logits, ["logits"], optional=["prompt_index"])
     index = arrays.get("prompt_index")
-    ((kind, values),) = read_arrays(attention, ["attention", "features"]).items()
-    made: Attention | torch.Tensor = torch.from_numpy(values)
-    if kind == "features":
-        made = affinity(torch.from_numpy(values), temperature)
+    made = read_attention(attention, temperature)()
     own = torch.from_numpy(arrays["logits"])
     check_shape("logits", own, "K h w")
     prompts = None

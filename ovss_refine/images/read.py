@@ -2,31 +2,18 @@
 
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+
+from ovss_refine.images.formats import RAW_SUFFIXES, how_to_read
 
 RGB = NDArray[np.uint8]
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _PILLOW_LIMIT = threading.Lock()
-
-
-def is_image_file(path: Path) -> bool:
-    """Whether a file has the suffix of an image; hidden files and folders do not count.
-
-    A broken link counts: reading it fails, and the failure is reported.
-    """
-    hidden = path.name.startswith(".")  # macOS puts such files next to every file that it copies
-    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden and not path.is_dir()
-
-
-def by_stem(paths: Iterable[Path]) -> list[Path]:
-    """Sort files by folder, then by stem."""
-    return sorted(paths, key=lambda path: (path.parent, path.stem, path.name))
 
 
 def read_image(path: Path, *, max_pixels: int | None = None) -> RGB:
@@ -41,15 +28,30 @@ def read_image(path: Path, *, max_pixels: int | None = None) -> RGB:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, or as `decode` does; the message names the file.
     """
-    with _readable(str(path)):
-        opened = _open(path, max_pixels)
+    return read_oriented(path, max_pixels)[0]
+
+
+def read_oriented(path: Path, max_pixels: int | None = None) -> tuple[RGB, int]:
+    """Do `read_image`; also return the EXIF orientation that was undone, 1 if there was none."""
+    with _readable(str(path), path):
+        opened = open_image(path, max_pixels)
     with opened as image:
-        pixels = decode(image, str(path), max_pixels)
+        pixels, orientation = _decode(image, str(path), max_pixels)
         with _readable(str(path)):
             frames = _frames(image)
     if frames > 1:
-        warnings.warn(f"`{path}` has {frames} frames; the first is used.", stacklevel=2)
-    return pixels
+        warnings.warn(f"`{path}` has {frames} frames; the first is used.", stacklevel=3)
+    return pixels, orientation
+
+
+def upright_size(path: Path) -> tuple[tuple[int, int], int]:
+    """Return the size (W, H) that `read_oriented` gives, and the orientation.
+
+    Reads only the header where that suffices. Raises as `read_image` does.
+    """
+    with _readable(str(path), path), open_image(path) as image:
+        orientation = orientation_of(image)
+        return (image.size if orientation == 1 else upright(image).size), orientation
 
 
 def decode(image: Image.Image, name: str, max_pixels: int | None = None) -> RGB:
@@ -66,12 +68,7 @@ def decode(image: Image.Image, name: str, max_pixels: int | None = None) -> RGB:
         ValueError: if it is too large, has more than 16 bits per channel or fractions, or cannot be
             decoded.
     """
-    check_pixels(name, *image.size, max_pixels)
-    with _readable(name):
-        pixels = _to_rgb(_upright(image))
-    if pixels is None:
-        raise ValueError(f"`{name}` must have values of 8 or 16 bits; got mode {image.mode!r}.")
-    return pixels
+    return _decode(image, name, max_pixels)[0]
 
 
 def check_pixels(name: str, W: int, H: int, max_pixels: int | None) -> None:
@@ -83,19 +80,53 @@ def check_pixels(name: str, W: int, H: int, max_pixels: int | None) -> None:
         )
 
 
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image that is not decoded yet; 1 if it has none.
+
+    Decoding a TIFF makes it upright and drops the tag.
+    """
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation)
+    except SyntaxError:  # in the EXIF block
+        return 1
+    return next((known for known in range(2, 9) if known == value), 1)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Decode an image and undo its EXIF orientation, if that can be read."""
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except SyntaxError:  # in the EXIF block: the pixels have been decoded
+        return image
+
+
+def _decode(image: Image.Image, name: str, max_pixels: int | None) -> tuple[RGB, int]:
+    check_pixels(name, *image.size, max_pixels)
+    with _readable(name):
+        orientation = orientation_of(image)
+        pixels = _to_rgb(upright(image))
+    if pixels is None:
+        raise ValueError(f"`{name}` must have values of 8 or 16 bits; got mode {image.mode!r}.")
+    return pixels, orientation
+
+
 @contextmanager
-def _readable(name: str) -> Iterator[None]:
+def _readable(name: str, path: Path | None = None) -> Iterator[None]:
     """Convert any exception of a decoder to a ValueError; each format has its own."""
     try:
         yield
     except (FileNotFoundError, MemoryError):
         raise
     except Exception as err:
-        raise ValueError(f"`{name}` must be a readable image; got {err}.") from err
+        fix = "" if path is None else how_to_read(path, _start(path))
+        raise ValueError(f"`{name}` must be a readable image; got {err}.{fix}") from err
 
 
-def _open(path: Path, max_pixels: int | None) -> Image.Image:
+def open_image(path: Path, max_pixels: int | None = None) -> Image.Image:
     """Open an image file; a limit of our own replaces Pillow's, whose message is not ours."""
+    if path.suffix.lower() in RAW_SUFFIXES and path.is_file():
+        raise ValueError("a raw file of a camera, of which Pillow reads a preview at best")
     with _PILLOW_LIMIT:  # a global variable of Pillow, which only `open` reads
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -112,20 +143,19 @@ def _open(path: Path, max_pixels: int | None) -> Image.Image:
     return image
 
 
+def _start(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(12)
+    except OSError:
+        return b""
+
+
 def _frames(image: Image.Image) -> int:
     # Phones append a second view or a depth map to a photograph (MPO): those do not count.
     if image.format == "MPO" or not getattr(image, "is_animated", False):
         return 1
     return int(getattr(image, "n_frames", 1))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Rotate an image by its EXIF orientation, if that can be read."""
-    image.load()
-    try:
-        return ImageOps.exif_transpose(image)
-    except SyntaxError:  # in the EXIF block: the pixels have been decoded
-        return image
 
 
 def _to_rgb(image: Image.Image) -> RGB | None:

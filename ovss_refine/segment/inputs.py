@@ -6,11 +6,12 @@ A name is the file's stem, preceded by the sub-folders that a pattern matched, s
 
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovss_refine.images.read import IMAGE_SUFFIXES, by_stem, is_image_file
+from ovss_refine.images.formats import IMAGE_SUFFIXES, by_stem, pick_images
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 MAGIC = re.compile(r"[*?[]")
@@ -33,7 +34,8 @@ def find_pictures(inputs: Sequence[str], out: Path) -> list[ImageFile]:
         out: folder of the results, whose images are skipped.
 
     Returns:
-        At least one, each file once.
+        At least one, each file once. Image files of other formats are left out with a warning that
+        counts them.
 
     Raises:
         FileNotFoundError: if there is nothing at an input.
@@ -75,12 +77,13 @@ def _expand(text: str, out: Path) -> list[ImageFile]:
         )
     if not path.is_dir():
         return [ImageFile(path.stem, path)]
-    found = by_stem(filter(is_image_file, path.iterdir()))
+    found, lost = pick_images(path.iterdir())
     if not found:
         raise ValueError(
             f"`{text}` must contain images ({', '.join(IMAGE_SUFFIXES)}); got none. To include "
-            f"sub-folders, pass '{path / '**' / '*'}'."
+            f"sub-folders, pass '{path / '**' / '*'}'. {lost}".rstrip()
         )
+    _warn(lost)
     return [ImageFile(image.stem, image) for image in found]
 
 
@@ -93,18 +96,27 @@ def _matching(pattern: str, out: Path) -> list[ImageFile]:
         parts.append("*")  # before Python 3.13 it matches folders only
     suffix = Path(parts[-1]).suffix
     any_kind = bool(suffix) and not MAGIC.search(suffix)  # "*.gif" means these files
-    found = [
-        ImageFile(path.relative_to(base).with_suffix("").as_posix(), path)
-        for path in by_stem(base.glob("/".join(parts[fixed:])))
-        if (not path.is_dir() if any_kind else is_image_file(path))
-        and out not in path.resolve().parents
+    matched = [
+        path
+        for path in base.glob("/".join(parts[fixed:]))
+        if out not in path.resolve().parents
         and not _is_hidden(path.relative_to(base), parts[fixed:])
     ]
+    found, lost = pick_images(matched)
+    if any_kind:
+        found, lost = by_stem(path for path in matched if not path.is_dir()), ""
     if not found:
         raise FileNotFoundError(
-            f"IMAGE must match an image outside of `--out`; got the pattern '{pattern}'."
+            f"IMAGE must match an image outside of `--out`; got the pattern '{pattern}'. "
+            f"{lost}".rstrip()
         )
-    return found
+    _warn(lost)
+    return [ImageFile(path.relative_to(base).with_suffix("").as_posix(), path) for path in found]
+
+
+def _warn(lost: str) -> None:
+    if lost:
+        warnings.warn(lost, stacklevel=4)
 
 
 def _is_hidden(path: Path, pattern: Sequence[str]) -> bool:

@@ -31,10 +31,10 @@ FLAGS = {
     "sources": "",
     "segment": f"IMAGE --labels --labels-file {SOURCES} --models-dir --out --overwrite --baseline "
     f"--masks --maps --rle --no-rle --batch-size --max-pixels {REFINEMENT}",
-    "evaluate": f"--dataset --root --names {SOURCES} --limit --rows --prompts "
+    "evaluate": f"--dataset --root --names --first-is-ignored {SOURCES} --limit --rows --prompts "
     "--probability-threshold --area-threshold --drop-background --out --on-error --batch-size "
     f"--workers --pictures {REFINEMENT}",
-    "dataset check": "NAME ROOT --names",
+    "dataset check": "NAME ROOT --names --first-is-ignored",
     "dataset convert": "NAME SOURCE TARGET --names --overwrite",
     "app": "--host --port --device --models-dir --max-bytes --max-pixels --no-browser",
 }

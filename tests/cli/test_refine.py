@@ -26,6 +26,7 @@ from ovss_refine.images.read import read_image
 ONE = "refine --image {}/i/x.png --logits {}/l/x.npz --attention {}/a/x.npz --out {}/out "
 ALL = "refine --image {}/i --logits {}/l --attention {}/a --out {}/out "
 RGB = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+FAIR = np.full((12, 12), 1 / 12)
 ZEROS, CUT = np.zeros((3, 4, 3), np.float32), slice(400)
 CLASSES = [f"class {index}" for index in range(300)]
 
@@ -280,6 +281,11 @@ BAD = [
     ({"n": b"\xff\xfe\x00"}, "--labels {}/n", r"`.*n` must be UTF-8 text; got UTF-16. Save it as"),
     ({"i/x.bmp": RGB}, ALL[7:], r"images must have different stems; got `x\.bmp`, `x\.png`\."),
     (APART, ALL[7:], r"images must have different stems; got `y\.bmp`, `y\.png`\."),
+    (
+        {"h/x.HEIC": b"text"},
+        "--image {}/h",
+        r"got none\. 1 image file .*\.heic \(1\).*heif-con",
+    ),
     ({}, "--image {}/l", r"`.*l` must contain images \(\.jpg, .*\); got none\."),
     ({"i/y.png": RGB}, "--image {}/i", r"`--logits` and `--attention` must be folders like"),
     ({"out/x_overlay.png": b"x"}, "", r"x_overlay\.png` exists \(1 of 2 .*pass --overwrite"),
@@ -289,6 +295,8 @@ BAD = [
     ({}, "--temperature 0", r"`temperature` must be a finite number > 0; got 0\.0\."),
     ({}, "--background 0,2", r"`background\[1\]` must be in \[0, 1\]; got 2\.0\."),
     ({}, "--background 3,0.4", r"x\.png: `background` must name one of the M=3 classes; got 3\."),
+    ({"a/x.npz": {"attention": FAIR, "grid": (2, 7)}}, "", r"x\.png: `grid` must be \(gh, gw\)"),
+    ({"a/x.npz": {"attention": FAIR, "grid": 12}}, "", r"`grid` in `.*` must be two whole numbers"),
     ({"a/x.npz": {"attention": np.ones((9, 9))}}, "", r"x\.png: the rows of .* must sum to one"),
     ({"l/x.npz": {"logits": ZEROS[None]}}, "", r"`logits` must have shape \[K, h, w\]; got \[1, 3"),
     ({"l/x.npz": {"logits": ZEROS * np.nan}}, "", r"x\.png: `logits` must be finite; got 36 NaN"),

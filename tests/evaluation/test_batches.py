@@ -49,7 +49,7 @@ def test_a_sample_that_waits_too_long_is_a_batch_of_its_own():
 def test_a_batch_stacks_its_samples():
     samples = [sample(i, seed=i) for i in range(3)]
     (batch,) = batches(samples, 3)
-    images, logits, attention = batch.images(CPU), batch.logits(CPU), batch.attention(CPU)
+    images, logits, attention = batch.images(CPU), batch.logits(CPU), batch.attention(CPU, (2, 2))
     assert images.is_contiguous()
     for i, one in enumerate(samples):
         np.testing.assert_array_equal(

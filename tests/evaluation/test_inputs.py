@@ -11,7 +11,6 @@ from torch import nn
 from evaluation.trees import CLASSES, write_arrays, write_tree
 from ovss_refine.attention import affinity
 from ovss_refine.cli import main
-from ovss_refine.evaluation import inputs as sources
 from ovss_refine.evaluation.inputs import (
     NpzAttention,
     PerImage,
@@ -20,6 +19,7 @@ from ovss_refine.evaluation.inputs import (
 )
 from ovss_refine.evaluation.request import Chosen
 from ovss_refine.labels import parse_labels
+from ovss_refine.sources import files as sources
 
 CPU = torch.device("cpu")
 
@@ -39,11 +39,14 @@ def test_attention_from_features_and_from_maps(tmp_path, rng):
     made = source.for_image("x")
     torch.testing.assert_close(made.weights, affinity(features, 0.2).weights, rtol=0, atol=0)
     assert made.grid == (3, 4)
-    weights = rng.random((9, 9))
+    weights = rng.random((6, 6))
     weights /= weights.sum(1, keepdims=True)
     np.savez(tmp_path / "y.npz", attention=weights, features_2=rng.random((3, 2, 2)))
-    assert source.for_image("y").grid == (3, 3)
+    bare = source.for_image("y")  # its grid depends on the logits
+    torch.testing.assert_close(bare, torch.from_numpy(weights), rtol=0, atol=0)
     assert NpzAttention(tmp_path, key="features_2").for_image("y").grid == (2, 2)
+    np.savez(tmp_path / "z.npz", attention=weights, grid=(3, 2))
+    assert source.for_image("z").grid == (3, 2)
 
 
 def test_invalid_attention_files_are_refused(tmp_path, rng):
@@ -59,9 +62,17 @@ def test_invalid_attention_files_are_refused(tmp_path, rng):
     np.savez(tmp_path / "x.npz", other=np.ones(3))
     with pytest.raises(ValueError, match="must have the array 'attention' or 'features'"):
         source.for_image("x")
-    np.savez(tmp_path / "x.npz", attention=np.full((6, 6), 1 / 6))
-    with pytest.raises(ValueError, match="attention of a square grid; got N=6 patches"):
-        source.for_image("x")
+    fair = np.full((6, 6), 1 / 6)
+    for arrays, message in (
+        ({"attention": 2 * fair}, "rows of the attention `weights` must sum to one"),
+        ({"attention": fair[0, 0]}, r"`weights` must have shape"),
+        ({"attention": fair, "grid": (2, 4)}, r"gh \* gw = N=6, one patch per token; got \(2, 4\)"),
+        ({"attention": fair, "grid": (2.0, 3.0)}, r"two whole numbers \[gh, gw\]; got \[2\.0, 3"),
+        ({"attention": fair, "grid": 6}, r"`grid` in `.*x\.npz` must be two whole numbers"),
+    ):
+        np.savez(tmp_path / "x.npz", **arrays)
+        with pytest.raises(ValueError, match=message):
+            source.for_image("x")
 
 
 def test_a_named_source_gets_classes_and_device(monkeypatch):

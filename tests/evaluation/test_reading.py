@@ -21,7 +21,9 @@ def test_label_rule_of_every_data_set(tmp_path, name):
     write_tree(tmp_path, name)
     dataset = load(tmp_path, name)
     for item in dataset.items(tmp_path):
-        image, labels = read_pair(dataset, item)
+        image, truth = read_pair(dataset, item)
+        labels = truth.labels
+        assert not truth.unclear
         np.testing.assert_array_equal(labels, read_labels(tmp_path, name, item.id))
         assert image.shape == (*labels.shape, 3)
         assert 255 in labels
@@ -51,12 +53,12 @@ def test_palettes_do_not_change_labels(tmp_path):
     mask.save(tmp_path / "m.png")
     with Image.open(tmp_path / "m.png") as written:
         assert written.mode == "P"
-    assert read_mask(tmp_path / "m.png").tolist() == values.tolist()
+    assert read_mask(tmp_path / "m.png").values.tolist() == values.tolist()
 
 
 def test_16_bits_are_read_completely(tmp_path):
     Image.fromarray(np.array([[258]], dtype=np.uint16)).save(tmp_path / "m.png")
-    assert read_mask(tmp_path / "m.png").tolist() == [[258]]
+    assert read_mask(tmp_path / "m.png").values.tolist() == [[258]]
 
 
 def test_damage_is_named(tmp_path):

@@ -56,6 +56,10 @@ def test_the_summary_is_an_aligned_table(totals):
         "| ------------------------- | -----: | -------: | ------------: | ------: |",
         "| baseline                  |  77.50 |    87.50 |         87.50 |   0.250 |",
         "| refined                   | 100.00 |   100.00 |        100.00 |   0.500 |",
+        "",
+        "Note: 1 class does not occur in the masks: sea.",
+        "",
+        "Note: 1 image was skipped. z: no mask",
     ]
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from evaluation.trees import CLASSES, LAYOUTS, read_labels, write_arrays, write_tree
-from ovss_refine import Refiner, joint_bilateral_upsample
+from ovss_refine import Attention, Refiner, joint_bilateral_upsample
 from ovss_refine.attention import affinity
 from ovss_refine.cli import main
 from ovss_refine.evaluation import ROWS, engine
@@ -388,3 +388,72 @@ def test_real_photographs_without_background(tmp_path):
     hits, union = total.diagonal(), total.sum(0) + total.sum(1) - total.diagonal()
     wanted = 100 * np.mean(hits[union > 0] / union[union > 0])
     assert found["miou"] == pytest.approx(wanted, abs=0.02)
+
+
+def write_maps(root, ids, M, grids, named, seed=0):
+    """Write random logits on the first of `grids`, and attention on the others in turn."""
+    rng = np.random.default_rng(seed)
+    for i, id in enumerate(ids):
+        gh, gw = grids[1:][i % len(grids[1:])]
+        weights = rng.random((gh * gw, gh * gw))
+        weights /= weights.sum(1, keepdims=True)
+        arrays = {"logits": 3 * rng.normal(size=(M, *grids[0])), "attention": weights}
+        path = root / "arrays" / f"{id}.npz"
+        path.parent.mkdir(exist_ok=True)
+        np.savez(path, **arrays, **({"grid": (gh, gw)} if named else {}))
+
+
+@pytest.mark.parametrize(
+    ("grids", "named"),
+    [
+        ([(3, 4), (3, 4)], False),  # the logits' own grid
+        ([(2, 2), (3, 4)], True),
+        ([(3, 4), (3, 4), (2, 8), (4, 4), (5, 2)], True),
+        ([(3, 3), (5, 5)], False),  # square logits, square attention
+    ],
+)
+def test_attention_on_any_grid(tmp_path, grids, named):
+    """The same files give the same labels in Python, by `refine` and by `evaluate`."""
+    ids = write_tree(tmp_path, "folder", 4)
+    write_maps(tmp_path, ids, 5, grids, named)
+    batch = ("--batch-size", "2")
+    assert main(arguments(tmp_path, "folder", "--rows", "refined", *batch)) == 0
+    _, counts = numbers(tmp_path / "out")
+    arrays = str(tmp_path / "arrays")
+    files = ["--logits", arrays, "--attention", arrays, "--out", str(tmp_path / "labels")]
+    assert main(["refine", "--image", str(tmp_path / "images"), *files]) == 0
+    total = np.zeros((5, 5), dtype=int)
+    for i, id in enumerate(ids):
+        with np.load(tmp_path / "arrays" / f"{id}.npz") as one:
+            attention = Attention(one["attention"], grids[1:][i % len(grids[1:])])
+            image = tmp_path / "images" / f"{id}.jpg"
+            labels = Refiner()(one["logits"], attention, image).labels.numpy()
+        with Image.open(tmp_path / "labels" / f"{id}_labels.png") as drawn:
+            np.testing.assert_array_equal(labels, np.asarray(drawn))
+        truth = read_labels(tmp_path, "folder", id)
+        np.add.at(total, (truth[truth != 255], labels[truth != 255]), 1)
+    assert np.abs(total - counts["refined"]).sum() <= 0.005 * total.sum()
+
+
+@pytest.mark.parametrize(
+    ("N", "message"),
+    [
+        (
+            13,
+            r"got N=13, like a map with 1 class .* `attn = attn\[\.\.\., 1:, 1:\]; attn = ",
+        ),
+        (16, r"got N=16, like a map with 4 class or register tokens"),
+        (64, r"or a square number .*; got N=64\. .*add `grid` = \[gh, gw\] to an \.npz file"),
+        (30, r"or a square number .*; got N=30\. .*add `grid` = \[gh, gw\] to an \.npz file"),
+    ],
+)
+def test_attention_on_an_unknown_grid_is_refused(tmp_path, capsys, N, message):
+    """The commands refuse what `refine` refuses, with the name of the image."""
+    (id,) = write_tree(tmp_path, "folder", 1)
+    write_maps(tmp_path, [id], 5, [(3, 4), (1, N)], named=False)
+    assert main(arguments(tmp_path, "folder")) == 2
+    assert re.search(f"error: {id}: .*{message}", capsys.readouterr().err)
+    image, arrays = tmp_path / "images" / f"{id}.jpg", str(tmp_path / "arrays" / f"{id}.npz")
+    files = ["--image", str(image), "--logits", arrays, "--attention", arrays]
+    assert main(["refine", *files, "--out", str(tmp_path / "labels")]) == 2
+    assert re.search(f"error: {id}.jpg: .*{message}", capsys.readouterr().err)

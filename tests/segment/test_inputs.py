@@ -38,6 +38,7 @@ def found(inputs, out):
         ("p/?/**", {"a/x": "p/a/x.jpg", "b/x": "p/b/x.png", "b/c/y": "p/b/c/y.webp"}),
     ],
 )
+@pytest.mark.filterwarnings("ignore:1 image file is left out.*gif")
 @pytest.mark.parametrize("absolute", [False, True])
 def test_names(photos, inputs, names, absolute):
     prefix = f"{photos}/" if absolute else ""
@@ -89,9 +90,35 @@ def test_a_tilde_without_a_home_is_a_character(photos):
         found("~nobody/x", photos / "out")
 
 
+@pytest.mark.filterwarnings("ignore:1 image file is left out.*gif")
 def test_hidden_folders_are_skipped_unless_named(photos):
     (photos / "p" / ".small").mkdir()
     (photos / "p" / ".small" / "s.png").touch()
     assert ".small/s" not in found("p/**/*", photos / "out")
     assert found("p/.small/*", photos / "out") == {"s": "p/.small/s.png"}
     assert list(found("p/.s*/*", photos / "out")) == [".small/s"]
+
+
+@pytest.mark.parametrize("inputs", ["q", "q/*", "q/**/*"])
+def test_image_files_that_are_left_out_are_counted_and_named(photos, inputs):
+    names = "a.jpg IMG_1.HEIC IMG_2.heic b.NEF c.jxl notes.txt a.npz .d.heic"
+    (photos / "q" / "out").mkdir(parents=True)
+    (photos / "q" / "out" / "x.heic").touch()
+    for name in names.split():
+        (photos / "q" / name).touch()
+    with pytest.warns(UserWarning, match="left out") as caught:
+        assert found(inputs, photos / "q" / "out") == {"a": "q/a.jpg"}
+    (warning,) = caught
+    text = "4 image files are left out, `q/IMG_1.HEIC` the first: .heic (2), .jxl (1), .nef (1)."
+    assert text in str(warning.message)
+    assert "heif-convert" in str(warning.message)
+    assert "raw files" in str(warning.message)
+
+
+def test_a_folder_of_images_that_are_not_read(photos):
+    (photos / "q").mkdir()
+    (photos / "q" / "x.HEIF").touch()
+    for inputs in ("q", "q/*"):
+        with pytest.raises((ValueError, FileNotFoundError), match=r"\.heif \(1\).*HEIC and HEIF"):
+            found(inputs, photos / "out")
+    assert found("q/*.HEIF", photos / "out") == {"x": "q/x.HEIF"}  # tried, as it is named
