@@ -121,7 +121,7 @@ def _pick(rng, named):
 
 
 def _grid(rng):
-    side, other = (int(x) for x in rng.integers(2, 8, 2))
+    side, other = (int(x) for x in rng.integers(2, 7, 2))
     grids = {
         "one patch": (1, 1),
         "a row": (1, side * other),
@@ -253,7 +253,7 @@ def _options(rng, M):
         "sinkhorn_iterations": [1, 2, 10, 50],
         "tau": [0.01, 0.3, 0.6, 0.99, rng.uniform(0.01, 0.99)],
         "criterion": ["first_passage", "increment"],
-        "max_steps": [1, 2, 10, 100],
+        "max_steps": [1, 2, 10, 30, 100],
         "ipf_rounds": [1, 2, 5, 15],
         "propagation_steps": [0, 1, 3, 7],
         "sigma_spatial": [0.1, 0.5, 1.0, 3.0, 100.0],
