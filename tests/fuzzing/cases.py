@@ -85,7 +85,7 @@ def draw(seed):
     shape, grid = _grid(rng)
     K = _pick(rng, {"one prompt": 1, "few prompts": rng.integers(2, 7), "forty": 40, "many": 1000})
     K = int(rng.integers(2, 7)) if K[1] == 1000 and rng.random() < 0.7 else int(K[1])
-    B = int(rng.choice([1, 1, 2, 3]))
+    B = int(rng.choice([1, 1, 1, 2, 3]))
     size = grid
     if rng.random() < 0.4:
         size = tuple(int(x) for x in rng.integers(1, 8, 2))

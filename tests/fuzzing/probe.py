@@ -1,6 +1,5 @@
 """One call of the library, watched: what it raises, changes, warns of, and how long it takes."""
 
-import os
 import random
 import re
 import resource
@@ -111,7 +110,7 @@ def frozen(x):
         yield repr(x.tolist()) if x.dtype == object else x.tobytes()
     elif isinstance(x, dict):
         yield from frozen([*x.keys(), *x.values()])
-    elif isinstance(x, (list, tuple)) and not all(isinstance(one, int) for one in x):
+    elif isinstance(x, (list, tuple)) and not all(isinstance(one, (int, str)) for one in x):
         for one in x:
             yield from frozen(one)
     elif is_dataclass(x) and not isinstance(x, type):
@@ -152,8 +151,6 @@ def global_state():
         ),
         "denormals": float(torch.tensor(1e-39, dtype=torch.float32, device="cpu") * 1),
         "NumPy's errors": str(np.geterr()),
-        "environment": dict(os.environ),
-        "folder": str(os.getcwd()),  # noqa: PTH109
     }
 
 
