@@ -86,13 +86,11 @@ def draw(seed):
     K = _pick(rng, {"one prompt": 1, "few prompts": rng.integers(2, 7), "forty": 40, "many": 1000})
     K = int(rng.integers(2, 7)) if K[1] == 1000 and rng.random() < 0.7 else int(K[1])
     B = int(rng.choice([1, 1, 1, 2, 3]))
-    size = grid
-    if rng.random() < 0.4:
-        size = tuple(int(x) for x in rng.integers(1, 8, 2))
+    look, image = _image(rng, B)
+    size = grid if rng.random() < 0.6 else _other_size(rng, *image.shape[2:])
     kind = str(rng.choice(list(LOGITS)))
     logits = torch.from_numpy(LOGITS[kind](rng, (B, K, *size))).to(FLOATS[rng.integers(5)])
     sort, weights, factors = _attention(rng, B, grid[0] * grid[1])
-    look, image = _image(rng, B)
     index = _prompt_index(rng, K)
     options = _options(rng, K if index is None else max(index) + 1)
     if kind == "cosines":
@@ -133,6 +131,15 @@ def _grid(rng):
     if rng.random() < 0.02:
         return "large", (int(rng.integers(8, 20)), int(rng.integers(8, 20)))
     return _pick(rng, grids)
+
+
+def _other_size(rng, H, W):
+    """Draw a grid of the logits' own, square or of the image's shape: others may be refused."""
+    side = int(rng.integers(1, 8))
+    if rng.random() < 0.3:
+        return side, side
+    shorter = max(1, round(side * min(H, W) / max(H, W)))
+    return (side, shorter) if H > W else (shorter, side)
 
 
 # By name: [B, K, h, w] float64 logits.
