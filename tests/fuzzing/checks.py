@@ -268,7 +268,7 @@ def judge(probe, case, attack):
             finite = finite_result(result)
             probe.expect("hostile finite", finite, f"{attack.what}: a result that is not finite")
         return
-    missing_file = isinstance(error, FileNotFoundError) and attack.what.startswith("image ")
+    missing_file = isinstance(error, FileNotFoundError) and attack.what.startswith("image")
     refused = isinstance(error, (TypeError, ValueError, FileNotFoundError if missing_file else ()))
     kind = "hostile ended" if isinstance(error, HangError) else "hostile refused"
     text = f"{attack.what}: {shown(error)}"
