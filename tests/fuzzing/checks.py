@@ -5,6 +5,7 @@ Axes: B images, K prompts, M classes, N patches, (H, W) pixels.
 
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -95,8 +96,9 @@ def compare(probe, kind, case, actual, expected, rng):
         return
     gap = difference(actual, expected)
     if gap > RANGE_TOLERANCE:
-        run_again = by_reference if affordable(case) else plain_run
-        if explained(case, run_again, gap, rng):
+        if not affordable(case):  # what is kept, and its maps, do not depend on the image
+            case = replace(case, image=case.image[..., :4, :4])
+        if explained(case, by_reference if affordable(case) else plain_run, gap, rng):
             probe.report.explained[kind] += 1
             gap = 0.0
     probe.expect(kind, gap <= RANGE_TOLERANCE, lambda: f"differs by {gap:.2g} of the range")
