@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 import reference
 from conftest import HALF_TOLERANCE, RANGE_TOLERANCE, TORCH
+from fuzzing.compare import map_difference
 from ovss_refine import Attention, Logits, RefineConfig, Refiner, refine
 from ovss_refine import refiner as refiner_module
 from ovss_refine.method import steps as steps_module
@@ -45,13 +46,7 @@ def smooth_case(seed=0, K=5, grid=(6, 7), size=(40, 33), heads=None):
 
 def assert_same_map(actual, expected, tolerance):
     """Compare where both are finite, as a share of the expected map's range."""
-    assert_close(actual.isfinite(), expected.isfinite())
-    actual, expected = (x[expected.isfinite()].double() for x in (actual, expected))
-    span = float(expected.max() - expected.min())
-    # A map that is flat up to rounding has no range to speak of, and no float32 number made
-    # from probabilities of size one is known to better than 1e-7.
-    scale = max(span, 0.1 * float(expected.abs().max()), 1e-3)
-    assert float((actual - expected).abs().max()) <= tolerance * scale
+    assert map_difference(actual, expected) <= tolerance
 
 
 def assert_same_labels(result, expected, scores):
