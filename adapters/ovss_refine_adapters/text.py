@@ -25,8 +25,8 @@ from ovss_refine.folders.arrays import read_array
 from ovss_refine.folders.files import clear_leftovers, make_folder, write_whole
 from ovss_refine.labels import Labels, LabelsLike, as_labels, read_labels
 from ovss_refine.registry import require
-from ovss_refine_adapters.backbones.capture import undisturbed
 from ovss_refine_adapters.backbones.open_clip import Clip, Tokenizer
+from ovss_refine_adapters.backbones.plain import undisturbed
 
 # Texts per pass through the text tower.
 CHUNK = 256

@@ -15,10 +15,10 @@ def check_logits_source(make: Callable[[], LogitsSource]) -> None:
     It is given images of several sizes, types and batches. The logits must be one float32 map for
     each image and prompt, on a grid with the image's orientation, on the images' device, without
     gradient; scale, prompts and names must be the same for all images; the logits must be
-    repeatable, not depend on the other images of the batch, and differ between images and between
-    prompts. The modules that the source holds must be left as they were found (hooks, mode,
-    `forward`, parameters), even if one of their parts raises. Random numbers and global settings
-    must not be touched.
+    repeatable, not depend on autocast or on the other images of the batch, and differ between
+    images and between prompts. The modules that the source holds must be left as they were found
+    (hooks, mode, `forward`, parameters), even if one of their parts raises. Random numbers and
+    global settings must not be touched.
 
     Args:
         make: returns a new source of two prompts or more; called once. A tiny model with random

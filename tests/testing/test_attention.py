@@ -157,6 +157,40 @@ class Autocast(Good):
             return Attention((9 * (x.mT @ x)).float().softmax(-1), (4, 4))
 
 
+class AutocastToFloat16(Good):
+    def attention(self, images):
+        self.check(images)
+        if torch.get_autocast_dtype("cpu") == torch.float16:
+            return Autocast.attention(self, images)
+        return WithoutModel.attention(self, images)
+
+
+class Halves(Good):
+    """Holds its maps in half precision."""
+
+    def map(self, features):
+        found = super().map(features)
+        return Attention(found.weights.half(), found.grid)
+
+
+class SaysHalf(Halves):
+    dtype = torch.float16
+
+
+class HalfUnderAutocast(Good):
+    """Its maps are exact in bfloat16, so that only their dtype differs."""
+
+    def attention(self, images):
+        found = Good.attention(self, images)
+        weights = found.weights.bfloat16()
+        weights = weights if torch.is_autocast_enabled("cpu") else weights.float()
+        return Attention(weights, found.grid)
+
+
+def test_a_source_may_say_that_its_maps_are_half_precision():
+    check_attention_source(SaysHalf)
+
+
 class Company(Good):
     def map(self, features):
         return super().map(features - features.mean(0, keepdim=True) + features[:1])
@@ -301,7 +335,10 @@ class Unused(Good):
         (RandomNumbers, "random numbers alone; it did not"),
         (Seeds, "random numbers alone; it did not"),
         (GradientMode, "must leave gradient mode"),
-        (Autocast, "must not depend on autocast"),
+        (Autocast, r"must not depend on autocast to torch.bfloat16; got a diff"),
+        (AutocastToFloat16, r"must not depend on autocast to torch.float16; got a diff"),
+        (HalfUnderAutocast, r"depend on autocast to torch.bfloat16; got torch.float32, torch.bf"),
+        (Halves, r"must be torch.float32 or better, unless .* `dtype` .*; got torch.float16"),
         (Company, "must not depend on the rest of the batch"),
         (Constant, "maps of different images must differ"),
         (HalfBlind, r"not depend on the images' type, torch.float64"),

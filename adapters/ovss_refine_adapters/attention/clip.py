@@ -24,10 +24,10 @@ from ovss_refine_adapters.backbones.capture import (
     mix_attention,
     resize,
     target_size,
-    undisturbed,
 )
 from ovss_refine_adapters.backbones.clip_tower import Tower
 from ovss_refine_adapters.backbones.open_clip import load_clip
+from ovss_refine_adapters.backbones.plain import undisturbed
 
 Similarity = Literal["qk", "qq", "kk"]
 

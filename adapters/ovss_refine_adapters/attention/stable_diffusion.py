@@ -29,9 +29,9 @@ from ovss_refine_adapters.backbones.capture import (
     dtype_of,
     mix_attention,
     resize,
-    undisturbed,
 )
 from ovss_refine_adapters.backbones.diffusion import Parts, load_parts
+from ovss_refine_adapters.backbones.plain import undisturbed
 from ovss_refine_adapters.backbones.weights import check_unset
 
 # The self-attentions at the latents' full resolution, in execution order.
@@ -129,7 +129,8 @@ class StableDiffusionAttention:
             cache_dir=cache_dir,
         )
         unet, vae = self.parts.unet, self.parts.vae
-        self.layers = _find_layers(unet)
+        with undisturbed(unet):
+            self.layers = _find_layers(unet)
         check_shape("prompt", self.parts.prompt, "B T C", B=1, C=unet.config.cross_attention_dim)
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         size = check_size("resolution", resolution, (factor, factor))
@@ -144,7 +145,7 @@ class StableDiffusionAttention:
         self.noise = noise
         self.seed = seed
         self.factors = factors
-        self.map_dtype = map_dtype or torch.float32
+        self.dtype = map_dtype or torch.float32  # of the maps
 
     def attention(self, images: ImagesLike) -> Attention:
         """Compute B maps over the latents' grid, on the device of `images`.
@@ -162,7 +163,7 @@ class StableDiffusionAttention:
         with undisturbed(vae, unet):
             latents = self._encode(images)
             B, N = len(images), self.grid[0] * self.grid[1]
-            total = None if self.factors else latents.new_zeros(B, N, N, dtype=self.map_dtype)
+            total = None if self.factors else latents.new_zeros(B, N, N, dtype=self.dtype)
             captured = _Captured(total, [], [])
             for timestep in self.timesteps:
                 self._run_unet(latents, timestep, captured)
@@ -217,16 +218,17 @@ class StableDiffusionAttention:
         self, captured: _Captured, name: str, attn: Any, args: tuple[Any, ...], kwargs: Any
     ) -> None:
         x = args[0] if args else kwargs["hidden_states"]
-        q, k = (
-            project(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # [B, A, N, d]
-            for project in (attn.to_q, attn.to_k)
-        )
-        scale = q.shape[-1] ** -0.5
-        if captured.map is None:
-            captured.factors.append((q, k, scale))
-        else:
-            weight = self.weights[name] * (1 / len(self.timesteps))
-            add_mean_attention(captured.map, q, k, scale, weight)
+        with torch.autocast(x.device.type, enabled=False):  # the model itself may switch it on
+            q, k = (
+                project(x.to(dtype_of(attn))).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+                for project in (attn.to_q, attn.to_k)
+            )  # [B, A, N, d]
+            scale = q.shape[-1] ** -0.5
+            if captured.map is None:
+                captured.factors.append((q, k, scale))
+            else:
+                weight = self.weights[name] * (1 / len(self.timesteps))
+                add_mean_attention(captured.map, q, k, scale, weight)
         captured.pending.remove(name)
         if not captured.pending:
             raise _EarlyExit

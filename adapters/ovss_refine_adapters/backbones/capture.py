@@ -1,10 +1,9 @@
-"""Shared by all sources: models left as they were found, images prepared, maps averaged.
+"""Shared by all sources: images prepared, maps averaged.
 
 Axes: B images, A heads, T tokens, N of them patches, d channels per head.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,21 +16,6 @@ from ovss_refine.images.convert import ImagesLike, as_image_batch
 # Elements of a block of rows: it fits in a CPU's cache, and a few float32 blocks are no larger than
 # one half-precision map of 64 x 64 patches.
 BLOCK_ELEMENTS = 1 << 21
-
-
-@contextmanager
-def undisturbed(*models: nn.Module) -> Iterator[None]:
-    """Compute in evaluation mode, without gradient or autocast; restore every module's mode."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    device = device_of(models[0])
-    try:
-        for module, _ in modes:
-            module.training = False
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ovss_refine.checks import check_shape
 from ovss_refine.registry import require
+from ovss_refine_adapters.backbones.plain import plain, undisturbed
 from ovss_refine_adapters.backbones.positions import Skip, resize_positions
 
 
@@ -43,18 +44,29 @@ class Tower:
     def __post_init__(self) -> None:
         """Check that `visual` has the expected parts."""
         library = require("open_clip", "models").transformer
-        visual = self.visual
+        visual = plain(self.visual) if isinstance(self.visual, nn.Module) else self.visual
+        object.__setattr__(self, "visual", visual)
         if not isinstance(visual, library.VisionTransformer):
             raise ValueError(
                 f"`model.visual` must be a VisionTransformer of open_clip; got "
                 f"{type(visual).__name__}. SigLIP, PE, EVA and ResNet towers are not supported."
             )
-        kinds = {type(block).__name__ for block in visual.transformer.resblocks}
+        with undisturbed(visual):
+            blocks = list(visual.transformer.resblocks)
+            attentions = [block.attn for block in blocks]
+        kinds = {type(block).__name__ for block in blocks}
         if kinds != {"ResidualAttentionBlock"} or visual.attn_pool is not None:
             raise ValueError(
                 "`model.visual` must have plain attention blocks and no attention pooling; got "
                 f"{sorted(kinds)}, pooling {visual.attn_pool is not None}."
             )
+        for attn in attentions:
+            # A replacement may give the names of PyTorch's weights, but add to them elsewhere.
+            if type(attn).forward is not nn.MultiheadAttention.forward:
+                raise ValueError(
+                    f"`model.visual` must have a MultiheadAttention in its blocks; got "
+                    f"{type(attn).__name__}. Merge adapters into the weights first."
+                )
         gh, gw = visual.grid_size
         if gh != gw:
             raise ValueError(f"`model.visual` must have a square native grid; got {gh} x {gw}.")

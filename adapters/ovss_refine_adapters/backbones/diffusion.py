@@ -7,7 +7,7 @@ names with HF_HUB_OFFLINE=1.
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ovss_refine.registry import require
+from ovss_refine_adapters.backbones.plain import plain
 from ovss_refine_adapters.backbones.weights import check_config, check_unset, from_hub, local_folder
 from ovss_refine_adapters.text import cached
 
@@ -47,14 +48,14 @@ def load_parts(
     dtype: torch.dtype | None,
     cache_dir: str | Path | Literal["default"] | None,
 ) -> Parts:
-    """Load vae, UNet, scheduler and the empty prompt; ready parts are returned as they are.
+    """Load vae, UNet, scheduler and the empty prompt; ready parts are unwrapped.
 
     Arguments and exceptions are those of `StableDiffusionAttention`.
     """
     options = {"revision": revision, "variant": variant, "device": device, "dtype": dtype}
     if isinstance(model, Parts):
         check_unset(options, "ready parts")
-        return model
+        return replace(model, vae=plain(model.vae), unet=plain(model.unet))
     folder = local_folder(model)
     source = str(model) if folder is None else str(folder)
     if folder is not None:

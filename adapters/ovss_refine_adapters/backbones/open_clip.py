@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ovss_refine.registry import require
+from ovss_refine_adapters.backbones.plain import plain
 from ovss_refine_adapters.backbones.weights import (
     check_config,
     check_no_code,
@@ -82,6 +83,7 @@ def load_clip(
     library = require("open_clip", "models")
     if isinstance(model, nn.Module):
         check_unset({"pretrained": pretrained}, "a ready model")
+        model = plain(model)
         return _clip(library, model, tokenizer or _own_tokenizer(library, model))
     name = str(model)
     if name in PRESETS:

@@ -22,8 +22,8 @@ from ovss_refine_adapters.backbones.capture import (
     dtype_of,
     resize,
     target_size,
-    undisturbed,
 )
+from ovss_refine_adapters.backbones.plain import plain, undisturbed
 from ovss_refine_adapters.backbones.positions import resize_positions
 from ovss_refine_adapters.backbones.timm_attention import Projections, add_hooks, project
 from ovss_refine_adapters.backbones.weights import load_timm
@@ -67,8 +67,16 @@ class TimmBackbone:
         """Load the model, or take a ready one."""
         check_choice("positions", positions, get_args(Positions))
         # Any: the attributes used below are timm's, not those of a plain module.
-        self.model: Any = load_timm(model, weights=weights, device=device, dtype=dtype)
-        patch = getattr(getattr(self.model, "patch_embed", None), "patch_size", (1, 1))
+        self.model: Any = plain(load_timm(model, weights=weights, device=device, dtype=dtype))
+        if not hasattr(self.model, "forward_intermediates"):
+            raise ValueError(
+                "`model` must be a model of timm with `forward_intermediates`; got "
+                f"{type(self.model).__name__}. Pass the timm model inside, or a function that "
+                "computes features to `AffinityAttention`."
+            )
+        # `embeds` is that of a NaFlexVit.
+        embed = getattr(self.model, "patch_embed", getattr(self.model, "embeds", None))
+        patch = getattr(embed, "patch_size", (1, 1))
         self.patch_size: tuple[int, int] = (int(patch[0]), int(patch[1]))
         self.size = check_size("size", size, self.patch_size)
         self.prefix = int(getattr(self.model, "num_prefix_tokens", 0))
@@ -118,9 +126,9 @@ class TimmBackbone:
         with plain attention, RuntimeError if a block ran without computing it.
         """
         indices = self.check_layers(layers)
-        modules = {index: self._attention_of(index) for index in indices}
         captured: dict[int, dict[str, Any]] = {index: {} for index in indices}
-        with ExitStack() as stack:
+        with undisturbed(self.model), ExitStack() as stack:
+            modules = {index: self._attention_of(index) for index in indices}
             for index, attn in modules.items():
                 for handle in add_hooks(attn, captured[index]):
                     stack.enter_context(handle)
@@ -133,11 +141,12 @@ class TimmBackbone:
 
     def check_attention(self, layers: Sequence[int]) -> None:
         """Raise ValueError unless the blocks have plain softmax attention."""
-        for index in layers:
-            self._attention_of(index)
+        with undisturbed(self.model):
+            for index in layers:
+                self._attention_of(index)
 
     def _attention_of(self, index: int) -> Any:
-        """Return the attention module of a block, if its formula is known."""
+        """Return the attention module of a block of the undisturbed model, if it is known."""
         vit, eva = (require(f"timm.models.{m}", "models") for m in ("vision_transformer", "eva"))
         known = (vit.Attention, eva.EvaAttention, eva.AttentionRope)
         blocks = getattr(self.model, "blocks", None)

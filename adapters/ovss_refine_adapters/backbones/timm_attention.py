@@ -55,6 +55,8 @@ def project(attn: Any, captured: dict[str, Any], index: int) -> Projections:
     if rope is not None:
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             q, k = (_rotate(attn, y, rope).type_as(x) for y in (q, k))
+    if q.shape[1] != k.shape[1]:  # several heads in turn share one head of keys
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     return Projections(q, k, float(attn.scale))
 
 

@@ -21,9 +21,10 @@ from ovss_refine.checks import check_count, check_finite, check_float, check_num
 from ovss_refine.images.convert import ImagesLike
 from ovss_refine.labels import LabelsLike
 from ovss_refine.logits import Logits
-from ovss_refine_adapters.backbones.capture import check_images, resize, undisturbed
+from ovss_refine_adapters.backbones.capture import check_images, resize
 from ovss_refine_adapters.backbones.clip_tower import Tower
 from ovss_refine_adapters.backbones.open_clip import Clip, Tokenizer, load_clip
+from ovss_refine_adapters.backbones.plain import undisturbed
 from ovss_refine_adapters.backbones.resize import resize_8bit
 from ovss_refine_adapters.logits.windows import slide
 from ovss_refine_adapters.text import Templates, as_classes, text_features

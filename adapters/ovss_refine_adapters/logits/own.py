@@ -24,7 +24,7 @@ class CallableLogits:
 
     Args:
         fn: [B, 3, H, W] float32 images in [0, 1] to [B, K, h, w] logits, K prompts in the order of
-            `classes`. Called without gradient.
+            `classes`. Called without gradient or autocast.
         classes: names with synonyms, a file, or `Labels`; None: K classes without names.
         scale: factor on the logits before a softmax over prompts, > 0: 1 for a segmenter's logits,
             40 to 100 for CLIP's cosines.
@@ -48,7 +48,7 @@ class CallableLogits:
         result that is not one finite floating-point map for each image and prompt.
         """
         images = check_images(images)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             values = self.fn(images)
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         if not isinstance(values, Tensor) or values.ndim != 4 or len(values) != len(images):

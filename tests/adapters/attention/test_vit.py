@@ -41,6 +41,33 @@ def test_equals_the_softmax_of_the_module(family):
     assert_close(got.weights, reference(model, x, [-1], [1]), atol=1e-5, rtol=0)
 
 
+NAFLEX = {
+    "radio": ("naflexvit_base_patch16_radio_v3", {}),
+    "siglip": ("naflexvit_base_patch16_siglip", {}),
+    "factorized": ("naflexvit_base_patch16_parfac_gap", {}),
+    "dinov2": ("vit_base_patch14_reg4_dinov2", {"use_naflex": True}),
+    "dinov3": ("vit_base_patch16_dinov3", {"use_naflex": True}),
+    "mixed": ("naflexvit_base_patch16_gap", {"rope_type": "mixed"}),
+    "grouped": (
+        "naflexvit_base_patch16_gap",
+        {"num_heads": 4, "num_kv_heads": 2, "qkv_fused": False, "attn_type": "rope"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAFLEX)
+def test_naflex_models_have_the_grid_of_the_resized_image(name):
+    model, options = NAFLEX[name]
+    model = tiny_vit(model, dynamic_img_size=None, **options)
+    assert type(model).__name__ == "NaFlexVit"
+    side = model.embeds.patch_size[0]
+    for x in (images(), images(1, 140, 61)):
+        got = ViTAttention(model).attention(x)
+        assert got.grid == tuple(round(n / side) for n in x.shape[2:])
+        assert_close(got.weights, reference(model, x, [-1], [1]), atol=1e-5, rtol=0)
+    check_attention_source(lambda: ViTAttention(model, factors=name == "grouped"))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("factors", [False, True])
 def test_conformance(family, factors):

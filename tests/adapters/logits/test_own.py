@@ -32,7 +32,6 @@ def test_callable_conforms():
 def test_module_in_a_callable_is_left_unchanged():
     net = torch.nn.Conv2d(3, 4, 8, stride=8).eval()
 
-    @torch.autocast("cpu", enabled=False)  # up to the function
     def fn(batch):
         return net(batch.float())
 
