@@ -52,21 +52,7 @@ class Tower:
                 f"{type(visual).__name__}. SigLIP, PE, EVA and ResNet towers are not supported."
             )
         with undisturbed(visual):
-            blocks = list(visual.transformer.resblocks)
-            attentions = [block.attn for block in blocks]
-        kinds = {type(block).__name__ for block in blocks}
-        if kinds != {"ResidualAttentionBlock"} or visual.attn_pool is not None:
-            raise ValueError(
-                "`model.visual` must have plain attention blocks and no attention pooling; got "
-                f"{sorted(kinds)}, pooling {visual.attn_pool is not None}."
-            )
-        for attn in attentions:
-            # A replacement may give the names of PyTorch's weights, but add to them elsewhere.
-            if type(attn).forward is not nn.MultiheadAttention.forward:
-                raise ValueError(
-                    f"`model.visual` must have a MultiheadAttention in its blocks; got "
-                    f"{type(attn).__name__}. Merge adapters into the weights first."
-                )
+            _check_blocks(visual)
         gh, gw = visual.grid_size
         if gh != gw:
             raise ValueError(f"`model.visual` must have a square native grid; got {gh} x {gw}.")
@@ -169,6 +155,26 @@ class Tower:
         if self.visual.proj is not None:
             out = out @ self.visual.proj
         return out.float()
+
+
+def _check_blocks(visual: Any) -> None:
+    """Raise ValueError unless the blocks compute what `Tower` takes them for."""
+    blocks = list(visual.transformer.resblocks)
+    kinds = {type(block).__name__ for block in blocks}
+    if kinds != {"ResidualAttentionBlock"} or visual.attn_pool is not None:
+        raise ValueError(
+            "`model.visual` must have plain attention blocks and no attention pooling; got "
+            f"{sorted(kinds)}, pooling {visual.attn_pool is not None}."
+        )
+    for block in blocks:
+        # A replacement may show the weights of PyTorch's, and add to them when it is called.
+        forward = getattr(block.attn.forward, "__func__", None)
+        if forward is not nn.MultiheadAttention.forward:
+            raise ValueError(
+                "`model.visual` must have PyTorch's MultiheadAttention in its blocks; got "
+                f"{type(block.attn).__name__} with another `forward`. Merge adapters into the "
+                "weights first."
+            )
 
 
 def self_similarity(x: Tensor, y: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -291,11 +291,21 @@ class LoRAAttention(nn.Module):
         return self.base_layer.in_proj_bias
 
 
-def test_an_attention_of_another_kind_in_clip_is_refused():
+def patched(attn):
+    own = attn.forward
+    attn.forward = lambda *args, **options: own(*args, **options)
+    return attn
+
+
+@pytest.mark.parametrize(
+    ("change", "got"), [(LoRAAttention, "LoRAAttention"), (patched, "MultiheadAttention")]
+)
+def test_an_attention_of_another_kind_in_clip_is_refused(change, got):
     model = tiny_clip()
-    blocks = model.visual.transformer.resblocks
-    blocks[1].attn = LoRAAttention(blocks[1].attn)
-    with pytest.raises(ValueError, match=r"MultiheadAttention .* got LoRAAttention\. Merge adapt"):
+    block = model.visual.transformer.resblocks[1]
+    block.attn = change(block.attn)
+    message = f"PyTorch's MultiheadAttention .* got {got} with another `forward`. Merge adapters"
+    with pytest.raises(ValueError, match=message):
         CLIPAttention(model)
 
 
