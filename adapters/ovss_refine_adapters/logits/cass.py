@@ -27,6 +27,7 @@ from ovss_refine_adapters.backbones.clip_tower import to_map
 from ovss_refine_adapters.backbones.timm import TimmBackbone
 from ovss_refine_adapters.logits.cass_graph import (
     assign,
+    double,
     match_range,
     randomised_svd,
     scaled_products,
@@ -189,14 +190,15 @@ class CassLogits(GlobalTextClip):
         else:
             heads = torch.tensor([self.assignment] * len(rows), device=rows.device)
         weight = rows.gather(2, heads[..., None])[..., 0]
-        return Pairing(1 - apart.float(), heads, weight.float())
+        found = (1 - apart.float(), heads, weight.float())
+        return Pairing(*(x.to(clip.device) for x in found))
 
     def low_rank(self, keys: Tensor) -> Tensor:
         """Keep the strongest components of the graphs of keys: [B, A, N, d] to [B, A, N, N].
 
         The diagonal is 0.
         """
-        keys = keys.double() * keys.shape[-1] ** -0.25
+        device, keys = keys.device, double(keys) * keys.shape[-1] ** -0.25
         N = keys.shape[2]
         if self.options.faithful:
             u, s, v = randomised_svd(keys, min(RANK, N), self.seed)
@@ -206,7 +208,7 @@ class CassLogits(GlobalTextClip):
             v = u
         if self.spectrum_stretch:
             s = stretch(s)
-        graph = ((u * s[..., None, :]) @ v.mT).float()
+        graph = ((u * s[..., None, :]) @ v.mT).float().to(device)
         graph.diagonal(dim1=-2, dim2=-1).zero_()
         return graph
 

@@ -40,6 +40,11 @@ def match_range(x: Tensor, like: Tensor, *, per_head: bool = False) -> Tensor:
     return share * (most - least) + least
 
 
+def double(x: Tensor) -> Tensor:
+    """Return `x` in float64, on the CPU if it lies on a device that may not have float64."""
+    return (x if x.device.type in ("cpu", "cuda", "meta") else x.cpu()).double()
+
+
 def assign(worth: Tensor) -> Tensor:
     """Pair rows with columns for the largest total, by the Hungarian method.
 
@@ -49,17 +54,17 @@ def assign(worth: Tensor) -> Tensor:
     """
     solve = require("scipy.optimize", "models").linear_sum_assignment
     places = torch.arange(worth.shape[-1], dtype=torch.float64)
-    total = worth.double().cpu() - TIE_BREAK * (places[:, None] - places) ** 2
+    total = worth.cpu().double() - TIE_BREAK * (places[:, None] - places) ** 2
     return torch.stack([torch.from_numpy(solve(-one.numpy())[1]) for one in total])
 
 
 def spectrum(keys: Tensor) -> Tensor:
     """Compute the largest eigenvalues of the graph k k^T / sqrt(d), as shares of their sum.
 
-    [B, A, N, d] to [B, A, 20] float64, ascending; fewer if there are fewer patches.
+    [B, A, N, d] to [B, A, 20] as `double`, ascending; fewer if there are fewer patches.
     """
     # k^T k has the same eigenvalues except zeros, and is d x d.
-    keys = keys.double()
+    keys = double(keys)
     values = torch.linalg.eigvalsh(keys.mT @ keys).clamp(min=0)
     count = min(EIGENVALUES, keys.shape[2])
     values = F.pad(values, (max(count - values.shape[-1], 0), 0))[..., -count:]

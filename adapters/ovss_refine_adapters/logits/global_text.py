@@ -115,7 +115,7 @@ def group(text: Tensor, linkage: Literal["ward", "complete"], distance: float) -
     hierarchy = require("scipy.cluster.hierarchy", "models")
     spatial = require("scipy.spatial.distance", "models")
     # Equal rows may be a rounding error below 0.
-    distances = np.maximum(spatial.pdist(text.double().cpu().numpy(), "cosine"), 0)
+    distances = np.maximum(spatial.pdist(text.cpu().double().numpy(), "cosine"), 0)
     numbers = hierarchy.fcluster(
         hierarchy.linkage(distances, method=linkage), t=distance, criterion="distance"
     )

@@ -2,12 +2,16 @@
 
 import functools
 import itertools
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from adapters import tiny_models
 from adapters.tiny_clip import images, make, tiny_clip
@@ -372,3 +376,28 @@ def test_keys_that_do_not_fit(proxy):
         proxy.size = (4, 5)
     with pytest.raises(ValueError, match=r"`keys of the proxy` must have shape \[B=1, A=2, N="):
         make_cass(proxy=proxy).logits(images(1))
+
+
+class NoFloat64OnMps(TorchDispatchMode):
+    """Raise as Apple's devices do."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, torch.Tensor) and x.device.type == "mps" and x.dtype == torch.float64:
+                raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return out
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+def test_a_device_without_float64_computes_float64_on_the_cpu(faithful, monkeypatch):
+    source = make_cass(faithful=faithful)
+    monkeypatch.setattr(cass, "assign", lambda worth: worth.cpu().argmax(dim=-1))
+    with FakeTensorMode(allow_non_fake_inputs=True), NoFloat64OnMps():
+        keys = torch.rand(2, 2, 30, 8, device="mps")
+        with pytest.raises(TypeError, match="MPS"):
+            keys.double()
+        pairing = source.pair(keys, keys)
+        found = [source.low_rank(keys), *(getattr(pairing, x.name) for x in fields(pairing))]
+    assert [x.device.type for x in found] == ["mps"] * 4
+    assert [x.dtype for x in found] == [torch.float32, torch.float32, torch.int64, torch.float32]
