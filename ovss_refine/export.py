@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 from ovss_refine.attention import Attention
 from ovss_refine.config import RefineConfig
 from ovss_refine.folders.files import check_replaceable, write_whole
+from ovss_refine.folders.paths import local_path
 from ovss_refine.method.distribution import confidence
 from ovss_refine.method.steps import refine_confidence
 from ovss_refine.registry import require
@@ -140,7 +141,7 @@ def export_onnx(
     """
     for module in ("onnx", "onnxscript"):
         require(module, "export")
-    path = Path(path)
+    path = local_path("path", path)
     if not path.parent.is_dir():  # before tracing, which may take a minute
         raise FileNotFoundError(f"`path` must be in an existing folder; got `{path}`.")
     check_replaceable(path)

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ovss_refine.folders.paths import local_path
+
 SYNONYM, NAMED = "/", ":"
 MAX_BYTES = 1 << 24  # of a file of names or ids: some million lines
 GRAMMAR = '"cat, dog/puppy, background: wall/floor/sky"'
@@ -158,7 +160,7 @@ def read_labels(path: str | Path) -> Labels:
         ValueError: if it is not UTF-8, a line is blank, a single line contains "," or ";", and as
             `as_labels` does, which also describes the warning; the message names the file.
     """
-    path = Path(path)
+    path = local_path("path", path)
     if not path.is_file():
         raise FileNotFoundError(f"`{path}` must be an existing file of class names, one a line.")
     lines = read_lines(path)

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "ovss_refine"
 MAY_IMPORT = {
     "checks": "",
     "tensors": "",
-    "values": "checks images modes tensors",
+    "values": "checks folders images modes tensors",
     "modes": "method values",
     "method": "checks images modes tensors values",
     "images": "checks folders",
@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "app": "door examples folders images modes segment sources values",
     "cli": "app checks door evaluation examples folders images reproduce segment sources values",
     "__main__": "cli",
-    "adapters": "checks values door baseline folders images",
+    "adapters": "checks values door baseline folders images sources",
 }
 VALUES = {
     "attention",

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ovss_refine.folders.arrays import read_array
 from ovss_refine.folders.files import clear_leftovers, make_folder, write_whole
+from ovss_refine.folders.paths import local_path
 from ovss_refine.labels import Labels, LabelsLike, as_labels, read_labels
 from ovss_refine.registry import require
 from ovss_refine_adapters.backbones.open_clip import Clip, Tokenizer
@@ -41,7 +42,7 @@ def as_classes(classes: LabelsLike) -> Labels:
     """Read the `classes` of a source like `as_labels`, except that a string is a file's path."""
     if not isinstance(classes, str):
         return as_labels(classes)
-    if not Path(classes).is_file():
+    if not local_path("classes", classes).is_file():
         raise FileNotFoundError(
             f"`classes` must be a list of names or a file of them; `{classes}` does not exist. For "
             "a single class, pass a list of one."
@@ -82,7 +83,7 @@ def cached(
     """
     if cache_dir is None:
         return compute()
-    folder = default_cache() if cache_dir == "default" else Path(cache_dir)
+    folder = default_cache() if cache_dir == "default" else local_path("cache_dir", cache_dir)
     path = folder / f"{name()}.npy"
     if path.is_file():
         try:

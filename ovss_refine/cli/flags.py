@@ -21,8 +21,11 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
+
+from ovss_refine.folders.paths import local_path
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -149,8 +152,8 @@ class _Flag:
         if get_origin(self.type) is Literal:
             return {"choices": get_args(self.type)} | given
         item = get_args(self.type)[0] if self.collection is tuple else self.type
-        known: dict[Any, Any] = {kind: kind for kind in (int, float, str, Path)}
-        known |= {Mapping: self._pair, tuple: self._items}
+        known: dict[Any, Any] = {kind: kind for kind in (int, float, str)}
+        known |= {Path: partial(local_path, self.name), Mapping: self._pair, tuple: self._items}
         read = self.metadata.get("parse", known.get(get_origin(item) or item))
         if read is None:
             raise TypeError(

@@ -1,7 +1,6 @@
 """The command `segment`. Torch is imported only once there are labels to segment by."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from ovss_refine.cli.flags import add_command, add_flags, request_of
@@ -32,9 +31,7 @@ def add_segment(commands: Any) -> None:
     labels.add_argument(
         "--labels", metavar="TEXT", help='such as "cat, dog/puppy, background: wall/floor/sky"'
     )
-    labels.add_argument(
-        "--labels-file", type=Path, metavar="TXT", help="the same, one class a line"
-    )
+    labels.add_argument("--labels-file", metavar="TXT", help="the same, one class a line")
     add_flags(segment, SegmentRequest)
 
 

@@ -165,7 +165,7 @@ def convert(how: Conversion, source: Path, target: Path, *, overwrite: bool) -> 
         raise FileNotFoundError(
             f"`source` must have files that end in {' or '.join(how.ends)}; got none in `{source}`."
         )
-    prepare_folder(target, [path for _, path in pairs], overwrite=overwrite, name="`target`")
+    prepare_folder(target, [path for _, path in pairs], overwrite=overwrite, name="target")
     for path, result in tqdm(pairs, unit="map"):
         labels = Image.fromarray(apply(how.table, _read(path), str(path)))
         write_whole(result, partial(labels.save, format="PNG"))

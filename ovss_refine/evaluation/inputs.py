@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ovss_refine.attention import Attention, AttentionSource
 from ovss_refine.checks import check_number
+from ovss_refine.folders.paths import local_path
 from ovss_refine.logits import Logits, LogitsSource
 from ovss_refine.sources.files import read_attention
 
@@ -61,7 +62,7 @@ class NpzAttention:
 
     def __post_init__(self) -> None:
         """Check the folder and the temperature."""
-        object.__setattr__(self, "folder", Path(self.folder))
+        object.__setattr__(self, "folder", local_path("folder", self.folder))
         if not self.folder.is_dir():
             raise FileNotFoundError(f"`folder` must be an existing folder; got `{self.folder}`.")
         check_number("temperature", self.temperature, 0, open_ends=True)

@@ -20,6 +20,7 @@ from ovss_refine.folders.files import (
     write_text,
 )
 from ovss_refine.folders.manifest import environment, plain
+from ovss_refine.folders.paths import local_path
 from ovss_refine.folders.records import PATTERN, Records
 
 MANIFEST = "manifest.json"
@@ -123,7 +124,7 @@ def check_results(path: Path, manifest: str = MANIFEST, *, overwrite: bool | Non
 
 
 def prepare_folder(
-    path: Path, files: Sequence[Path], *, overwrite: bool, name: str = "`out`"
+    path: Path, files: Sequence[Path], *, overwrite: bool, name: str = "out"
 ) -> None:
     """Create a folder for `files` that a command writes once, without settings or records.
 
@@ -151,28 +152,31 @@ def prepare_folder(
         clear_leftovers(folder)
 
 
-def check_writable(path: Path, name: str = "`out`") -> None:
+def check_writable(path: Path, name: str = "out", which: str = "") -> None:
     """Check that files can be written into a folder that may not exist yet; create nothing.
 
     Args:
         path: the folder.
-        name: what messages call it.
+        name: the argument, for messages.
+        which: what comes before its name there.
 
     Raises:
+        ValueError: if it is a URL, which would become a folder.
         FileExistsError: if the folder, or one above it, is a file.
         OSError: if nothing can be written there.
     """
+    local_path(name, path)
     try:
         existing = next(one for one in (path, *path.parents) if _is_there(one))
         if not existing.is_dir():
-            raise FileExistsError(f"{name} must be a folder; `{existing}` is a file.")
+            raise FileExistsError(f"{which}`{name}` must be a folder; `{existing}` is a file.")
         with tempfile.TemporaryFile(dir=existing):
             pass
     except FileExistsError:
         raise
     except OSError as err:
         raise OSError(
-            f"{name} must be a folder that can be written; `{path}`: {err.strerror}."
+            f"{which}`{name}` must be a folder that can be written; `{path}`: {err.strerror}."
         ) from err
 
 

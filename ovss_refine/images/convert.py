@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovss_refine.checks import check_shape
+from ovss_refine.folders.paths import local_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -236,7 +237,7 @@ def _decoded(image: object, name: str, max_pixels: int | None = None) -> RGB:
     from ovss_refine.images.read import decode, read_image
 
     if isinstance(image, (str, Path)):
-        return read_image(Path(image), max_pixels=max_pixels)
+        return read_image(local_path(name, image), max_pixels=max_pixels)
     if isinstance(image, Image.Image):
         return decode(image, name, max_pixels)
     raise TypeError(

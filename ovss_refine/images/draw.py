@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ovss_refine.folders.files import write_whole
+from ovss_refine.folders.paths import local_path
 from ovss_refine.images.fonts import fitting
 from ovss_refine.images.palette import palette as palette
 from ovss_refine.images.read import RGB
@@ -181,10 +182,10 @@ def save(path: str | Path, image: RGB) -> None:
     """Write an image to a file, whole or not at all, in the format of its suffix.
 
     Raises:
-        ValueError: on a suffix other than those of `FORMATS`.
+        ValueError: on a URL, or a suffix other than those of `FORMATS`.
         OSError: if the file cannot be written.
     """
-    path = Path(path)
+    path = local_path("path", path)
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"`path` must end in one of {list(FORMATS)}; got `{path}`.")

@@ -9,6 +9,7 @@ from typing import Literal
 from ovss_refine.checks import check_choice
 from ovss_refine.evaluation.dataset import FOLDER, list_datasets, load_dataset
 from ovss_refine.evaluation.request import check_work, flag
+from ovss_refine.folders.paths import local_path
 from ovss_refine.reproduce import TABLES
 
 
@@ -18,7 +19,7 @@ def parse_root(text: str) -> tuple[str, Path]:
     known = [known for known in list_datasets() if known != FOLDER]
     if not equals or name not in known or not path:
         raise ValueError(f"must be NAME=PATH, NAME one of {', '.join(known)}; got {text!r}")
-    return name, Path(path)
+    return name, local_path(name, path)
 
 
 _input = partial(flag, "data sets and weights")

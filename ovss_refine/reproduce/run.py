@@ -124,7 +124,7 @@ def _check_outputs(request: ReproduceRequest) -> None:
     if request.csv.is_dir():
         raise IsADirectoryError(f"`csv` must be a file; `{request.csv}` is a folder.")
     check_replaceable(request.csv)
-    check_writable(request.csv.parent, "the folder of `csv`")
+    check_writable(request.csv.parent, "csv", "the folder of ")
     clear_leftovers(request.csv.parent)
 
 

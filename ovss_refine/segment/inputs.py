@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ovss_refine.folders.paths import URL
 from ovss_refine.images.formats import IMAGE_SUFFIXES, by_stem, pick_images
 
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 MAGIC = re.compile(r"[*?[]")
 
 

@@ -201,7 +201,7 @@ def test_the_line_above_has_the_current_format():
 def test_unwritable_folders_are_reported_at_once(tmp_path, path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="`csv` must be a folder"):
-        check_writable(tmp_path / path, "`csv`")
+        check_writable(tmp_path / path, "csv")
     with pytest.raises(OSError, match="`out` must be a folder"):
         prepare_folder(tmp_path / path, [], overwrite=True)
     check_writable(tmp_path / "new" / "folder")

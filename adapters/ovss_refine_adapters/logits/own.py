@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ovss_refine.folders.arrays import read_arrays
+from ovss_refine.folders.paths import local_path
 from ovss_refine.images.convert import ImagesLike
 from ovss_refine.labels import Labels, LabelsLike
 from ovss_refine.logits import Logits
@@ -81,7 +82,7 @@ class NpzLogits:
         key: str = "logits",
     ) -> None:
         """Check the folder and read the classes."""
-        self.folder = Path(folder).expanduser()
+        self.folder = local_path("folder", folder).expanduser()
         if not self.folder.is_dir():
             raise FileNotFoundError(f"`folder` must be an existing folder; got `{self.folder}`.")
         self.classes = None if classes is None else as_classes(classes)
