@@ -505,17 +505,3 @@ def test_an_overlap_would_be_detected():
 
     together(work, range(3))
     assert True in watched.overlaps
-
-
-def test_only_known_sources_without_local_weights_try_the_hub(tmp_path):
-    def asks(name, **options):
-        source = lazy.LazySource("attention", name, options, torch.device("cpu"), None)
-        return source._asks_hub
-
-    assert asks("dinov2-b14")
-    assert asks("timm", model="vit_small_patch16_224")
-    assert not asks("timm")
-    assert asks("dinov2-b14", model="vit_small_patch14_dinov2")
-    assert not asks("dinov2-b14", model=str(tmp_path))
-    assert not asks("dinov2-b14", weights=tmp_path)
-    assert not asks("dinov2-b14", model=torch.nn.Identity())

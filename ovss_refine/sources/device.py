@@ -19,12 +19,17 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
         found = torch.device(device)
         _check_gpu(found)
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, TypeError) as err:
-        reason = str(err).splitlines()[0]
+    except Exception as err:  # each backend has its own errors
         raise ValueError(
-            f"`device` must be 'auto' or one that torch can use; got {str(device)!r}: {reason}"
+            f"`device` must be 'auto' or one that torch can use; got {str(device)!r}: "
+            f"{_reason(err)}"
         ) from None
     return found
+
+
+def given_device(device: str | torch.device | None) -> torch.device | None:
+    """Return None for None, which leaves a model where it is, else as `resolve_device` does."""
+    return None if device is None else resolve_device(device)
 
 
 def _check_gpu(device: torch.device) -> None:
@@ -34,3 +39,10 @@ def _check_gpu(device: torch.device) -> None:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if (device.index or 0) >= count:
         raise RuntimeError(f"torch finds {count or 'no'} GPU{'s' if count > 1 else ''}.")
+
+
+def _reason(error: Exception) -> str:
+    """Return the first sentence of an error, unless torch explains only its own parts."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
+    internal = isinstance(error, (NotImplementedError, ImportError)) or "INTERNAL" in reason
+    return "torch finds no such device." if internal else reason

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from ovss_refine.attention import AttentionSource
+from ovss_refine.folders.paths import local_path
 from ovss_refine.labels import Labels
 from ovss_refine.logits import LogitsSource
 from ovss_refine.registry import MissingWeightsError, find, require
-from ovss_refine.sources.hub import without_waiting
 from ovss_refine.sources.listing import UNKNOWN, facts
 
 # Labels whose text embeddings are kept; one set is a few megabytes at most.
@@ -88,15 +88,6 @@ class LazySource:
         names = ("given", "options", "device", "models_dir")
         return all(_same(getattr(self, name), getattr(other, name)) for name in names)
 
-    @property
-    def _asks_hub(self) -> bool:
-        """Whether weights that are not cached are known to come from the hub."""
-        download = facts(self.kind, str(self.given))["download"]
-        named = [self.options[name] for name in OTHER_WEIGHTS if name in self.options]
-        if download == UNKNOWN["download"] or (download == "-" and not named):
-            return False
-        return all(isinstance(value, str) and not Path(value).exists() for value in named)
-
     def attention(self, on_load: OnLoad) -> AttentionSource:
         """Return the source of attention; `on_load` is called before loading it."""
         with self.lock:
@@ -152,16 +143,14 @@ class LazySource:
         with _LOADING, _advice(name), ExitStack() as stack:
             if self.models_dir is not None:
                 stack.enter_context(_cache_at(self.models_dir))
-            if self._asks_hub:
-                stack.enter_context(without_waiting())
             return factory(**{**more, **placed, **self.options})
 
 
 def check_models_dir(models_dir: str | Path | None) -> Path | None:
-    """Return the folder of downloads, or None for the hub's own; raise ValueError for a file."""
+    """Return the folder of downloads, None for the hub's; raise ValueError for a file or URL."""
     if models_dir is None:
         return None
-    folder = Path(os.path.expanduser(models_dir))  # noqa: PTH111 - Path's own may raise
+    folder = local_path("models_dir", os.path.expanduser(models_dir))  # noqa: PTH111 - Path's own may raise
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`models_dir` must be a folder; got the file `{folder}`.")
     return folder

@@ -357,6 +357,7 @@ def test_missing_weights_are_one_sentence_with_fixes(tmp_path, capsys, monkeypat
     hub = pytest.importorskip("huggingface_hub", reason="needs the extra `models`")
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # no server
+    monkeypatch.setattr("ovss_refine.sources.hub._silent", {})
     Image.fromarray(halves()).save(tmp_path / "x.png")
     words = [tmp_path / "x.png", "--models-dir", tmp_path / "models"]
     attempts, connect = [], socket.socket.connect

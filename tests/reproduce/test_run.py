@@ -46,8 +46,8 @@ def inputs(home):
 
 
 @functools.cache
-def tokenizer(name):
-    made = open_clip.tokenizer.SimpleTokenizer()
+def tokenizer(context_length):
+    made = open_clip.tokenizer.SimpleTokenizer(context_length=context_length)
     made.encode = functools.cache(made.encode)  # every evaluation has the same prompts
     return made
 
@@ -58,7 +58,7 @@ def nothing_in_the_cache(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(open_clip, "get_tokenizer", tokenizer)
+    monkeypatch.setattr(open_clip, "SimpleTokenizer", tokenizer)
     sized = tiny.with_tiny_sizes(registry._registered)
     monkeypatch.setattr(registry, "_registered", sized)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ovss_refine.sources.device import resolve_device
+from ovss_refine.sources.device import given_device, resolve_device
 
 
 @pytest.mark.parametrize("asked", [None, "auto"])
@@ -40,6 +40,23 @@ def test_a_gpu_that_is_not_here(monkeypatch, count, asked, found):
     says = f"'auto' or one that torch can use; got '{asked}': torch finds {found}."
     with pytest.raises(ValueError, match=f"^`device` must be {says}$"):
         resolve_device(asked)
+
+
+@pytest.mark.parametrize("asked", ["mps", "mps:1", "xpu", "hpu", "mtia", "vulkan", "privateuseone"])
+def test_an_accelerator_that_is_not_here_is_one_sentence(asked):
+    if asked in ("mps", "xpu") and getattr(torch, asked).is_available():
+        pytest.skip("is here")
+    with pytest.raises(ValueError, match=rf"got '{asked}': .*$") as caught:
+        resolve_device(asked)
+    assert len(str(caught.value)) < 250
+    assert "aten::" not in str(caught.value)
+
+
+def test_an_unsaid_device_of_a_model_stays_unsaid():
+    assert given_device(None) is None
+    assert given_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="`device` must be 'auto' or one that torch can use; got"):
+        given_device("cdua")
 
 
 def test_a_device_that_fails_is_refused(monkeypatch):

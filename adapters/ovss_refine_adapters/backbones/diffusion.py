@@ -5,7 +5,7 @@ names with HF_HUB_OFFLINE=1.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +15,30 @@ import torch
 from torch import Tensor, nn
 
 from ovss_refine.registry import require
+from ovss_refine.sources.device import given_device
+from ovss_refine_adapters.backbones.folders import (
+    check_config,
+    fetch,
+    first_line,
+    model_folder,
+)
 from ovss_refine_adapters.backbones.plain import plain
-from ovss_refine_adapters.backbones.weights import check_config, check_unset, from_hub, local_folder
+from ovss_refine_adapters.backbones.weights import check_finite_weights, check_unset
 from ovss_refine_adapters.text import cached
 
 INSTEAD = "a folder with the subfolders vae, unet, scheduler, text_encoder and tokenizer"
+PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
+KINDS = {"vae": "AutoencoderKL", "unet": "UNet2DConditionModel"}
+TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+MODEL_FILES = (
+    "scheduler/scheduler_config.json",
+    *(f"{part}/{name}" for part in KINDS for name in ("config.json", WEIGHTS)),
+)
+TEXT_FILES = (
+    *("text_encoder/config.json", "text_encoder/model.safetensors"),
+    *("tokenizer/tokenizer_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt"),
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,62 +74,81 @@ def load_parts(
     options = {"revision": revision, "variant": variant, "device": device, "dtype": dtype}
     if isinstance(model, Parts):
         check_unset(options, "ready parts")
-        return replace(model, vae=plain(model.vae), unet=plain(model.unet))
-    folder = local_folder(model)
-    source = str(model) if folder is None else str(folder)
-    if folder is not None:
-        for part, kind in (("vae", "AutoencoderKL"), ("unet", "UNet2DConditionModel")):
-            found = check_config(folder, f"{part}/config.json", "_class_name")
-            if found != kind:
-                raise ValueError(f"`{folder / part}` must hold {kind}; got {found!r}.")
-    vae, unet, scheduler = _load(source, options)
-    prompt = cached(
-        cache_dir,
-        lambda: f"prompt-{_prompt_digest(source, revision)}",
-        lambda: _embed_empty_prompt(source, revision, variant),
-    )
+        vae, unet = plain(model.vae), plain(model.unet)
+        for ready in (vae, unet):
+            check_finite_weights(ready, type(ready).__name__)
+        return replace(model, vae=vae, unet=unet)
+    device = given_device(device)
+    local = model_folder(Path(model) if Path(model).is_dir() else model, PARTS)
+    suffix = ".safetensors" if variant is None else f".{variant}.safetensors"
+    folder = local or _fetch(str(model), revision, MODEL_FILES, suffix)
+    for part, kind in KINDS.items():
+        _check_class(folder, f"{part}/config.json", "_class_name", [kind])
+    vae, unet, scheduler = _load(folder, variant, device, dtype)
+
+    def embed() -> Tensor:
+        whole = local or _fetch(str(model), revision, TEXT_FILES, suffix)
+        return _embed_empty_prompt(whole, variant)
+
+    name = str(local or model)
+    prompt = cached(cache_dir, lambda: f"prompt-{_prompt_digest(name, revision)}", embed)
     return Parts(vae, unet, scheduler, prompt)
 
 
+def _fetch(repository: str, revision: str | None, files: Sequence[str], suffix: str) -> Path:
+    """Return the checked folder of some files of a hub repository."""
+    return fetch(
+        repository,
+        [file.replace(".safetensors", suffix) for file in files],
+        revision=revision,
+        parts=PARTS,
+        argument="model",
+        instead=INSTEAD,
+    )
+
+
+def _check_class(folder: Path, name: str, key: str, known: Sequence[str]) -> None:
+    """Raise ValueError unless a configuration names a class that is loaded here."""
+    found = check_config(folder, name, key)
+    if found not in known:
+        raise ValueError(
+            f"`{folder / name.partition('/')[0]}` must hold {' or '.join(known)}; got {found!r}."
+        )
+
+
 @contextmanager
-def _load_errors(source: str) -> Iterator[None]:
-    """Report in one sentence what a folder lacks or the hub does not provide."""
-    if not Path(source).is_dir():
-        with from_hub(source, argument="model", instead=INSTEAD):
-            yield
-        return
+def _load_errors(folder: Path) -> Iterator[None]:
+    """Report in one sentence what a folder lacks; each file format has its own errors."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:
         kind = FileNotFoundError if isinstance(error, OSError) else ValueError
-        raise kind(f"`{source}` must be {INSTEAD}; {reason}") from error
+        raise kind(f"`{folder}` must be {INSTEAD}; {first_line(error)}") from error
 
 
-def _load(source: str, options: dict[str, Any]) -> tuple[nn.Module, nn.Module, Any]:
+def _load(
+    folder: Path, variant: str | None, device: torch.device | None, dtype: torch.dtype | None
+) -> tuple[nn.Module, nn.Module, Any]:
     """Load vae, UNet and scheduler."""
     diffusers = require("diffusers", "models")
-    revision, variant = options["revision"], options["variant"]
 
-    def load(kind: str, part: str) -> nn.Module:
-        model, report = getattr(diffusers, kind).from_pretrained(
-            source,
-            subfolder=part,
-            revision=revision,
-            variant=variant,
-            torch_dtype=options["dtype"],
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-        _check_complete(f"{source}, {part}", report)
-        loaded: nn.Module = model.to(device=options["device"]).eval()
-        return loaded
+    def load(part: str) -> nn.Module:
+        with _load_errors(folder):
+            model, report = getattr(diffusers, KINDS[part]).from_pretrained(
+                folder,
+                subfolder=part,
+                variant=variant,
+                torch_dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        _check_complete(f"{folder}, {part}", report)
+        loaded = check_finite_weights(model, f"{folder}, {part}")
+        return loaded.to(device=device).eval()
 
-    with _load_errors(source):
-        scheduler = diffusers.DDPMScheduler.from_pretrained(
-            source, subfolder="scheduler", revision=revision
-        )
-        return load("AutoencoderKL", "vae"), load("UNet2DConditionModel", "unet"), scheduler
+    with _load_errors(folder):
+        scheduler = diffusers.DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    return load("vae"), load("unet"), scheduler
 
 
 def _check_complete(what: str, report: dict[str, Any]) -> None:
@@ -123,29 +161,30 @@ def _check_complete(what: str, report: dict[str, Any]) -> None:
         )
 
 
-def _embed_empty_prompt(source: str, revision: str | None, variant: str | None) -> Tensor:
+def _embed_empty_prompt(folder: Path, variant: str | None) -> Tensor:
     """Run the model's own text encoder on the empty prompt; it is freed afterwards."""
     transformers = require("transformers", "models")
-    if Path(source).is_dir():  # if a part is missing, transformers makes one of its own
-        check_config(Path(source), "text_encoder/config.json", "hidden_size")
-        check_config(Path(source), "tokenizer/tokenizer_config.json", "tokenizer_class")
-    with _load_errors(source):
+    # If a part is missing, transformers makes one of its own.
+    check_config(folder, "text_encoder/config.json", "hidden_size")
+    _check_class(folder, "tokenizer/tokenizer_config.json", "tokenizer_class", TOKENIZERS)
+    with _load_errors(folder):
         tokenizer = transformers.CLIPTokenizer.from_pretrained(
-            source, subfolder="tokenizer", revision=revision
+            folder, subfolder="tokenizer", trust_remote_code=False
         )
         encoder, report = transformers.CLIPTextModel.from_pretrained(
-            source,
+            folder,
             subfolder="text_encoder",
-            revision=revision,
             variant=variant,
             use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
+            trust_remote_code=False,
         )
-    _check_complete(f"{source}, text_encoder", report)
+    _check_complete(f"{folder}, text_encoder", report)
+    check_finite_weights(encoder, f"{folder}, text_encoder")
     if len(tokenizer) != encoder.config.vocab_size:
         raise ValueError(
-            f"`{source}/tokenizer` must have the {encoder.config.vocab_size} tokens of the text "
+            f"`{folder}/tokenizer` must have the {encoder.config.vocab_size} tokens of the text "
             f"encoder; got {len(tokenizer)}."
         )
     tokens = tokenizer(

@@ -13,15 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ovss_refine.registry import require
+from ovss_refine.folders.paths import local_path
+from ovss_refine.registry import MissingWeightsError, require
+from ovss_refine.sources.device import given_device
+from ovss_refine_adapters.backbones.folders import (
+    check_config,
+    fetch,
+    first_line,
+    from_hub,
+    model_folder,
+)
 from ovss_refine_adapters.backbones.plain import plain
 from ovss_refine_adapters.backbones.weights import (
-    check_config,
-    check_no_code,
+    check_finite_weights,
     check_unset,
     did_you_mean,
-    from_hub,
-    local_folder,
 )
 
 # OpenAI's weights, which all published training-free methods use.
@@ -32,6 +38,8 @@ PRESETS = {
 LOCAL, HUB = "local-dir:", "hf-hub:"
 CONFIG = "open_clip_config.json"
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth")
+HUB_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+ARGUMENT = "model='local-dir:PATH'"
 INSTEAD = f"a folder with {CONFIG} and the weights"
 
 Tokenizer = Callable[[list[str]], Tensor]
@@ -84,26 +92,23 @@ def load_clip(
     if isinstance(model, nn.Module):
         check_unset({"pretrained": pretrained}, "a ready model")
         model = plain(model)
+        check_finite_weights(model, type(model).__name__)
         return _clip(library, model, tokenizer or _own_tokenizer(library, model))
+    device = given_device(device)
     name = str(model)
     if name in PRESETS:
         name, tag = PRESETS[name]
         pretrained = pretrained or tag
-    if name not in library.list_models() and not name.startswith(HUB):
-        name = _folder(library, model)
-    if name.startswith((LOCAL, HUB)):
-        check_unset({"pretrained": pretrained}, f"{name!r}, which has its own weights")
-        if name.startswith(HUB):
-            repository = name.removeprefix(HUB)
-            with from_hub(repository, argument="model='local-dir:PATH'", instead=INSTEAD):
-                fetch = library.pretrained.download_pretrained_from_hf
-                config = Path(fetch(repository, filename=CONFIG)).parent
-                check_no_code(check_config(config, CONFIG, "model_cfg"), name)
-                fetch(repository)  # the weights, whatever their name
-    else:
+    more: dict[str, Any] = {}
+    if name in library.list_models():
         _check_weights(library, name, pretrained)
-    loaded = _create(library, name, pretrained, device)
-    return _clip(library, loaded, tokenizer or library.get_tokenizer(name))
+        more = _transformers_text(library, name)
+    else:
+        folder = _folder(library, model)
+        name = f"{LOCAL}{folder}"
+        check_unset({"pretrained": pretrained}, f"{name!r}, which has its own weights")
+    loaded = _create(library, name, pretrained, **more).to(device=device).eval()
+    return _clip(library, loaded, tokenizer or _tokenizer(library, name, loaded))
 
 
 def _clip(library: ModuleType, model: nn.Module, tokenizer: Tokenizer) -> Clip:
@@ -125,22 +130,63 @@ def _own_tokenizer(library: ModuleType, model: nn.Module) -> Tokenizer:
     return own
 
 
-def _folder(library: ModuleType, model: str | Path) -> str:
-    """Treat a name unknown to open_clip as a folder, or raise."""
-    folder = Path(model) if Path(model).is_dir() else local_folder(model)
+def _tokenizer(library: ModuleType, name: str, model: nn.Module) -> Tokenizer:
+    """Return the tokenizer of a loaded model: CLIP's, or one of a class that transformers has."""
+    config = library.get_model_config(name)
+    if name.startswith(LOCAL):
+        return _own_tokenizer(library, model)
+    repository = config["text_cfg"].get("hf_tokenizer_name")
+    if not repository:
+        known: Tokenizer = library.get_tokenizer(name)
+        return known
+    try:
+        with from_hub(repository, argument="tokenizer", instead="a function of texts"):
+            made: Tokenizer = library.get_tokenizer(name, trust_remote_code=False)
+    except MissingWeightsError:
+        raise
+    except Exception as error:  # whatever transformers raises for files of another kind
+        raise ValueError(
+            f"`tokenizer` must be given for {name!r}; its own, `{repository}`, did not load as "
+            f"data: {first_line(error)}"
+        ) from error
+    return made
+
+
+def _transformers_text(library: ModuleType, name: str) -> dict[str, Any]:
+    """Return the options by which a text tower of transformers is described by a checked file."""
+    text = library.get_model_config(name)["text_cfg"]
+    if "hf_model_name" not in text:
+        return {}
+    folder = fetch(text["hf_model_name"], ["config.json"], argument="model", instead="a model")
+    described = {"hf_model_name": str(folder), "hf_model_pretrained": False}
+    return {"text_cfg": text | described}
+
+
+def _folder(library: ModuleType, model: str | Path) -> Path:
+    """Return the folder of a model unknown to open_clip, fetched from the hub or local, or raise.
+
+    Without weights, open_clip would keep random ones.
+    """
+    folder: Path | None
+    if str(model).startswith(HUB):
+        repository = str(model).removeprefix(HUB)
+        folder = fetch(repository, [CONFIG], HUB_WEIGHTS, argument=ARGUMENT, instead=INSTEAD)
+    else:
+        folder = model_folder(Path(model) if Path(model).is_dir() else model)
     if folder is None:
         hint = did_you_mean(str(model), [*PRESETS, *library.list_models()])
         raise ValueError(f"`model` must be an open_clip name or a folder; got {model!r}.{hint}")
-    check_no_code(check_config(folder, CONFIG, "model_cfg"), folder / CONFIG)
-    # Without weights, open_clip would keep random ones.
+    check_config(folder, CONFIG, "model_cfg")
     if not any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES):
         raise FileNotFoundError(
             f"`model` must be {INSTEAD}; `{folder}` has no {' or '.join(WEIGHT_FILES)}."
         )
-    return f"{LOCAL}{folder}"
+    return folder
 
 
 def _check_weights(library: ModuleType, name: str, pretrained: str | Path | None) -> None:
+    if pretrained is not None:
+        local_path("pretrained", pretrained)
     tags = library.list_pretrained_tags_by_model(name)
     if pretrained is None:
         raise ValueError(f"`pretrained` must be one of {tags} or a file for {name!r}; got None.")
@@ -175,20 +221,17 @@ def _check_activation(library: ModuleType, name: str, tag: str, trained: bool) -
 
 
 def _create(
-    library: ModuleType, name: str, pretrained: str | Path | None, device: str | torch.device | None
+    library: ModuleType, name: str, pretrained: str | Path | None, **more: Any
 ) -> nn.Module:
+    """Create a model on the CPU with finite weights."""
     weights = None if pretrained is None else str(pretrained)
     try:
         model: nn.Module = library.create_model(
-            name,
-            pretrained=weights,
-            device=device or "cpu",
-            require_pretrained=True,
-            weights_only=True,
+            name, pretrained=weights, require_pretrained=True, weights_only=True, **more
         )
     except Exception as error:  # every format has its own errors for a damaged file
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"the weights `{weights or name}` must be tensors that fit the model `{name}`; {first}"
+            f"the weights `{weights or name}` must be tensors that fit the model `{name}`; "
+            f"{first_line(error)}"
         ) from error
-    return model.eval()
+    return check_finite_weights(model, weights or name)

@@ -2,19 +2,26 @@
 
 import difflib
 import importlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ovss_refine.registry import MissingWeightsError, require
+from ovss_refine.folders.paths import local_path
+from ovss_refine.registry import require
+from ovss_refine.sources.device import given_device
+from ovss_refine_adapters.backbones.folders import (
+    check_config,
+    fetch,
+    from_hub,
+    listing,
+    model_folder,
+)
 
-# Entries by which a configuration makes a library import code, or load a tokenizer that does.
-CODE_KEYS = ("auto_map", "custom_pipelines", "tokenizer_kwargs", "trust_remote_code")
+HUBS = ("hf-hub:", "hf_hub:")
+INSTEAD = "a weight file or a folder with one"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 # Parameters that a file may have but a model without a classifier does not.
 HEADS = ("head.", "fc.", "classifier.", "fc_norm.", "attn_pool.")
@@ -34,17 +41,43 @@ def load_timm(
     if isinstance(model, nn.Module):
         options = {"weights": weights, "device": device, "dtype": dtype}
         check_unset(options, "a ready model")
-        return model
-    folder = local_folder(model)
-    if folder is not None:
-        check_config(folder, "config.json", "architecture")
-        loaded = _create(f"local-dir:{folder}", pretrained=False)
-        weights = folder if weights is None else weights
+        return check_finite_weights(model, type(model).__name__)
+    device = given_device(device)
+    folder: Path | None
+    if str(model).startswith(HUBS):
+        folder = _fetch(str(model).partition(":")[2], () if weights else WEIGHT_FILES)
     else:
-        loaded = _named(str(model), pretrained=weights is None)
-    if weights is not None:
-        _load_file(loaded, weight_file(weights))
-    return loaded.to(device=device, dtype=dtype).eval()
+        folder = model_folder(model)
+    # Before the model is made, which may take a minute.
+    path = None if weights is None else weight_file(weights)
+    if folder is None:
+        loaded = _named(str(model), pretrained=path is None)
+    else:
+        loaded = _described(folder)
+        path = weight_file(folder) if path is None else path
+    if path is not None:
+        _load_file(loaded, path)
+    loaded = check_finite_weights(loaded.to(dtype=dtype), str(path or model))
+    return loaded.to(device=device).eval()
+
+
+def check_finite_weights(model: nn.Module, origin: str) -> nn.Module:
+    """Return `model`, or raise ValueError if any of its parameters or saved buffers is not finite.
+
+    Tensors on the device "meta", which have no values, are not checked.
+    """
+    for name, weight in model.state_dict().items():
+        if not isinstance(weight, Tensor) or weight.is_meta or not weight.is_floating_point():
+            continue
+        if weight.element_size() == 1:  # isfinite does not take 8 bits
+            weight = weight.float()
+        if not bool(weight.isfinite().all()):
+            count = int((~weight.isfinite()).sum())
+            raise ValueError(
+                f"the weights `{origin}` must be finite; got {count} NaN or infinite values in "
+                f"{name!r} ({weight.dtype})."
+            )
+    return model
 
 
 def check_unset(options: Mapping[str, object], beside: str) -> None:
@@ -60,50 +93,9 @@ def did_you_mean(value: str, known: Sequence[str]) -> str:
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
-@contextmanager
-def from_hub(repository: str, *, argument: str, instead: str) -> Iterator[None]:
-    """Turn any error of a failed download into one sentence.
-
-    Args:
-        repository: "owner/name" of the weights.
-        argument: the option that takes a local copy.
-        instead: what to pass to it.
-
-    Raises:
-        MissingWeightsError: if the body raises an OSError, as all errors of the hub are.
-    """
-    try:
-        yield
-    except OSError as error:
-        constants = require("huggingface_hub.constants", "models")
-        offline = " (not asked: HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
-        raise MissingWeightsError(
-            f"the weights `{repository}` must be available; got nothing from the cache "
-            f"`{constants.HF_HUB_CACHE}` or from {constants.ENDPOINT}",
-            offline,
-            f"run `hf download {repository}` on a machine with a network, or pass `{argument}`, "
-            f"{instead}",
-        ) from error
-
-
-def local_folder(model: str | Path) -> Path | None:
-    """Return `model` as a folder, given as a path or after `local-dir:`, or None if it is a name.
-
-    Something written as a folder that does not exist raises FileNotFoundError.
-    """
-    text = str(model)
-    path = Path(text.removeprefix("local-dir:")).expanduser()
-    meant = isinstance(model, Path) or text.startswith(("local-dir:", "/", "./", "../", "~"))
-    if path.is_dir() and (meant or len(path.parts) > 1):
-        return path
-    if meant:
-        raise FileNotFoundError(f"`model` must be an existing folder; got `{path}`.")
-    return None
-
-
 def weight_file(path: str | Path) -> Path:
     """Return the weight file at `path`, or in the folder `path`, or raise FileNotFoundError."""
-    path = Path(str(path).removeprefix("local-dir:")).expanduser()
+    path = local_path("weights", str(path).removeprefix("local-dir:")).expanduser()
     if path.is_file():
         return path
     wanted = " or ".join(f"`{name}`" for name in WEIGHT_FILES)
@@ -114,61 +106,45 @@ def weight_file(path: str | Path) -> Path:
     for name in WEIGHT_FILES:
         if (path / name).is_file():
             return path / name
-    raise FileNotFoundError(f"`{path}` must hold {wanted}; got {_listing(path)}.")
+    raise FileNotFoundError(f"`{path}` must hold {wanted}; got {listing(path)}.")
 
 
-def check_config(folder: Path, name: str, key: str) -> object:
-    """Return the entry `key` of the JSON file `name` in `folder`, or raise."""
-    path = folder / name
-    if not path.is_file():
-        raise FileNotFoundError(f"`{folder}` must hold `{name}`; got {_listing(folder)}.")
+def _fetch(repository: str, weights: Sequence[str]) -> Path:
+    """Return the folder of a model's files on the hub."""
+    return fetch(repository, ["config.json"], weights, argument="weights", instead=INSTEAD)
+
+
+def _described(folder: Path) -> nn.Module:
+    """Create the model that a folder's configuration describes."""
+    architecture = check_config(folder, "config.json", "architecture")
+    if not (isinstance(architecture, str) and require("timm", "models").is_model(architecture)):
+        raise ValueError(
+            f"`{folder / 'config.json'}` must have the name of a timm model as `architecture`; got "
+            f"{architecture!r}."
+        )
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"`{path}` must be a JSON file; got {error}.") from error
-    if not isinstance(config, dict) or key not in config:
-        found = sorted(config)[:8] if isinstance(config, dict) else type(config).__name__
-        raise ValueError(f"`{path}` must have an entry `{key}`; got {found}.")
-    return config[key]
-
-
-def check_no_code(config: object, origin: str | Path) -> None:
-    """Raise ValueError if the configuration of a model names code or a tokenizer from elsewhere.
-
-    The libraries hand such entries on to transformers, which may import what lies beside them.
-
-    Args:
-        config: a parsed JSON file.
-        origin: what to call it in the message.
-    """
-    if isinstance(config, list):
-        for one in config:
-            check_no_code(one, origin)
-    if not isinstance(config, dict):
-        return
-    for key, value in config.items():
-        if key in CODE_KEYS or key.startswith("hf_"):
-            raise ValueError(
-                f"`{origin}` must describe a model of the library itself; got {key!r}, which may "
-                "run code that came with the weights. Load the model yourself and pass it."
-            )
-        check_no_code(value, origin)
-
-
-def _listing(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())[:8]
+        return _create(f"local-dir:{folder}", pretrained=False)
+    except Exception as error:  # models raise what they like for arguments they do not know
+        raise ValueError(
+            f"`{folder / 'config.json'}` must describe a timm model; got {_reason(error)}"
+        ) from error
 
 
 def _named(name: str, *, pretrained: bool) -> nn.Module:
-    """Create a model by its timm or hub name."""
+    """Create a model by its timm name."""
     timm = require("timm", "models")
-    if ":" in name:
-        repository = name.partition(":")[2]
-    else:
-        _check_name(name, pretrained=pretrained)
-        repository = timm.get_pretrained_cfg(name).hf_hub_id or name
-    with from_hub(repository, argument="weights", instead="a weight file or a folder with one"):
-        return _create(name, pretrained=pretrained)
+    _check_name(name, pretrained=pretrained)
+    repository = timm.get_pretrained_cfg(name).hf_hub_id or name
+    if not pretrained:
+        return _create(name, pretrained=False)
+    with from_hub(repository, argument="weights", instead=INSTEAD):
+        return _create(name, pretrained=True)
+
+
+def _reason(error: Exception) -> str:
+    """Return the last line of an error's text, or its kind."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].strip()
 
 
 def _create(name: str, *, pretrained: bool) -> nn.Module:
@@ -209,8 +185,9 @@ def _load_file(model: Any, path: Path) -> None:
         result = model.load_state_dict(state, strict=False)
     except Exception as error:
         # Damaged files raise whatever their reader raises.
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"`{path}` must hold the weights of this {kind}; got {reason}") from error
+        raise ValueError(
+            f"`{path}` must hold the weights of this {kind}; got {_reason(error)}"
+        ) from error
     unexpected = [key for key in result.unexpected_keys if not key.startswith(HEADS)]
     if result.missing_keys or unexpected:
         raise ValueError(

@@ -12,14 +12,14 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch.testing import assert_close
 
 from adapters.memory import PeakMemory
-from adapters.tiny_models import images, randomise, tiny_parts, tiny_unet, tiny_vae
+from adapters.model_folders import ENDS, diffusion_folder, save_tokenizer
+from adapters.tiny_models import images, tiny_parts, tiny_unet, tiny_vae
 from ovss_refine.testing import check_attention_source
 from ovss_refine_adapters.attention import stable_diffusion
 from ovss_refine_adapters.attention.stable_diffusion import BLOCKS, StableDiffusionAttention
 from ovss_refine_adapters.backbones import diffusion as _diffusion
 
 SMALL = {"resolution": 64}
-ENDS = ("<|startoftext|>", "<|endoftext|>")
 EQUAL = dict.fromkeys(BLOCKS, 1)
 
 
@@ -237,39 +237,10 @@ def test_factors_need_no_map():
     assert memory.peak < N * N * 4 * 0.6  # the activations of the vae, of 8 x 512 x 512
 
 
-def save_tokenizer(folder, tokens):
-    """Write a CLIP tokenizer, from files: the releases of transformers agree on those only."""
-    folder.mkdir(exist_ok=True)
-    vocab, merges = folder / "vocab.json", folder / "merges.txt"
-    vocab.write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    merges.write_text("#version: 0.2\n")
-    tokenizer = transformers.CLIPTokenizer(
-        str(vocab), str(merges), model_max_length=77, pad_token=ENDS[1]
-    )
-    tokenizer.save_pretrained(folder)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A complete tiny model on disk, with a text encoder and a tokenizer."""
-    root = tmp_path_factory.mktemp("sd")
-    tiny_vae().save_pretrained(root / "vae")
-    tiny_unet().save_pretrained(root / "unet")
-    diffusers.DDPMScheduler().save_pretrained(root / "scheduler")
-    config = transformers.CLIPTextConfig(
-        vocab_size=5,
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=77,
-        bos_token_id=3,
-        eos_token_id=4,
-        pad_token_id=4,
-    )
-    randomise(transformers.CLIPTextModel(config)).save_pretrained(root / "text_encoder")
-    save_tokenizer(root / "tokenizer", ["a</w>", "a", "!", *ENDS])
-    return root
+    return diffusion_folder(tmp_path_factory.mktemp("sd"))
 
 
 def test_a_folder_loads_with_the_embedding_of_its_own_text_encoder(folder, tmp_path):

@@ -1,12 +1,11 @@
 """Loading of open_clip models: names, tags, folders, files, ready models, and errors."""
 
-import json
-
 import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from adapters.model_folders import open_clip_folder
 from adapters.tiny_clip import CONFIG, tiny_clip
 from ovss_refine_adapters.backbones.open_clip import PRESETS, load_clip
 
@@ -14,11 +13,7 @@ from ovss_refine_adapters.backbones.open_clip import PRESETS, load_clip
 @pytest.fixture
 def folder(tmp_path):
     """A model folder as open_clip exports it."""
-    model = tiny_clip()
-    pixels = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
-    config = {"model_cfg": CONFIG, "preprocess_cfg": pixels}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    save_file(model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    open_clip_folder(tmp_path)
     return tmp_path
 
 
@@ -53,34 +48,6 @@ def test_folder(folder, prefix):
     assert clip.std == (0.4, 0.5, 0.6)
     assert clip.tokenizer(["a cat"]).shape == (1, 77)
     assert_same_weights(load_clip(folder).model, clip.model)
-
-
-@pytest.mark.parametrize(
-    "entries",
-    [
-        {"hf_tokenizer_name": "{0}", "tokenizer_kwargs": {"trust_remote_code": True}},
-        {"hf_tokenizer_name": "{0}"},
-        {"hf_model_name": "{0}", "hf_model_pretrained": False},
-        {"tokenizer_kwargs": {"trust_remote_code": True}},
-        {"nested": [{"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}]},
-    ],
-    ids=lambda entries: next(iter(entries)),
-)
-def test_no_code_runs_that_came_with_a_folder(folder, entries, monkeypatch):
-    text = json.loads(json.dumps(entries).replace("{0}", str(folder)))
-    config = json.loads((folder / "open_clip_config.json").read_text())
-    config["model_cfg"]["text_cfg"] |= text
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    hostile = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(hostile))
-    (folder / "config.json").write_text(
-        json.dumps({"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}})
-    )
-    (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nclass Evil: ...\n")
-    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
-    with pytest.raises(ValueError, match="must describe a model of the library itself; got"):
-        load_clip(folder)
-    assert not (folder / "ran").exists()
 
 
 def test_folder_without_weights_does_not_give_a_random_model(folder):

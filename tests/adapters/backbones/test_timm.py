@@ -6,10 +6,10 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from timm.models import save_for_hf
 from torch.nn.functional import interpolate
 from torch.testing import assert_close
 
+from adapters.model_folders import timm_folder
 from adapters.tiny_models import FAMILIES, PREFIX, TINY, images, tiny_vit
 from ovss_refine_adapters.backbones.positions import resize_positions
 from ovss_refine_adapters.backbones.timm import TimmBackbone
@@ -159,15 +159,9 @@ def test_a_block_that_skips_attention_raises():
         TimmBackbone(model).keys(images(), layer=1)
 
 
-def saved(folder, **change):
-    model = tiny_vit("registers", **change)
-    save_for_hf(model, folder, model_args=TINY | change, safe_serialization=True)
-    return model
-
-
 @pytest.mark.parametrize("form", ["{}", "local-dir:{}", "path"])
 def test_a_local_folder_loads(tmp_path, form):
-    model = saved(tmp_path)
+    model = timm_folder(tmp_path)
     got = TimmBackbone(tmp_path if form == "path" else form.format(tmp_path))
     assert_close(got.features(images()), TimmBackbone(model).features(images()))
     assert not got.model.training
@@ -192,7 +186,7 @@ def test_a_file_of_weights_loads_into_a_named_model(tmp_path, name, monkeypatch)
 
 
 def test_mismatched_weights_in_a_folder_raise(tmp_path):
-    saved(tmp_path)
+    timm_folder(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     for change, message in (
         ({"depth": 2}, r"got 1\d unexpected \['blocks.2.*\] and 0 missing"),
@@ -211,7 +205,7 @@ def test_mismatched_weights_in_a_folder_raise(tmp_path):
 
 
 def test_pickles_that_hold_more_than_weights_are_refused(tmp_path):
-    saved(tmp_path)
+    timm_folder(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save({"x": print}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"pytorch_model.bin` must hold the weights"):
