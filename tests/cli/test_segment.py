@@ -290,7 +290,7 @@ def test_too_large_an_image_is_refused_with_the_fix(tmp_path, capsys):
         ),
         (["{}/x.png", "--device", "gpu"], "a, b", "device"),
         (["{}/x.png", "--tau", "2"], "a, b", r"`tau` must be in \(0, 1\); got 2\.0"),
-        (["{}/x.png", "--out", "{}/x.png"], "a, b", "`--out` must"),
+        (["{}/x.png", "--out", "{}/x.png"], "a, b", "`out` must be a folder; "),
         (["{}/x.png", "--out", "{}/x.png/out"], "a, b", "`out` must be a folder; "),
     ],
 )
