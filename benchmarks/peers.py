@@ -205,7 +205,7 @@ def labels_only(low: Tensor, guide: Tensor) -> None:
     from ovss_refine.method.upsample import upsample_bands
 
     with torch.no_grad():
-        for band in upsample_bands(low, guide, 1.0, 0.1, 2):
+        for band in upsample_bands(low, guide, RefineConfig()):
             band.labels()
 
 

@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovss_refine.checks import (
-    check_finite,
-    check_float,
-    check_grid,
+    SCALES,
     check_number,
     check_rows,
     check_shape,
+    check_values,
     check_weights_shape,
 )
 from ovss_refine.images.convert import as_tensor
 from ovss_refine.tensors.blocks import Dense, Factors, add_matmul
+from ovss_refine.tensors.layout import check_grid
 
 # Steps between two checks of a stopping test; on a GPU each waits for everything launched before.
 GPU_TEST_EVERY = 4
@@ -65,7 +65,7 @@ class Attention:
                 raise ValueError("`weights` must be None with `factors`; got both.")
             object.__setattr__(self, "grid", check_grid(self.grid, self.shape[-1]))
             return
-        given = self.weights if self.weights is None else as_tensor(self.weights)
+        given = self.weights if self.weights is None else as_tensor(self.weights, "weights")
         weights = check_weights_shape("weights", given)
         object.__setattr__(self, "grid", check_grid(self.grid, weights.shape[-1]))
         # Per head, so that a negative entry of one head cannot hide behind another's.
@@ -86,20 +86,19 @@ class Attention:
         Args:
             q: [B, A, N, d] or [A, N, d] queries, finite, any float type.
             k: keys, of the shape, type and device of `q`.
-            scale: factor on the products, > 0; usually d ** -0.5.
+            scale: factor on the products, in [1e-6, 1e6]; usually d ** -0.5.
             grid: (gh, gw) with gh * gw = N.
 
         Raises:
             TypeError, ValueError: on another type, shapes that differ, values that are not finite,
-                `scale` <= 0, or a grid that does not have N patches.
+                a `scale` out of range, or a grid that does not have N patches.
         """
         axes = "A N d" if getattr(q, "ndim", 4) == 3 else "B A N d"
         sizes = check_shape("q", q, axes)
         check_shape("k", k, axes, **sizes)
         for name, x in (("q", q), ("k", k)):
-            check_float(name, x)
-            check_finite(name, x)
-        check_number("scale", scale, 0, open_ends=True)
+            check_values(name, x)
+        scale = check_number("scale", scale, *SCALES)
         return cls(None, grid, factors=(q.float() * scale, k.float()))
 
     @classmethod
@@ -233,16 +232,17 @@ def affinity(features: Tensor, temperature: float) -> Attention:
 
     Args:
         features: [B, C, gh, gw] or [C, gh, gw] features of any backbone, finite.
-        temperature: the smaller, the sharper, > 0: softmax(cosine / temperature) over each row.
+        temperature: the smaller, the sharper, in [1e-6, 1e6]: softmax(cosine / temperature) over
+            each row.
 
     Raises:
-        TypeError, ValueError: on another type or shape, values not finite, or `temperature` <= 0.
+        TypeError, ValueError: on another type or shape, values not finite, or a `temperature`
+            out of range.
     """
     unbatched = getattr(features, "ndim", 4) == 3
     check_shape("features", features, "C gh gw" if unbatched else "B C gh gw")
-    check_float("features", features)
-    check_finite("features", features)
-    check_number("temperature", temperature, 0, open_ends=True)
+    check_values("features", features)
+    temperature = check_number("temperature", temperature, *SCALES)
     gh, gw = features.shape[-2:]
     with torch.autocast(features.device.type, enabled=False):  # whose products have 8 or 11 bits
         unit = F.normalize(features.float().flatten(-2), dim=-2)  # [..., C, N]

@@ -6,6 +6,7 @@ Torch is imported for types only: `config.py` needs these checks without it.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROW_SUM_TOLERANCE = 1e-2
-# Tokens that a transformer has beside its patches: one for the class, four registers or so.
-MOST_EXTRA_TOKENS = 8
-NAMED_GRID = "`Attention(attn, grid=(gh, gw))`, or add `grid` = [gh, gw] to an .npz file"
+# Of scales, spreads and temperatures: their squares, reciprocals and products with numbers of size
+# one are far from the ends of float32.
+SCALES = (1e-6, 1e6)
 
 
 def check_shape(name: str, tensor: Tensor | None, spec: str, **known: int) -> dict[str, int]:
@@ -26,11 +27,24 @@ def check_shape(name: str, tensor: Tensor | None, spec: str, **known: int) -> di
         ValueError: if the number of axes differs, if an axis named twice (or listed in
             `known`) has two different sizes, or if an axis is empty.
     """
-    from torch import Tensor  # whoever has a tensor to check has loaded torch already
+    return check_sizes(name, check_dense(name, tensor).shape, spec, **known)
 
-    if not isinstance(tensor, Tensor):
+
+def check_dense(name: str, tensor: Tensor | None) -> Tensor:
+    """Return `tensor`, or raise TypeError unless it is a tensor that holds one value per entry."""
+    import torch  # whoever has a tensor to check has loaded it already
+
+    if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor; got {type(tensor).__name__}.")
-    return check_sizes(name, tensor.shape, spec, **known)
+    kinds = {
+        "a nested tensor. Pad its parts to one size": tensor.is_nested,
+        f"{tensor.layout}. Pass `{name}.to_dense()`": tensor.layout != torch.strided,
+        f"{tensor.dtype}. Pass `{name}.dequantize()`": tensor.is_quantized,
+        "one on the device `meta`, which holds no values": tensor.is_meta,
+    }
+    if got := [kind for kind, found in kinds.items() if found]:
+        raise TypeError(f"`{name}` must be a dense tensor; got {got[0]}.")
+    return tensor
 
 
 def check_sizes(name: str, shape: Sequence[int], spec: str, **known: int) -> dict[str, int]:
@@ -53,69 +67,37 @@ def check_sizes(name: str, shape: Sequence[int], spec: str, **known: int) -> dic
     raise ValueError(f"`{name}` must have shape [{wanted}]{empty}; got {list(shape)}.")
 
 
-def check_float(name: str, tensor: Tensor) -> None:
-    """Raise TypeError unless `tensor` holds floating-point numbers."""
-    if not tensor.is_floating_point():
-        raise TypeError(f"`{name}` must be a floating-point tensor; got {tensor.dtype}.")
+def check_float(name: str, tensor: Tensor, kinds: str = "a floating-point tensor") -> None:
+    """Raise TypeError unless `tensor` holds floating-point numbers of 16 bits or more."""
+    small = tensor.is_floating_point() and tensor.itemsize < 2
+    if small or not tensor.is_floating_point():
+        fix = f" Pass `{name}.float()`." if small else ""
+        raise TypeError(f"`{name}` must be {kinds}; got {tensor.dtype}.{fix}")
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
-    """Raise ValueError if `tensor` holds a NaN or an infinity."""
-    if not bool(tensor.isfinite().all()):
-        bad = int((~tensor.isfinite()).sum())
+    """Raise ValueError if `tensor` holds a NaN or an infinity, or what float32 cannot hold."""
+    finite = tensor.float().isfinite()
+    if not bool(finite.all()):
+        fix = " in float32, which ends at 3.4e38" if bool(tensor.isfinite().all()) else ""
+        bad = int((~finite).sum())
         raise ValueError(
-            f"`{name}` must be finite; got {bad} NaN or infinite of {tensor.numel()} values."
+            f"`{name}` must be finite; got {bad} NaN or infinite of {tensor.numel()} values{fix}."
         )
+
+
+def check_values(name: str, tensor: Tensor) -> None:
+    """Do `check_float` and `check_finite`."""
+    check_float(name, tensor)
+    check_finite(name, tensor)
 
 
 def check_weights_shape(name: str, weights: Tensor | None) -> Tensor:
     """Return `weights`, floating-point and [N, N], [B, N, N] or [B, A, N, N], or raise."""
-    ndim = getattr(weights, "ndim", 2)
-    check_shape(name, weights, {2: "N N", 4: "B A N N"}.get(ndim, "B N N"))
-    assert weights is not None  # noqa: S101 - or it had no shape
+    weights = check_dense(name, weights)
+    check_sizes(name, weights.shape, {2: "N N", 4: "B A N N"}.get(weights.ndim, "B N N"))
     check_float(name, weights)
     return weights
-
-
-def check_grid(grid: Sequence[int], N: int) -> tuple[int, int]:
-    """Return `grid` as (gh, gw) with gh * gw = N, or raise ValueError."""
-    if len(grid) != 2 or min(grid) < 1 or math.prod(grid) != N:
-        raise ValueError(
-            f"`grid` must be (gh, gw) with gh * gw = N={N}, one patch per token; got {tuple(grid)}."
-        )
-    return grid[0], grid[1]
-
-
-def find_grid(N: int, logits_size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int]:
-    """Return the grid of a bare attention tensor, by the rule of the method's section 0.
-
-    Args:
-        N: number of tokens.
-        logits_size: (h, w) of the logits, the grid of first choice.
-        image_size: (H, W) of the image. A square is the second choice, if a grid of N patches in
-            the shape of the logits or of the image is square to within a patch.
-
-    Raises:
-        ValueError: if neither will do; names the tokens to drop where a few are left over.
-    """
-    h, w = logits_size
-    extra, side = N - h * w, math.isqrt(N)
-    if extra == 0:
-        return logits_size
-    if 1 <= extra <= MOST_EXTRA_TOKENS:
-        raise ValueError(
-            f"`attn` must be over the h * w = {h * w} patches of the logits alone; got N={N}, like "
-            f"a map with {extra} class or register tokens in front. Drop them and divide: "
-            f"`attn = attn[..., {extra}:, {extra}:]; attn = attn / attn.sum(-1, keepdim=True)`. If "
-            f"all are patches, pass {NAMED_GRID}."
-        )
-    shapes = (logits_size, image_size)
-    if side * side == N and any(abs(side * math.sqrt(y / x) - side) < 1 for y, x in shapes):
-        return side, side
-    raise ValueError(
-        f"`attn` must have N = h * w = {h * w} tokens (the logits' grid), or a square number for a "
-        f"square image or square logits; got N={N}. Pass {NAMED_GRID}."
-    )
 
 
 def check_rows(weights: Tensor, lowest: float) -> None:
@@ -167,27 +149,32 @@ def check_number(
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise TypeError(f"`{name}` must be a number; got {value!r}.")
     inside = low < number < high if open_ends else low <= number <= high
-    if not (inside and math.isfinite(number)):
-        ends = "()" if open_ends else "[]"
-        span = f"in {ends[0]}{low:g}, {high:g}{ends[1]}"
-        if high == math.inf:
-            span = f"a finite number {'>' if open_ends else '>='} {low:g}"
+    if not (inside and abs(number) <= sys.float_info.max):
+        span = number_range(low, high, open_ends=open_ends)
         raise ValueError(f"`{name}` must be {span}; got {number!r}.")
     return number
 
 
-def check_count(name: str, value: object, low: int) -> int:
-    """Return `value` as a Python int of at least `low`, or raise.
+def number_range(low: float, high: float = math.inf, *, open_ends: bool = False) -> str:
+    """Say the range of `check_number` in words."""
+    if high == math.inf:
+        return f"a finite number {'>' if open_ends else '>='} {low:g}"
+    return f"in ({low:g}, {high:g})" if open_ends else f"in [{low:g}, {high:g}]"
+
+
+def check_count(name: str, value: object, low: int, high: int | None = None) -> int:
+    """Return `value` as a Python int in [low, high], or of at least `low`, or raise.
 
     Raises:
         TypeError: if `value` is not a whole number of Python, NumPy or torch.
-        ValueError: if it is smaller than `low`.
+        ValueError: if it is outside the range.
     """
     number = _plain(value)
     if isinstance(number, bool) or not isinstance(number, int):
         raise TypeError(f"`{name}` must be a whole number; got {value!r}.")
-    if number < low:
-        raise ValueError(f"`{name}` must be at least {low}; got {number}.")
+    if number < low or (high is not None and number > high):
+        span = f"at least {low}" if high is None else f"in [{low}, {high}]"
+        raise ValueError(f"`{name}` must be {span}; got {number}.")
     return number
 
 

@@ -4,12 +4,18 @@ This module does not import torch: the command line makes its flags from the fie
 """
 
 import difflib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypedDict, get_args
 
-from ovss_refine.checks import check_choice, check_count, check_flag, check_number
+from ovss_refine.checks import (
+    SCALES,
+    check_choice,
+    check_count,
+    check_flag,
+    check_number,
+    number_range,
+)
 from ovss_refine.method.modes import ModeName
 
 NMS = Literal["relative", "absolute"]
@@ -17,7 +23,9 @@ Criterion = Literal["first_passage", "increment"]
 
 # exp(-cost / epsilon), cost at most 1, and its products with the scaling vectors stay well
 # inside float32's normal range (1e-38) down to exp(-50) = 2e-22.
-MIN_EPSILON = 0.02
+EPSILONS = (0.02, 1e6)
+# Past these a run hardly ends, and the neighbours of a patch hardly fit into memory.
+MOST_STEPS, MOST_RADIUS = 100_000, 32
 
 
 class RefineOptions(TypedDict, total=False):
@@ -59,12 +67,17 @@ def _choice(default: str, help: str, choices: object) -> Any:
     return _field(default, help, lambda name, x: check_choice(name, x, get_args(choices)))
 
 
-def _number(default: float, help: str, low: float, high: float = math.inf, **ends: bool) -> Any:
-    return _field(default, help, lambda name, x: check_number(name, x, low, high, **ends))
+def _number(default: float, help: str, low: float, high: float, **ends: bool) -> Any:
+    return _field(
+        default,
+        f"{help}, {number_range(low, high, **ends)}",
+        lambda name, x: check_number(name, x, low, high, **ends),
+    )
 
 
-def _count(default: int, help: str, low: int) -> Any:
-    return _field(default, help, lambda name, x: check_count(name, x, low))
+def _count(default: int, help: str, low: int, high: int = MOST_STEPS) -> Any:
+    check: Callable[[str, Any], int] = lambda name, x: check_count(name, x, low, high)  # noqa: E731
+    return _field(default, f"{help}, in [{low}, {high}]", check)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,27 +87,27 @@ class RefineConfig:
     Attributes:
         mode: how classes are scored: a row of `method.modes.MODES`, of the paper's or of the two
             controls, which measure no discrepancy.
-        logit_scale: factor on the logits before the softmax over prompts, > 0. CLIP cosines
-            need 40 to 100; logits of an ordinary segmenter need 1.
+        logit_scale: factor on the logits before the softmax over prompts, in [1e-6, 1e6]. CLIP
+            cosines need 40 to 100; logits of an ordinary segmenter need 1.
         nms: a patch is a seed where its confidence reaches `nms_threshold` times the image's
             highest confidence ("relative"), or `nms_threshold` itself ("absolute").
         nms_threshold: the bar of `nms`, in [0, 1].
         pre_propagation: steps of the attention's Markov chain that the confidence takes
-            before anything else, >= 0. Helps large objects, hurts small ones.
+            before anything else, in [0, 100000]. Helps large objects, hurts small ones.
             Not applied in mode "propagation", which is that very thing.
         min_area: a class must win at this share of the patches to go on, in [0, 1].
             0.002 is nearly free, 0.02 removes small objects. Not applied to an image
             where it would leave no class.
-        epsilon: entropy weight of the optimal path, >= 0.02, in units of the largest cost.
-        sinkhorn_iterations: upper bound on Sinkhorn updates, >= 1.
+        epsilon: entropy weight of the optimal path, in [0.02, 1e6], in units of the largest cost.
+        sinkhorn_iterations: upper bound on Sinkhorn updates, in [1, 100000].
         tau: a patch is reached once its mass passes this share of the largest, in (0, 1).
         criterion: reading of maximum velocity: "first_passage" or "increment" (see the docs).
-        max_steps: upper bound on the steps of maximum velocity, >= 1.
-        ipf_rounds: rounds that make the attention doubly stochastic, >= 1.
-        propagation_steps: steps of the modes "propagation" and "anchored", >= 0.
-        sigma_spatial: spatial spread of the upsampling, in patches, > 0.
-        sigma_range: colour spread of the upsampling, > 0; RGB in [0, 1], Euclidean.
-        radius: reach of the upsampling, in patches, >= 0: (2 * radius + 1)^2 neighbours.
+        max_steps: upper bound on the steps of maximum velocity, in [1, 100000].
+        ipf_rounds: rounds that make the attention doubly stochastic, in [1, 100000].
+        propagation_steps: steps of the modes "propagation" and "anchored", in [0, 100000].
+        sigma_spatial: spatial spread of the upsampling, in patches, in [1e-6, 1e6].
+        sigma_range: colour spread of the upsampling, in [1e-6, 1e6]; RGB in [0, 1], Euclidean.
+        radius: reach of the upsampling, in patches, in [0, 32]: (2 * radius + 1)^2 neighbours.
         background: None, or (class index, threshold in [0, 1]): patches whose best class
             confidence is under the threshold become that class.
         keep_scores: return the upsampled scores [B, M, H, W] too.
@@ -110,29 +123,23 @@ class RefineConfig:
     """
 
     mode: ModeName = _choice("maximum_velocity", "how classes are scored", ModeName)
-    logit_scale: float = _number(
-        1.0, "factor on the logits, > 0; CLIP cosines need 40 to 100", 0, open_ends=True
-    )
+    logit_scale: float = _number(1.0, "factor on the logits; CLIP cosines need 40 to 100", *SCALES)
     nms: NMS = _choice("relative", "what nms_threshold is a share of", NMS)
-    nms_threshold: float = _number(0.5, "confidence that makes a patch a seed, in [0, 1]", 0, 1)
-    pre_propagation: int = _count(0, "Markov steps of the confidence before all else, >= 0", 0)
-    min_area: float = _number(0.0, "share of the patches a class must win, in [0, 1]", 0, 1)
-    epsilon: float = _number(0.1, "entropy weight of the optimal path, >= 0.02", MIN_EPSILON)
-    sinkhorn_iterations: int = _count(50, "most Sinkhorn updates, >= 1", 1)
+    nms_threshold: float = _number(0.5, "confidence that makes a patch a seed", 0, 1)
+    pre_propagation: int = _count(0, "Markov steps of the confidence before all else", 0)
+    min_area: float = _number(0.0, "share of the patches a class must win", 0, 1)
+    epsilon: float = _number(0.1, "entropy weight of the optimal path", *EPSILONS)
+    sinkhorn_iterations: int = _count(50, "most Sinkhorn updates", 1)
     tau: float = _number(
-        0.3, "share of the largest mass that counts as reached, in (0, 1)", 0, 1, open_ends=True
+        0.3, "share of the largest mass that counts as reached", 0, 1, open_ends=True
     )
     criterion: Criterion = _choice("first_passage", "reading of maximum velocity", Criterion)
-    max_steps: int = _count(100, "most steps of maximum velocity, >= 1", 1)
-    ipf_rounds: int = _count(15, "rounds that make the attention doubly stochastic, >= 1", 1)
-    propagation_steps: int = _count(3, "steps of propagation and anchored, >= 0", 0)
-    sigma_spatial: float = _number(
-        1.0, "spatial spread of the upsampling in patches, > 0", 0, open_ends=True
-    )
-    sigma_range: float = _number(
-        0.1, "colour spread of the upsampling, > 0, RGB in [0, 1]", 0, open_ends=True
-    )
-    radius: int = _count(2, "reach of the upsampling in patches, >= 0", 0)
+    max_steps: int = _count(100, "most steps of maximum velocity", 1)
+    ipf_rounds: int = _count(15, "rounds that make the attention doubly stochastic", 1)
+    propagation_steps: int = _count(3, "steps of propagation and anchored", 0)
+    sigma_spatial: float = _number(1.0, "spatial spread of the upsampling in patches", *SCALES)
+    sigma_range: float = _number(0.1, "colour spread of the upsampling, RGB in [0, 1]", *SCALES)
+    radius: int = _count(2, "reach of the upsampling in patches", 0, MOST_RADIUS)
     background: tuple[int, float] | None = _field(
         None,
         "patches less confident than THRESHOLD become class INDEX",

@@ -104,7 +104,7 @@ def export_program(
     """
     axes = {"logits": "B K h w", "attention": "B gh gw gh gw", "image": "B C H W"}
     inputs = {
-        name: torch.rand([EXAMPLE.get(axis, 3) for axis in spec.split()])
+        name: torch.rand([EXAMPLE.get(axis, 3) for axis in spec.split()], dtype=torch.float32)
         for name, spec in axes.items()
     }
     if prompt_index:
@@ -156,7 +156,7 @@ def export_onnx(
 
 
 def _resize(logits: Tensor, gh: int, gw: int) -> Tensor:
-    """Resize [B, K, h, w] to [B, K, gh, gw] as bilinear `F.interpolate` does, by matrix products.
+    """Resize [B, K, h, w] to [B, K, gh, gw] as `refine` does, by matrix products.
 
     ONNX's own operator disagrees with torch if gh or gw is 1.
     """
@@ -168,6 +168,8 @@ def _resize(logits: Tensor, gh: int, gw: int) -> Tensor:
 
 def _hats(size: int, g: int, like: Tensor) -> Tensor:
     """Return the weights of `size` old positions in `g` new ones, [g, size]."""
-    position = ((torch.arange(g, dtype=like.dtype) + 0.5) * size / g - 0.5).clamp(0, size - 1)
+    step = torch.ones((), dtype=like.dtype) * size / g  # a tensor: sizes are symbols
+    position = (torch.arange(g, dtype=like.dtype) + 0.5) * step - 0.5
     distance = (position[:, None] - torch.arange(size)).abs()
-    return (1 - distance).clamp_min(0).to(like)
+    hats = (1 - distance / step.clamp_min(1)).clamp_min(0)
+    return (hats / hats.sum(dim=1, keepdim=True)).to(like)

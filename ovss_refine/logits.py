@@ -11,8 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ovss_refine.checks import check_finite, check_float, check_number, check_shape
+from ovss_refine.checks import SCALES, check_number, check_shape, check_values
 from ovss_refine.images.convert import as_tensor
+from ovss_refine.tensors.layout import prompts_last
+
+# Classes that may be without prompts: as many as an 8-bit label map has.
+MOST_WITHOUT = 255
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,16 +26,16 @@ class Logits:
     Attributes:
         values: [B, K, h, w] or [K, h, w], finite, any float type: cosines or raw logits. An array
             becomes a tensor.
-        scale: factor that turns them into the argument of a softmax over prompts, > 0.
-        prompt_index: [K] int64 class of each prompt, in [0, M); synonyms share one. Given
-            as a tensor or a sequence; None: every prompt is its own class.
+        scale: factor that turns them into the argument of a softmax over prompts, in [1e-6, 1e6].
+        prompt_index: [K] int64 class of each prompt, in [0, M), M <= K + 256; synonyms share one.
+            Given as a tensor or a sequence; None: every prompt is its own class.
         names: M class names, distinct; empty where nobody named them.
 
     Raises:
         TypeError: if `values` is not a floating-point tensor, `prompt_index` does not hold
             whole numbers, or a name is not a string.
-        ValueError: on a wrong shape, values that are not finite, `scale` <= 0, a negative
-            class, or names that are not one for each class.
+        ValueError: on a wrong shape, values that are not finite, a `scale` out of range, a class
+            that is negative or above K + 255, or names that are not one for each class.
 
     Example:
         >>> import torch
@@ -47,16 +51,15 @@ class Logits:
 
     def __post_init__(self) -> None:
         """Check everything, and make `prompt_index` a tensor and `names` a tuple."""
-        object.__setattr__(self, "values", as_tensor(self.values))
+        object.__setattr__(self, "values", as_tensor(self.values, "values"))
         batch = "" if getattr(self.values, "ndim", 4) == 3 else "B "
         sizes = check_shape("values", self.values, f"{batch}K h w")
-        check_float("values", self.values)
-        check_finite("values", self.values)
-        scale = check_number("scale", self.scale, 0, open_ends=True)
+        check_values("values", self.values)
+        scale = check_number("scale", self.scale, *SCALES)
         object.__setattr__(self, "scale", scale)
         index = None
         if self.prompt_index is not None:
-            index = check_prompt_index(self.prompt_index, sizes["K"])
+            index = check_prompt_index(self.prompt_index, "values", self.values.shape)
         object.__setattr__(self, "prompt_index", index)
         names = tuple(self.names)
         object.__setattr__(self, "names", names)
@@ -64,26 +67,48 @@ class Logits:
             raise TypeError(f"`names` must be strings; got {wrong[0]!r}.")
         M = sizes["K"] if index is None else int(index.max()) + 1
         if names and len(names) != M:
+            if index is None and len(names) == self.values.shape[-1]:
+                raise ValueError(prompts_last("values", self.values.shape, "as many as `names`"))
             raise ValueError(f"`names` must name the M={M} classes; got {len(names)} names.")
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"`names` must be distinct; got {twice!r} twice.")
 
 
-def check_prompt_index(prompt_index: Tensor | NDArray[Any] | Sequence[int], K: int) -> Tensor:
-    """Return the class of each of `K` prompts as int64, or raise.
+def check_prompt_index(
+    prompt_index: Tensor | NDArray[Any] | Sequence[int], name: str, shape: Sequence[int]
+) -> Tensor:
+    """Return the class of each prompt as int64, or raise.
+
+    Args:
+        prompt_index: [K] class of each prompt.
+        name: of the logits, for messages.
+        shape: [B, K, h, w] or [K, h, w], the logits'.
 
     Raises:
         TypeError: if they are not whole numbers.
-        ValueError: if there are not K of them, or one is negative.
+        ValueError: if there are not K of them, or one is negative or above K + 255: classes may be
+            without prompts, but each costs memory.
     """
-    index = torch.as_tensor(prompt_index)
+    K = shape[-3]
+    try:
+        index = torch.as_tensor(prompt_index)
+    except (TypeError, ValueError, RuntimeError):  # as torch has it, also where a number is too big
+        raise TypeError(f"`prompt_index` must hold whole numbers; got {prompt_index!r}.") from None
+    if index.shape == shape[-1:] != (K,):
+        raise ValueError(prompts_last(name, shape, "as many as `prompt_index`"))
     check_shape("prompt_index", index, "K", K=K)
-    if index.is_floating_point() or index.dtype == torch.bool:
+    if index.dtype == torch.bool or not torch.can_cast(index.dtype, torch.int64):
         raise TypeError(f"`prompt_index` must hold whole numbers; got {index.dtype}.")
     index = index.long()
-    if int(index.min()) < 0:
-        raise ValueError(f"`prompt_index` must be >= 0; got {int(index.min())}.")
+    low, high = (int(x) for x in index.aminmax())
+    if low < 0:
+        raise ValueError(f"`prompt_index` must be >= 0; got {low}.")
+    if high > K + MOST_WITHOUT:
+        raise ValueError(
+            f"`prompt_index` must be at most {K + MOST_WITHOUT}, for K={K} prompts; got {high}. "
+            "Number the classes from 0, and translate the labels of the result."
+        )
     return index
 
 

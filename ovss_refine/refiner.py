@@ -19,12 +19,11 @@ from torch import Tensor
 
 from ovss_refine.attention import Attention, AttentionSource
 from ovss_refine.checks import (
-    check_finite,
-    check_float,
+    check_dense,
     check_shape,
     check_sizes,
+    check_values,
     check_weights_shape,
-    find_grid,
 )
 from ovss_refine.config import RefineConfig, RefineOptions, config_of
 from ovss_refine.images.convert import ImagesLike, as_image_batch, as_tensor
@@ -34,9 +33,12 @@ from ovss_refine.method.modes import ModeName
 from ovss_refine.method.steps import refine_confidence
 from ovss_refine.postprocess import post_process_semantic_segmentation
 from ovss_refine.result import RefineResult
+from ovss_refine.tensors.layout import check_axes, find_grid
 
 # The size of a block is divided by these in turn while memory does not suffice.
 BLOCK_DIVISORS = (1, 8, 64)
+# How far the sums of probabilities in half precision, upsampled, may be from one.
+SUM_SLACK = 0.02
 LogitsLike = Tensor | NDArray[Any] | Logits
 AttentionLike = Tensor | NDArray[Any] | Attention | AttentionSource
 PromptIndex = Tensor | NDArray[Any] | Sequence[int] | None
@@ -95,8 +97,8 @@ class Refiner:
             image: [B, 3, H, W] or [3, H, W] tensor, [B, H, W, 3] or [H, W, 3] array, float in
                 [0, 1] or uint8; a PIL image or a path; or a list of B images of one size. H, W are
                 the output's.
-            prompt_index: [K] class of each prompt (synonyms share one), in [0, M); default: every
-                prompt is its own class. A class may be without a prompt: the background.
+            prompt_index: [K] class of each prompt (synonyms share one), in [0, M), M <= K + 256;
+                default: each is its own class. A class may be without a prompt: the background.
 
         Raises:
             TypeError: if an argument is not of the types above.
@@ -179,20 +181,24 @@ def _check(
         prompt_index = logits.prompt_index
         config = replace(config, logit_scale=config.logit_scale * logits.scale)
         logits = logits.values
-    values = as_tensor(logits)
-    batch = "" if getattr(values, "ndim", 4) == 3 else "B "
+    values = check_dense("logits", as_tensor(logits, "logits"))
+    check_values("logits", values)
+    guide, several = as_image_batch(image, "image")
+    (B, _, H, W), source = guide.shape, isinstance(attn, AttentionSource)
+    held = attn.attention(guide) if isinstance(attn, AttentionSource) else attn
+    if not isinstance(held, Attention):
+        held = check_weights_shape("attn", as_tensor(held, "attn"))
+    given = guide.shape if several else guide.shape[1:]
+    check_axes("logits", values.shape, given, held.shape[-1], getattr(held, "grid", None))
+    batch = "" if values.ndim == 3 else "B "
     sizes = check_shape("logits", values, f"{batch}K h w")
     known = {axis: sizes[axis] for axis in batch.split()}
-    check_float("logits", values)
-    check_finite("logits", values)
-    guide, several = as_image_batch(image, "image")
-    check_sizes("image", guide.shape if several else guide.shape[1:], f"{batch}C H W", **known)
-    prompts = _check_prompts(prompt_index, sizes["K"], config.background)
-    if isinstance(attn, AttentionSource):
-        attention = attn.attention(guide)
-        check_sizes("attn.attention(image)", attention.shape, "B N N", B=len(guide))
+    check_sizes("image", given, f"{batch}C H W", **known)
+    prompts = _check_prompts(prompt_index, values, config.background)
+    attention = as_attention(held, (sizes["h"], sizes["w"]), (H, W))
+    if source:
+        check_sizes("attn.attention(image)", attention.shape, "B N N", B=B)
     else:
-        attention = as_attention(attn, (sizes["h"], sizes["w"]), (guide.shape[2], guide.shape[3]))
         check_sizes("attn", attention.shape, f"{batch}N N", **known)
     return _Checked(
         values if batch else values[None], attention, guide, prompts, config, bool(batch)
@@ -207,7 +213,7 @@ def as_attention(
     """Give a bare tensor the grid that `find_grid` finds; an `Attention` has its own."""
     if isinstance(attn, Attention):
         return attn
-    attn = check_weights_shape("attn", as_tensor(attn))
+    attn = check_weights_shape("attn", as_tensor(attn, "attn"))
     return Attention(attn, find_grid(attn.shape[-1], logits_size, image_size))
 
 
@@ -220,40 +226,46 @@ def _run(given: _Checked) -> RefineResult:
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         values = given.logits.to(device, torch.float32)
         prompts = None if given.prompts is None else given.prompts.to(device)
+        # Antialiasing averages where the grid is coarser, and changes nothing where it is not.
         values = F.interpolate(
-            values, given.attention.grid, mode="bilinear", align_corners=False
+            values, given.attention.grid, mode="bilinear", align_corners=False, antialias=True
         ).flatten(2)
         P, assigned = confidence(values, prompts, config.logit_scale, config.background)
-        if _looks_unscaled(given.logits, P, config):
-            warnings.warn(
-                "`logits` are all in [-1, 1] like cosine similarities and no patch is confident "
-                f"of its class (at most {float(P.max()):.2f}); set `logit_scale`, for CLIP to "
-                "40 ... 100.",
-                stacklevel=3,
-            )
+        if doubt := _doubt(given.logits, P, config):
+            warnings.warn(doubt, stacklevel=3)
         result = _refine_in_memory(P, assigned, given.attention, given.guide.to(device), config)
     return (result if given.batched else result[0]).to(given.logits.device)
 
 
 def _check_prompts(
-    prompt_index: PromptIndex, K: int, background: tuple[int, float] | None
+    prompt_index: PromptIndex, logits: Tensor, background: tuple[int, float] | None
 ) -> Tensor | None:
     """Check the class of each prompt, and that the background is one of the classes."""
-    index = None if prompt_index is None else check_prompt_index(prompt_index, K)
-    M = K if index is None else int(index.max()) + 1
+    index = None
+    if prompt_index is not None:
+        index = check_prompt_index(prompt_index, "logits", logits.shape)
+    M = logits.shape[-3] if index is None else int(index.max()) + 1
     if background is not None and background[0] >= M:
         raise ValueError(f"`background` must name one of the M={M} classes; got {background[0]}.")
     return index
 
 
-def _looks_unscaled(logits: Tensor, P: Tensor, config: RefineConfig) -> bool:
-    """Whether `logits` look like unscaled cosines: no patch is nearer to certainty than chance."""
-    M = P.shape[1]
+def _doubt(logits: Tensor, P: Tensor, config: RefineConfig) -> str:
+    """Say what `logits` seem to be instead: probabilities, or unscaled cosines; "" if neither."""
+    K, M, top = logits.shape[1], P.shape[1], float(P.max())
+    if config.logit_scale != 1 or K == 1 or float(logits.abs().max()) > 1:
+        return ""
+    sums = logits.sum(dim=1, dtype=torch.float32)
+    if float(logits.min()) >= 0 and float((sums - 1).abs().max()) <= SUM_SLACK:
+        return (
+            "`logits` look like probabilities: none is negative, and they sum to one over the "
+            "prompts; pass `logits.clamp_min(1e-6).log()`, with `logit_scale=1`."
+        )
+    if M == 1 or top >= (1 + 1 / M) / 2:
+        return ""  # some patch is nearer to certainty than to chance
     return (
-        config.logit_scale == 1
-        and M > 1
-        and float(P.max()) < (1 + 1 / M) / 2
-        and float(logits.abs().max()) <= 1
+        "`logits` are all in [-1, 1] like cosine similarities and no patch is confident of its "
+        f"class (at most {top:.2f}); set `logit_scale`, for CLIP to 40 ... 100."
     )
 
 

@@ -18,8 +18,8 @@ import numpy as np
 def resample(logits, grid):
     """Resize the logits to the attention grid (the method, step 1).
 
-    Bilinear, half-pixel centres (align_corners=False), no antialias: the source coordinate is
-    clamped at 0 from below, the neighbour's index at the last cell.
+    Bilinear, half-pixel centres; where the grid is coarser, each hat is as wide as two new cells,
+    and the weights that are left inside sum to one.
 
     Args:
         logits: [K, h, w] scores, any range.
@@ -30,23 +30,26 @@ def resample(logits, grid):
     """
     K, h, w = logits.shape
     gh, gw = grid
-    if (h, w) == (gh, gw):
-        return np.array(logits, dtype=np.float64)
     out = np.zeros((K, gh, gw))
     for i in range(gh):
-        y = max((i + 0.5) * h / gh - 0.5, 0.0)
-        top = min(math.floor(y), h - 1)
-        bottom = min(top + 1, h - 1)
+        rows = hat(i, h, gh)
         for j in range(gw):
-            x = max((j + 0.5) * w / gw - 0.5, 0.0)
-            left = min(math.floor(x), w - 1)
-            right = min(left + 1, w - 1)
-            fy, fx = y - top, x - left
+            columns = hat(j, w, gw)
             for k in range(K):
-                upper = logits[k, top, left] * (1 - fx) + logits[k, top, right] * fx
-                lower = logits[k, bottom, left] * (1 - fx) + logits[k, bottom, right] * fx
-                out[k, i, j] = upper * (1 - fy) + lower * fy
+                out[k, i, j] = sum(
+                    a * b * logits[k, y, x]
+                    for y, a in enumerate(rows)
+                    for x, b in enumerate(columns)
+                )
     return out
+
+
+def hat(i, size, g):
+    """Weights of `size` old cells in cell i of g new ones."""
+    step = size / g
+    centre = (i + 0.5) * step
+    weights = [max(0.0, 1 - abs(y + 0.5 - centre) / max(step, 1.0)) for y in range(size)]
+    return [weight / sum(weights) for weight in weights]
 
 
 def confidence(logits, logit_scale, prompt_index, background):

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "folders": "",
     "baseline": "checks values",
     "sources": "folders values",
-    "door": "baseline checks folders images method modes sources values",
+    "door": "baseline checks folders images method modes sources tensors values",
     "testing": "values",
     "examples": "checks door folders images sources values",
     "segment": "checks door folders images values",
@@ -212,7 +212,7 @@ def test_sizes():
         for path in PACKAGE.rglob("*.py")
         if {path.parent.name, path.stem} & core or (path.parent == PACKAGE and path.stem in names)
     )
-    assert code <= 1230
+    assert code <= 1324
 
 
 def code_lines(path):

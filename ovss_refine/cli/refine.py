@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ovss_refine.checks import check_number
+from ovss_refine.checks import SCALES, check_number, number_range
 from ovss_refine.cli.flags import add_command, request_of
 from ovss_refine.config import RefineConfig
 
@@ -27,7 +27,7 @@ class RefineRequest:
     """Which files to refine, and how. `help` documents the fields.
 
     Raises:
-        ValueError: on a temperature that is not a finite number > 0.
+        ValueError: on a temperature out of range.
     """
 
     image: Path = field(metadata=PATH | {"help": "an image or a folder of them"})
@@ -43,7 +43,8 @@ class RefineRequest:
         }
     )
     temperature: float = field(
-        default=0.05, metadata={"help": "of the affinity made from `features`, > 0"}
+        default=0.05,
+        metadata={"help": f"of the affinity made from `features`, {number_range(*SCALES)}"},
     )
     labels: Path | None = field(
         default=None, metadata={"metavar": "TXT", "help": "class names, one a line"}
@@ -55,7 +56,7 @@ class RefineRequest:
 
     def __post_init__(self) -> None:
         """Check the temperature."""
-        check_number("temperature", self.temperature, 0, open_ends=True)
+        check_number("temperature", self.temperature, *SCALES)
 
 
 def add_demo(commands: Any) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Union, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ovss_refine.checks import check_shape
+from ovss_refine.checks import check_dense, check_float, check_shape
 from ovss_refine.folders.paths import local_path
 
 if TYPE_CHECKING:
@@ -57,12 +57,20 @@ FORMS = {
 }
 
 
-def as_tensor(x: Tensor | NDArray[Any]) -> Tensor:
-    """Return a NumPy array as a tensor, sharing memory where possible; anything else unchanged."""
+def as_tensor(x: Tensor | NDArray[Any], name: str) -> Tensor:
+    """Return a NumPy array as a tensor, sharing memory where possible; anything else unchanged.
+
+    Raises:
+        TypeError: on an array of something that torch has no type for, or with masked entries.
+    """
     import torch
 
     if not isinstance(x, np.ndarray):
         return x
+    if x.dtype.kind not in "biufc" or isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"`{name}` must be an array of numbers; got {_kind(x)}.")
+    if x.dtype.kind == "f" and not (x.dtype.isnative and x.dtype.itemsize <= 8):
+        x = x.astype(f"f{min(x.dtype.itemsize, 8)}")
     # torch takes neither negative strides nor memory that must not be written to.
     return torch.from_numpy(x if x.flags.writeable and min(x.strides, default=0) >= 0 else x.copy())
 
@@ -112,7 +120,7 @@ def as_image_tensor(image: ImageLike, name: str) -> Tensor:
         _check_form(image, name)
         return _to_float(image[None], name)[0]
     pixels = _decoded(image, name).transpose(2, 0, 1)  # [3, H, W]
-    return torch.from_numpy(pixels.copy()) / 255
+    return torch.from_numpy(pixels.copy()).float() / 255  # whatever torch's default type is
 
 
 def as_image_batch(images: ImagesLike, name: str) -> tuple[Tensor, bool]:
@@ -157,6 +165,8 @@ def as_image_list(images: ImagesLike, name: str) -> tuple[list[tuple[ImageLike, 
     import torch
 
     if isinstance(images, (torch.Tensor, np.ndarray)):
+        if isinstance(images, torch.Tensor):
+            check_dense(name, images)
         several = images.ndim == 4
     else:
         several = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
@@ -183,8 +193,7 @@ def as_guide(image: Tensor, name: str = "image", **known: int) -> Tensor:
                 "and 1 only, like a float image cast to uint8. Multiply by 255 before the cast."
             )
         return image.float() / 255
-    if not image.is_floating_point():
-        raise TypeError(f"`{name}` must be uint8 or floating-point; got {image.dtype}.")
+    check_float(name, image, "uint8 or floating-point")
     low, high = (float(x) for x in image.detach().aminmax())
     if not (low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK):
         fix = "divide by 255" if low >= 0 else "undo the model's normalisation"
@@ -199,6 +208,8 @@ def as_guide(image: Tensor, name: str = "image", **known: int) -> Tensor:
 def _check_form(image: Tensor | NDArray[Any], name: str, *, batch: bool = False) -> tuple[int, int]:
     """Return H, W of an array or a tensor, or raise with the fix."""
     is_array = isinstance(image, np.ndarray)
+    if not isinstance(image, np.ndarray):
+        check_dense(name, image)
     form, transposed, rgb, grey = FORMS[is_array, batch]
     shape = list(image.shape)
     own = shape[batch:]  # without the batch axis
@@ -215,9 +226,15 @@ def _check_form(image: Tensor | NDArray[Any], name: str, *, batch: bool = False)
         elif len(shape) > 3 and not batch:
             fix = " Pass several images as a list."
         raise ValueError(f"`{name}` must be {form}; got {shape}.{fix.format(name)}")
-    if isinstance(image, np.ndarray) and image.dtype != np.uint8 and image.dtype.kind != "f":
-        raise TypeError(f"`{name}` must be a uint8 or float array; got {image.dtype}.")
+    if isinstance(image, np.ma.MaskedArray) or (
+        isinstance(image, np.ndarray) and image.dtype != np.uint8 and image.dtype.kind != "f"
+    ):
+        raise TypeError(f"`{name}` must be a uint8 or float array; got {_kind(image)}.")
     return (own[0], own[1]) if is_array else (own[1], own[2])
+
+
+def _kind(array: NDArray[Any]) -> str:
+    return "a masked array" if isinstance(array, np.ma.MaskedArray) else str(array.dtype)
 
 
 def _to_float(images: Tensor | NDArray[Any], name: str) -> Tensor:
@@ -226,7 +243,8 @@ def _to_float(images: Tensor | NDArray[Any], name: str) -> Tensor:
 
     if isinstance(images, np.ndarray):
         dtype = np.float32 if images.dtype.kind == "f" else images.dtype
-        images = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), dtype, order="C"))
+        with np.errstate(over="ignore"):  # out of range in any case, as `as_guide` says
+            images = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), dtype, order="C"))
     return as_guide(images, name)
 
 

@@ -49,7 +49,8 @@ def confidence(
         P: [B, M, N]; sums to one over classes at every patch.
         assigned: [B, N] bool, the patches that the background rule decided.
     """
-    P = (logit_scale * logits).softmax(dim=1)
+    # The softmax of the same, from differences <= 0, whose products may overflow to -inf unharmed.
+    P = (logit_scale * (logits - logits.amax(dim=1, keepdim=True))).softmax(dim=1)
     if prompt_index is not None:
         B, _, N = P.shape
         M = whole_number(prompt_index.max() + 1)

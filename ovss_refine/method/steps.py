@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from ovss_refine.attention import Attention
+from ovss_refine.checks import check_finite
 from ovss_refine.config import RefineConfig
 from ovss_refine.method.distribution import find_seeds, kept_index, normalise
 from ovss_refine.method.markov import Chain, doubly_stochastic, propagate
 from ovss_refine.method.modes import MODES, Problem
 from ovss_refine.method.upsample import upsample_bands
 from ovss_refine.result import RefineResult
+from ovss_refine.tensors.tracing import exporting
 
 
 def refine_confidence(
@@ -45,6 +47,11 @@ def refine_confidence(
     problem = Problem(P, own, q, attention, config, cast(Chain, chain))
     solutions = {score.__name__: score(problem) for score in mode.scores}
     D = _mean([solution.D for solution in solutions.values()])
+    if not exporting():  # the one guard before labels: no index is made of a NaN
+        if chain is not None:
+            check_finite("doubly stochastic attention", chain.r)
+        check_finite("class confidence", P)
+        check_finite(f"discrepancy of {config.mode}", D)
     labels, scores = _upsample(D, classes, P.shape[1], attention, guide, config)
     full = torch.full_like(P, -torch.inf).scatter_(1, classes[:, :, None].expand_as(D), D)
     return RefineResult(
@@ -86,8 +93,7 @@ def _upsample(
     labels = classes.new_empty(B, H, W)
     scores = D.new_full((B, M, H, W), -torch.inf) if config.keep_scores else None
     low = D.reshape(*D.shape[:2], *attention.grid)
-    spread = (config.sigma_spatial, config.sigma_range, config.radius)
-    for band in upsample_bands(low, guide, *spread, divisor=attention.block_divisor):
+    for band in upsample_bands(low, guide, config, attention.block_divisor):
         winner = band.labels()  # [B, rows, W], indices into the kept classes
         labels[:, band.rows] = classes.gather(1, winner.flatten(1)).view_as(winner)
         if scores is not None:

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ovss_refine.checks import check_count, check_finite, check_float, check_number, check_shape
+from ovss_refine.checks import check_shape, check_values
+from ovss_refine.config import RefineConfig
 from ovss_refine.images.convert import as_guide
 from ovss_refine.tensors.cells import Axis, axis, by_cell, cell_means, neighbours, spatial_weights
 from ovss_refine.tensors.tracing import exporting
@@ -47,9 +48,9 @@ def joint_bilateral_upsample(
         low: [B, K, gh, gw] maps of any range, floating-point, finite.
         image: [B, 3, H, W] the same images; float in [0, 1] or uint8. H and W need not be
             multiples of gh and gw, nor larger.
-        sigma_spatial: spatial spread in cells, > 0.
-        sigma_range: colour spread, > 0; RGB in [0, 1], Euclidean over the channels.
-        radius: reach in cells, >= 0.
+        sigma_spatial: spatial spread in cells, in the range that `RefineConfig` has for it.
+        sigma_range: colour spread, likewise; RGB in [0, 1], Euclidean over the channels.
+        radius: reach in cells, likewise.
 
     Returns:
         [B, K, H, W] in `low`'s dtype. No gradient.
@@ -64,16 +65,13 @@ def joint_bilateral_upsample(
         torch.Size([1, 2, 9, 16])
     """
     sizes = check_shape("low", low, "B K gh gw")
-    check_float("low", low)
-    check_finite("low", low)
+    check_values("low", low)
     guide = as_guide(image, B=sizes["B"])
-    check_number("sigma_spatial", sigma_spatial, 0, open_ends=True)
-    check_number("sigma_range", sigma_range, 0, open_ends=True)
-    check_count("radius", radius, 0)
+    spread = RefineConfig(sigma_spatial=sigma_spatial, sigma_range=sigma_range, radius=radius)
     with torch.no_grad(), torch.autocast(low.device.type, enabled=False):
         out = low.new_empty(*low.shape[:2], *image.shape[2:])
         guide = guide.to(low.device)
-        for band in upsample_bands(low.float(), guide, sigma_spatial, sigma_range, radius):
+        for band in upsample_bands(low.float(), guide, spread):
             out[:, :, band.rows] = band.means()
     return out
 
@@ -126,12 +124,7 @@ class Band:
 
 
 def upsample_bands(
-    low: Tensor,
-    guide: Tensor,
-    sigma_spatial: float,
-    sigma_range: float,
-    radius: int,
-    divisor: int = 1,
+    low: Tensor, guide: Tensor, spread: RefineConfig, divisor: int = 1
 ) -> Iterator[Band]:
     """Upsample one band of pixel rows after the other, so that [B, K, H, W] need not be held.
 
@@ -140,15 +133,13 @@ def upsample_bands(
     Args:
         low: [B, K, gh, gw] float32.
         guide: [B, 3, H, W] float32 in [0, 1].
-        sigma_spatial: spatial spread in cells, > 0.
-        sigma_range: colour spread, > 0.
-        radius: reach in cells, >= 0.
+        spread: `sigma_spatial`, `sigma_range` and `radius`.
         divisor: divides the size of a band.
     """
     B, K, gh, gw = low.shape
-    y = axis(guide.shape[2], gh, sigma_spatial, radius, low.device)
-    x = axis(guide.shape[3], gw, sigma_spatial, radius, low.device)
-    fill = _filler(low, guide, y, x, sigma_range)
+    y = axis(guide.shape[2], gh, spread.sigma_spatial, spread.radius, low.device)
+    x = axis(guide.shape[3], gw, spread.sigma_spatial, spread.radius, low.device)
+    fill = _filler(low, guide, y, x, spread.sigma_range)
     S, P = x.cells.shape[1] ** 2, y.pixels.shape[1] * x.pixels.shape[1]
     if exporting():  # which cannot count bands of a symbol
         w, s = low.new_empty(B, gh, gw, S, P), low.new_empty(B, gh, gw, K + 1, P)

@@ -82,7 +82,7 @@ class Factors(NamedTuple):
         """Iterate over the rows of all B maps: (rows, [B, n, N] float32), a block at a time."""
         B, A, N, _ = self.q.shape
         for rows in _ranges(N, _block_size(self.q) // (B * N * divisor)):
-            block = torch.zeros(())
+            block = self.q.new_zeros(())
             for head in range(A):  # one head at a time: the heads' maps are never held together
                 block = block + (self.q[:, head, rows] @ self.k[:, head].mT).softmax(dim=-1)
             yield rows, block.div_(A)

@@ -95,7 +95,7 @@ def _loop(
 
     after = step(steps.start, *state)
     like = after[0]
-    t = torch.full((), steps.start + 1, device=like.device)
+    t = torch.full((), steps.start + 1, dtype=torch.int64, device=like.device)
     start = (t, ~settled(state, after), *(x.flatten().clone() for x in after))
     result: State = while_loop(going, body, start)  # type: ignore[no-untyped-call]  # torch gives it no types
     return tuple(x.view_as(like) for x in result[2:])

@@ -28,9 +28,9 @@ def test_hyperparameters_have_their_defaults_and_valid_ranges(one):
 def test_a_slider_explains_itself():
     info = {one.name: one.info for one in HYPERPARAMETERS}
     assert info["epsilon"] == (
-        "Entropy weight of the optimal path, >= 0.02. Higher: smoother maps."
+        "Entropy weight of the optimal path, in [0.02, 1e+06]. Higher: smoother maps."
     )
-    assert info["propagation_steps"] == "Steps of propagation and anchored, >= 0."
+    assert info["propagation_steps"] == "Steps of propagation and anchored, in [0, 100000]."
 
 
 @pytest.mark.parametrize("mode", MODES)

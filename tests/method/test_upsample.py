@@ -153,9 +153,9 @@ LOW, IMAGE = torch.zeros(2, 1, 4, 4), torch.zeros(2, 3, 8, 8)
         ({"image": IMAGE[:, :1]}, r"`image` must have shape \[B=2, C=3, H, W\]; got \[2, 1"),
         ({"low": LOW + torch.inf}, "`low` must be finite; got 32 NaN or infinite of 32"),
         ({"image": IMAGE + 2}, r"`image` must be finite and in \[0, 1\]"),
-        ({"sigma_spatial": 0.0}, "`sigma_spatial` must be a finite number > 0; got 0.0"),
-        ({"sigma_range": float("nan")}, "`sigma_range` must be a finite number > 0; got nan"),
-        ({"radius": -1}, "`radius` must be at least 0; got -1"),
+        ({"sigma_spatial": 0.0}, r"`sigma_spatial` must be in \[1e-06, 1e\+06\]; got 0.0"),
+        ({"sigma_range": float("nan")}, r"`sigma_range` must be in \[1e-06, 1e\+06\]; got nan"),
+        ({"radius": -1}, r"`radius` must be in \[0, 32\]; got -1"),
     ],
 )
 def test_bad_input(changed, match):

@@ -1,0 +1,115 @@
+"""What the axes of logits and the tokens of attention are: grids, and orders that are no one's.
+
+Axes: B images, K prompts, (h, w) grid of the logits, (gh, gw) grid of the attention, N patches.
+"""
+
+import math
+from collections.abc import Sequence
+
+# Tokens that a transformer has beside its patches: one for the class, four registers or so.
+MOST_EXTRA_TOKENS = 8
+NAMED_GRID = "`Attention(attn, grid=(gh, gw))`, or add `grid` = [gh, gw] to an .npz file"
+# The shortest grid of a model, a ViT-B/32's. Shorter ones are made by hand and taken at their word.
+SHORTEST_SIDE = 7
+# Logarithm of how far the aspect of a grid may be from its image's, which models squash: 4 to 5.
+MOST_SQUASHED = 0.223
+
+
+def check_grid(grid: Sequence[int], N: int) -> tuple[int, int]:
+    """Return `grid` as (gh, gw) with gh * gw = N, or raise ValueError."""
+    if len(grid) != 2 or min(grid) < 1 or math.prod(grid) != N:
+        raise ValueError(
+            f"`grid` must be (gh, gw) with gh * gw = N={N}, one patch per token; got {tuple(grid)}."
+        )
+    return grid[0], grid[1]
+
+
+def find_grid(N: int, logits_size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int]:
+    """Return the grid of a bare attention tensor, by the rule of the method's section 0.
+
+    Args:
+        N: number of tokens.
+        logits_size: (h, w) of the logits, the grid of first choice.
+        image_size: (H, W) of the image. A square is the second choice, if a grid of N patches in
+            the shape of the logits or of the image is square to within a patch.
+
+    Raises:
+        ValueError: if neither will do; names the tokens to drop where a few are left over.
+    """
+    h, w = logits_size
+    extra, side = N - h * w, math.isqrt(N)
+    if extra == 0:
+        return logits_size
+    if 1 <= extra <= MOST_EXTRA_TOKENS:
+        raise ValueError(
+            f"`attn` must be over the h * w = {h * w} patches of the logits alone; got N={N}, like "
+            f"a map with {extra} class or register tokens in front. Drop them and divide: "
+            f"`attn = attn[..., {extra}:, {extra}:]; attn = attn / attn.sum(-1, keepdim=True)`. If "
+            f"all are patches, pass {NAMED_GRID}."
+        )
+    shapes = (logits_size, image_size)
+    if side * side == N and any(abs(side * math.sqrt(y / x) - side) < 1 for y, x in shapes):
+        return side, side
+    raise ValueError(
+        f"`attn` must have N = h * w = {h * w} tokens (the logits' grid), or a square number for a "
+        f"square image or square logits; got N={N}. Pass {NAMED_GRID}."
+    )
+
+
+def check_axes(
+    name: str,
+    shape: Sequence[int],
+    image: Sequence[int],
+    N: int,
+    grid: tuple[int, int] | None,
+) -> None:
+    """Raise ValueError if logits of this `shape` fit only with their axes in another order.
+
+    Sizes that agree with the image's aspect, with the attention's grid or in a square are right.
+
+    Args:
+        name: of the logits, for messages.
+        shape: [B, K, h, w] or [K, h, w] as it should be.
+        image: [B, 3, H, W] or [3, H, W], of the images as they were given.
+        N: number of the attention's tokens.
+        grid: the attention's own grid, if it has one.
+    """
+    if 0 in shape or not 2 <= len(shape) <= 4:
+        return
+    (K, h, w), (B, _, H, W) = (1, *shape)[-3:], (1, *image)[-4:]
+    if h == w or (h, w) == grid or _has_aspect(h, w, H / W):
+        return
+    far = abs(math.log(h * W / (w * H))) > MOST_SQUASHED
+    known, row_by_row = N in (h, w), len(shape) == 2 or (len(shape) == 3 and K == B and far)
+    long = max(h, w) >= SHORTEST_SIDE**2
+    if h * w != N and ((known and (long or grid is None)) or (row_by_row and long)):
+        tokens_first = h == N or (w != N and h > w)
+        alone = len(shape) == len(image) == 3 and K == 1  # an image without batch axis
+        one, lead = (f"{name}[0]", "") if alone else (name, "".join(f"{n}, " for n in shape[:-2]))
+        gh, gw = grid or ("gh", "gw")
+        raise ValueError(
+            f"`{name}` must have shape [B, K, h, w] or [K, h, w]; got {list(shape)}, like patches "
+            f"in a row. Pass `{one}{'.mT' * tokens_first}.reshape({lead}"
+            f"{w if tokens_first else h}, {gh}, {gw})`."
+        )
+    fits = grid is None and K * h == N != h * w  # which would be refused in any other order
+    if min(K, h) >= SHORTEST_SIDE:
+        fits = fits or (K, h) == grid or h == K or _has_aspect(K, h, H / W)
+    if far and fits:
+        why = f"as a grid, {h} x {w} is far from the image's aspect and {K} x {h} fits"
+        raise ValueError(prompts_last(name, shape, why))
+
+
+def prompts_last(name: str, shape: Sequence[int], why: str) -> str:
+    """Say that the last axis of logits is that of the prompts."""
+    axes = "2, 0, 1" if len(shape) == 3 else "0, 3, 1, 2"
+    return (
+        f"`{name}` must have shape [B, K, h, w] or [K, h, w]; got {list(shape)}, like prompts in "
+        f"the last axis: {why}. Pass `{name}.permute({axes})`, of an array "
+        f"`{name}.transpose({axes})`."
+    )
+
+
+def _has_aspect(h: int, w: int, aspect: float) -> bool:
+    """Whether h x w has the `aspect` h / w to within a patch."""
+    return abs(h - w * aspect) < 1 or abs(w - h / aspect) < 1
