@@ -109,6 +109,8 @@ class Attention:
             maps: at least one, without batch axis, on one grid, all held in the same way, or
                 ValueError is raised.
         """
+        if not isinstance(maps, Sequence) or not all(isinstance(one, Attention) for one in maps):
+            raise TypeError(f"`maps` must be a list of `Attention`; got {maps!r}.")
         kinds = {(tuple(part.shape for part in one._held), one.grid) for one in maps}
         if len(kinds) != 1 or len(maps[0].shape) != 2:
             raise ValueError(

@@ -61,6 +61,8 @@ class Logits:
         if self.prompt_index is not None:
             index = check_prompt_index(self.prompt_index, "values", self.values.shape)
         object.__setattr__(self, "prompt_index", index)
+        if not isinstance(self.names, Sequence) and not hasattr(self.names, "shape"):
+            raise TypeError(f"`names` must be strings; got {self.names!r}.")
         names = tuple(self.names)
         object.__setattr__(self, "names", names)
         if wrong := [name for name in names if not isinstance(name, str)]:

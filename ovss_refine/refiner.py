@@ -193,7 +193,12 @@ def _check(
     batch = "" if values.ndim == 3 else "B "
     sizes = check_shape("logits", values, f"{batch}K h w")
     known = {axis: sizes[axis] for axis in batch.split()}
-    check_sizes("image", given, f"{batch}C H W", **known)
+    try:
+        check_sizes("image", given, f"{batch}C H W", **known)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} Its batch axis is that of `logits` {list(values.shape)}."
+        ) from None
     prompts = _check_prompts(prompt_index, values, config.background)
     attention = as_attention(held, (sizes["h"], sizes["w"]), (H, W))
     if source:

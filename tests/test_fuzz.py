@@ -98,14 +98,14 @@ def test_a_planted_fault_is_found(fault, kind, monkeypatch):
 
 
 def test_a_changed_input_is_found(monkeypatch):
-    wrap(monkeypatch, ovss_refine.refiner, "as_tensor", lambda x, given: x.mul_(2))
+    wrap(monkeypatch, ovss_refine.refiner, "as_tensor", lambda x, given, name: x.mul_(2))
     assert found("inputs unchanged")
 
 
 def test_a_foreign_error_is_found(monkeypatch):
-    def check_finite(name, tensor):
+    def check_values(name, tensor):
         if not bool(tensor.isfinite().all()):
             raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(ovss_refine.refiner, "check_finite", check_finite)
+    monkeypatch.setattr(ovss_refine.refiner, "check_values", check_values)
     assert found("hostile refused", "ZeroDivisionError")

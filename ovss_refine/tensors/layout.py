@@ -17,6 +17,8 @@ MOST_SQUASHED = 0.223
 
 def check_grid(grid: Sequence[int], N: int) -> tuple[int, int]:
     """Return `grid` as (gh, gw) with gh * gw = N, or raise ValueError."""
+    if not isinstance(grid, Sequence) and not hasattr(grid, "shape"):
+        raise TypeError(f"`grid` must be (gh, gw); got {grid!r}.")
     if len(grid) != 2 or min(grid) < 1 or math.prod(grid) != N:
         raise ValueError(
             f"`grid` must be (gh, gw) with gh * gw = N={N}, one patch per token; got {tuple(grid)}."
@@ -74,7 +76,7 @@ def check_axes(
         N: number of the attention's tokens.
         grid: the attention's own grid, if it has one.
     """
-    if 0 in shape or not 2 <= len(shape) <= 4:
+    if 0 in (*shape, *image) or not 2 <= len(shape) <= 4:
         return
     (K, h, w), (B, _, H, W) = (1, *shape)[-3:], (1, *image)[-4:]
     if h == w or (h, w) == grid or _has_aspect(h, w, H / W):
