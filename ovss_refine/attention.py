@@ -234,8 +234,7 @@ def affinity(features: Tensor, temperature: float) -> Attention:
 
     Args:
         features: [B, C, gh, gw] or [C, gh, gw] features of any backbone, finite.
-        temperature: the smaller, the sharper, in [1e-6, 1e6]: softmax(cosine / temperature) over
-            each row.
+        temperature: of the softmax over each row; the smaller, the sharper, in [1e-6, 1e6].
 
     Raises:
         TypeError, ValueError: on another type or shape, values not finite, or a `temperature`

@@ -21,6 +21,7 @@ from ovss_refine.folders.paths import local_path
 from ovss_refine.method.distribution import confidence
 from ovss_refine.method.steps import refine_confidence
 from ovss_refine.registry import require
+from ovss_refine.tensors.cells import resize
 
 OPSET = 18
 OUTPUTS = ("labels", "discrepancy", "kept", "seeds", "scores")
@@ -64,7 +65,7 @@ class RefineModule(nn.Module):
         _, gh, gw, _, _ = attention.shape
         held = _Unchecked(attention.flatten(3).flatten(1, 2), (gh, gw), early_stop=self.early_stop)
         P, assigned = confidence(
-            _resize(logits, gh, gw).flatten(2),
+            resize(logits, gh, gw).flatten(2),
             prompt_index,
             self.config.logit_scale,
             self.config.background,
@@ -153,23 +154,3 @@ def export_onnx(
     assert graph is not None  # noqa: S101 - without a file name it returns the graph
     content = graph.model_proto.SerializeToString()
     write_whole(path, lambda file: file.write(content))
-
-
-def _resize(logits: Tensor, gh: int, gw: int) -> Tensor:
-    """Resize [B, K, h, w] to [B, K, gh, gw] as `refine` does, by matrix products.
-
-    ONNX's own operator disagrees with torch if gh or gw is 1.
-    """
-    down, across = (
-        _hats(size, g, logits) for size, g in zip(logits.shape[2:], (gh, gw), strict=True)
-    )
-    return down @ logits @ across.mT
-
-
-def _hats(size: int, g: int, like: Tensor) -> Tensor:
-    """Return the weights of `size` old positions in `g` new ones, [g, size]."""
-    step = torch.ones((), dtype=like.dtype) * size / g  # a tensor: sizes are symbols
-    position = (torch.arange(g, dtype=like.dtype) + 0.5) * step - 0.5
-    distance = (position[:, None] - torch.arange(size)).abs()
-    hats = (1 - distance / step.clamp_min(1)).clamp_min(0)
-    return (hats / hats.sum(dim=1, keepdim=True)).to(like)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -33,6 +32,7 @@ from ovss_refine.method.modes import ModeName
 from ovss_refine.method.steps import refine_confidence
 from ovss_refine.postprocess import post_process_semantic_segmentation
 from ovss_refine.result import RefineResult
+from ovss_refine.tensors.cells import resize
 from ovss_refine.tensors.layout import check_axes, find_grid
 
 # The size of a block is divided by these in turn while memory does not suffice.
@@ -231,11 +231,9 @@ def _run(given: _Checked) -> RefineResult:
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         values = given.logits.to(device, torch.float32)
         prompts = None if given.prompts is None else given.prompts.to(device)
-        # Antialiasing averages where the grid is coarser, and changes nothing where it is not.
-        values = F.interpolate(
-            values, given.attention.grid, mode="bilinear", align_corners=False, antialias=True
-        ).flatten(2)
-        P, assigned = confidence(values, prompts, config.logit_scale, config.background)
+        if values.shape[2:] != given.attention.grid:
+            values = resize(values, *given.attention.grid)
+        P, assigned = confidence(values.flatten(2), prompts, config.logit_scale, config.background)
         if doubt := _doubt(given.logits, P, config):
             warnings.warn(doubt, stacklevel=3)
         result = _refine_in_memory(P, assigned, given.attention, given.guide.to(device), config)

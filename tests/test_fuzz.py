@@ -74,7 +74,7 @@ def batch_matters(D, maps):
 
 FAULTS = {
     shift_scores: "equals the reference",
-    lose_one: "finite",
+    lose_one: "valid calls",
     set_dtype: "global state",
     draw_a_number: "global state",
     fail: "valid calls",

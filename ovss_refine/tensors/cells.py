@@ -130,3 +130,24 @@ def _shares(size: int, g: int, like: Tensor) -> Tensor:
     inside = (pixel >= cell * size // g) & (pixel < ((cell + 1) * size + g - 1) // g)
     inside = inside.to(like)
     return inside / inside.sum(dim=1, keepdim=True)
+
+
+def resize(logits: Tensor, gh: int, gw: int) -> Tensor:
+    """Resize [B, K, h, w] to [B, K, gh, gw], bilinear and antialiased, by matrix products.
+
+    Averages where the new grid is coarser. torch's own function gives wrong values if gw is 1 and
+    gh is not (2.14), and ONNX's disagrees with it there.
+    """
+    down, across = (
+        _hats(size, g, logits) for size, g in zip(logits.shape[2:], (gh, gw), strict=True)
+    )
+    return down @ logits @ across.mT
+
+
+def _hats(size: int, g: int, like: Tensor) -> Tensor:
+    """Return the weights of `size` old positions in `g` new ones, [g, size]."""
+    step = torch.ones((), dtype=like.dtype) * size / g  # a tensor: sizes are symbols
+    position = (torch.arange(g, dtype=like.dtype) + 0.5) * step - 0.5
+    distance = (position[:, None] - torch.arange(size)).abs()
+    hats = (1 - distance / step.clamp_min(1)).clamp_min(0)
+    return (hats / hats.sum(dim=1, keepdim=True)).to(like)
