@@ -34,6 +34,9 @@ EXPECTED = (
 )
 
 Changes = dict[str, str | dict[str, Any]]
+# The server was restarted, or the session was idle for long or made room for others.
+EXPIRED: Changes = {"status": views.error("This session has expired; choose an image again.")}
+NO_RESULT: Changes = {"patch": views.notice("Attention comes with the result: press `Segment`.")}
 Work = Callable[[OnStage], Segmentation]
 
 
@@ -54,7 +57,7 @@ class Handlers:
 
     def pick(self, key: str, stem: str, mode: str, *values: float) -> Iterator[Changes]:
         """Show a built-in image with its result."""
-        session = self.sessions.of(key)
+        session = self.sessions.create(key)
         session.forget_result()
         session.image = example = pick_example(stem)
         yield {"source": {"value": OWN, "visible": True}, **self.choose(key, OWN)}
@@ -62,7 +65,6 @@ class Handlers:
 
     def drop(self, key: str, path: str | None) -> Changes:
         """Take an uploaded image."""
-        session = self.sessions.of(key)
         if path is None:
             return {}
         try:
@@ -71,6 +73,7 @@ class Handlers:
         except EXPECTED as err:
             # Emptied, so that the next file can be dropped at once.
             return {"drop": {"value": None}, "status": views.error(str(err))}
+        session = self.sessions.create(key)
         session.image = image
         session.forget_result()
         H, W = image.pixels.shape[:2]
@@ -93,7 +96,8 @@ class Handlers:
 
     def choose(self, key: str, source: str) -> Changes:
         """Show the fields that a choice of source needs."""
-        image, models = self.sessions.of(key).image, source == MODELS
+        session, models = self.sessions.find(key), source == MODELS
+        image = session.image if session else None
         names = image.own_logits.names if isinstance(image, Example) else ()
         text = f"Its logits are for {len(names)} classes: {', '.join(names)}."
         return {
@@ -123,11 +127,10 @@ class Handlers:
         *values: float,
     ) -> Iterator[Changes]:
         """Segment the session's image."""
-        session = self.sessions.of(key)
-        image = session.image
-        if image is None:
-            # The server was restarted, or the session was dropped to make room for others.
-            yield {"status": views.error("This session has expired; choose an image again.")}
+        session = self.sessions.find(key)
+        image = session.image if session else None
+        if session is None or image is None:
+            yield EXPIRED
         elif source == OWN and isinstance(image, Example):
             yield from self._run_example(session, image, mode, values)
         else:
@@ -142,21 +145,24 @@ class Handlers:
 
             to_load = self.worker.to_load(logits, attention)
             yield from _run(session, image, work, attention, to_load)
+            self.sessions.tidy()
             yield self.describe(key, logits, attention)
 
     def look(self, key: str, x: int, y: int) -> Changes:
         """Show the attention of the patch at a pixel of the image at its displayed size."""
-        last = self.sessions.of(key).result
-        if last is None:
-            return {}
+        session = self.sessions.find(key)
+        if session is None or (last := session.result) is None:
+            return NO_RESULT if session else EXPIRED
         h, w = views.shown_size(*last.made.image.shape[:2])
         gh, gw = last.made.discrepancy.shape[1:]
         return _attention(last.made, 1 + x * gw // w, 1 + y * gh // h)
 
     def step(self, key: str, column: int, row: int) -> Changes:
         """Show the attention of a patch, counted from one."""
-        last = self.sessions.of(key).result
-        return {} if last is None else _attention(last.made, int(column), int(row))
+        session = self.sessions.find(key)
+        if session is None or (last := session.result) is None:
+            return NO_RESULT if session else EXPIRED
+        return _attention(last.made, int(column), int(row))
 
     def _run_example(
         self, session: Session, example: Example, mode: str, values: tuple[float, ...]
@@ -165,6 +171,7 @@ class Handlers:
             return self.worker.refine_example(example, options_of(mode, values))
 
         yield from _run(session, example, work)
+        self.sessions.tidy()
 
 
 def _run(
@@ -224,7 +231,8 @@ def _attention(made: Segmentation, column: int, row: int) -> Changes:
     """Draw the attention of a patch, counted from one: at the pixel in its middle."""
     H, W = made.image.shape[:2]
     gh, gw = made.discrepancy.shape[1:]
-    column, row = min(column, gw), min(row, gh)  # a click on the edge may be rounded up
+    # A click on the edge may be rounded up.
+    column, row = min(max(column, 1), gw), min(max(row, 1), gh)
     drawn = made.attention_overlay((2 * column - 1) * W // (2 * gw), (2 * row - 1) * H // (2 * gh))
     return {
         "patch": views.attention(drawn, column, row),

@@ -5,7 +5,6 @@ a function's arguments by their annotations, which `_annotated` has to set for t
 """
 
 import inspect
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 from ovss_refine.app.choices import HYPERPARAMETERS, list_sources
 from ovss_refine.app.downloads import DOWNLOADS
 from ovss_refine.app.handlers import MODELS, OWN, Changes, Handlers
+from ovss_refine.app.session import Sessions
+from ovss_refine.app.uploads import Uploads
 from ovss_refine.app.work import EXAMPLE_NAMES
 from ovss_refine.config import RefineConfig
 from ovss_refine.method.modes import MODES
@@ -23,8 +24,9 @@ from ovss_refine.segment.request import SegmentRequest
 SOURCES = {field.name: field.default for field in fields(SegmentRequest)}
 MODE = RefineConfig().mode
 LABELS = "cat, dog/puppy, person, background: wall/floor/sky"
-# Uploads and downloads are removed: how often, and from what age, in seconds.
-CLEANING = (300, 6 * 3600)
+# Events that wait: with two per visitor, 50 who come at once fill a fifth.
+MAX_WAITING = 512
+LARGEST = 1_000_000  # number that an event may send
 HEADER = (
     "<header><h1>ovss_refine</h1><p>Refine an open-vocabulary segmentation with an attention map, "
     "without training. Images stay on the machine that serves this page.</p></header>"
@@ -42,14 +44,14 @@ SHOW_STATUS = """(...values) => {
 Parts = dict[str, Any]
 
 
-def build_page(handlers: Handlers) -> Any:
-    """Build the page, a `gradio.Blocks`.
+def build_page(handlers: Handlers, uploads: Uploads) -> Any:
+    """Build the page, a `gradio.Blocks`, which takes `uploads` as files and nothing else.
 
     Raises:
         ModuleNotFoundError: if gradio is not installed.
     """
     gr = require("gradio", "app")
-    with gr.Blocks(title="ovss_refine", analytics_enabled=False, delete_cache=CLEANING) as page:
+    with gr.Blocks(title="ovss_refine", analytics_enabled=False) as page:
         gr.HTML(HEADER, elem_id="heading")
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=2, min_width=320, elem_id="controls"):
@@ -58,9 +60,17 @@ def build_page(handlers: Handlers) -> Any:
                 parts |= _results(gr)
         for name, part in parts.items():
             part.elem_id = name.replace("_", "-")
-        _connect(gr, page, parts, handlers)
-    page.queue(default_concurrency_limit=4, max_size=64, api_open=False)
+        _connect(gr, page, parts, handlers, uploads)
+    _check_inputs(gr, page, parts["drop"], uploads)
+    page.queue(default_concurrency_limit=4, max_size=MAX_WAITING, api_open=False)
     return page
+
+
+def forget_states(page: Any, sessions: Sessions) -> None:
+    """Drop the copy of the page that gradio keeps for a visitor, of those without a session."""
+    held = page.state_holder.session_data
+    for key in [key for key in list(held) if key not in sessions]:
+        held.pop(key, None)
 
 
 def style() -> dict[str, Any]:
@@ -75,7 +85,6 @@ def _image(gr: Any) -> Parts:
     """Lay out where the image comes from."""
     label = "Your image: drop it here, or click to choose"
     parts: Parts = {"drop": gr.File(label=label, file_types=["image"], height=170)}
-    _refuse_urls(parts["drop"])
     gr.HTML('<p class="small">Or take an example:</p>')
     with gr.Row(elem_id="examples"):
         for stem, name in EXAMPLE_NAMES.items():
@@ -167,7 +176,7 @@ def _results(gr: Any) -> Parts:
     return parts
 
 
-def _connect(gr: Any, page: Any, parts: Parts, handlers: Handlers) -> None:
+def _connect(gr: Any, page: Any, parts: Parts, handlers: Handlers, uploads: Uploads) -> None:
     """Connect the events to the methods that respond."""
     refinement = [parts["mode"], *(parts[one.name] for one in HYPERPARAMETERS)]
     chosen = [parts[name] for name in ("source", "labels", "logits", "attention")]
@@ -178,14 +187,23 @@ def _connect(gr: Any, page: Any, parts: Parts, handlers: Handlers) -> None:
         "show_progress": "hidden",
         "api_visibility": "private",
     }
-    # One segmentation at a time, over all visitors.
-    work = {**quick, "concurrency_limit": 1, "concurrency_id": "work"}
+    # One segmentation at a time, over all visitors; the status says how many wait before this one.
+    waiting = {"show_progress": "minimal", "show_progress_on": parts["status"]}
+    work = {**quick, **waiting, "concurrency_limit": 1, "concurrency_id": "work"}
 
     def bind(method: Callable[..., Any], *first: Any) -> Callable[..., Any]:
         return _bound(gr, parts, method, *first)
 
     def clicked(request: Any, event: Any) -> Any:
         return _updates(gr, parts, handlers.look(request.session_hash, *event.index))
+
+    def dropped(key: str, file: dict[str, Any] | None) -> Changes:
+        if file is None:
+            return {}
+        try:
+            return handlers.drop(key, file["path"])
+        finally:
+            uploads.was_read(file["path"])
 
     def left(request: Any) -> None:
         handlers.sessions.drop(request.session_hash)
@@ -194,7 +212,8 @@ def _connect(gr: Any, page: Any, parts: Parts, handlers: Handlers) -> None:
     page.load(bind(handlers.describe), models, **quick)
     for stem in EXAMPLE_NAMES:
         parts[f"example_{stem}"].click(bind(handlers.pick, stem), refinement, **work)
-    parts["drop"].upload(bind(handlers.drop), parts["drop"], **quick)
+    # As gradio preprocesses a file, it leaves an empty one behind.
+    parts["drop"].upload(bind(dropped), parts["drop"], preprocess=False, **quick)
     parts["source"].input(bind(handlers.choose), parts["source"], **quick)
     parts["mode"].input(bind(handlers.choose_mode), parts["mode"], **quick)
     for model in models:
@@ -237,13 +256,40 @@ def _updates(gr: Any, parts: Parts, changes: Changes) -> Any:
     }
 
 
-def _refuse_urls(part: Any) -> None:
-    """Keep gradio from fetching a URL that a request names in place of an upload."""
-    original = part.async_move_resource_to_block_cache
+def _check_inputs(gr: Any, page: Any, drop: Any, uploads: Uploads) -> None:
+    """Check the values of all events before gradio, which fetches the files that they name."""
+    original = page.preprocess_data
 
-    async def move(path: str | Path | None) -> Any:
-        if path is not None and re.match(r"\s*[a-z][a-z0-9+.-]+:", str(path), re.IGNORECASE):
-            raise ValueError("an upload must be a file; got a URL, and URLs are not fetched.")
-        return await original(path)
+    async def preprocess_data(called: Any, values: list[Any], *args: Any, **options: Any) -> Any:
+        if len(values) != len(called.inputs):
+            raise _refused(
+                gr, f"An event must have {len(called.inputs)} values; got {len(values)}."
+            )
+        pairs = zip(called.inputs, values, strict=True)
+        checked = [_file(gr, v, uploads) if part is drop else _scalar(gr, v) for part, v in pairs]
+        return await original(called, checked, *args, **options)
 
-    part.async_move_resource_to_block_cache = move
+    page.preprocess_data = preprocess_data
+
+
+def _file(gr: Any, value: Any, uploads: Uploads) -> dict[str, Any] | None:
+    """Return a file with no more than its path."""
+    if value is None:
+        return None
+    path = value.get("path") if isinstance(value, dict) else None
+    if not uploads.holds(path):
+        raise _refused(gr, "An image must be uploaded first; URLs and other files are not read.")
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+def _scalar(gr: Any, value: Any) -> Any:
+    """Return a value that cannot name a file to gradio."""
+    if isinstance(value, str) or (isinstance(value, int | float) and abs(value) <= LARGEST):
+        return value
+    kind = type(value).__name__
+    raise _refused(gr, f"A value must be a text or a number up to {LARGEST:,}; got {kind}.")
+
+
+def _refused(gr: Any, text: str) -> Any:
+    """Return an error that the page shows and the terminal does not."""
+    return gr.Error(text, print_exception=False)

@@ -7,27 +7,34 @@ import sys
 import tempfile
 import time
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 from ovss_refine.app.guard import Guard, is_local
 from ovss_refine.app.handlers import Handlers
-from ovss_refine.app.page import build_page, style
+from ovss_refine.app.page import build_page, forget_states, style
 from ovss_refine.app.request import AppRequest
-from ovss_refine.app.session import Sessions
+from ovss_refine.app.session import CAPACITY, Sessions
+from ovss_refine.app.uploads import Uploads
 from ovss_refine.app.work import Worker
 from ovss_refine.registry import require
 from ovss_refine.segmenter import Segmenter
 
 # Gradio and the hub report usage unless told not to; run history would keep results in the browser.
+# It also summarises its events, by pandas, at each of them, for a page that nobody can open.
 QUIET = {
+    "GRADIO_ANALYTICS_MAX_EVENTS": "1",
+    "GRADIO_ANALYTICS_CACHE_FREQUENCY": "1000000000",
     "GRADIO_ANALYTICS_ENABLED": "False",
     "GRADIO_RUN_HISTORY": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DISABLE_TELEMETRY": "1",
 }
+TIDY_S = 30
 
 
 def serve(request: AppRequest) -> None:
@@ -58,17 +65,39 @@ def running(request: AppRequest) -> Iterator[str]:
     )
     port = _free(request.host, request.port)
     with tempfile.TemporaryDirectory(prefix="ovss-refine-app-", ignore_cleanup_errors=True) as root:
-        _set_environment(root)  # before gradio is imported
-        page = build_page(Handlers(Worker(segmenter), Sessions(Path(root)), request.max_bytes))
+        folder = Path(root).resolve()
+        _set_environment(str(folder))  # before gradio is imported
+        sessions, uploads = Sessions(folder), Uploads(folder, request.max_bytes)
+        page = build_page(Handlers(Worker(segmenter), sessions, request.max_bytes), uploads)
         try:
-            _launch(page, request.host, port, request.max_bytes)
-            yield _address(request.host, port)
+            _launch(page, request.host, port, uploads)
+            states = partial(forget_states, page, sessions)
+            with _repeated(sessions.tidy, uploads.tidy, states):
+                yield _address(request.host, port)
         finally:
             page.close(verbose=False)
 
 
-def _launch(page: Any, host: str, port: int, max_bytes: int) -> None:
+@contextmanager
+def _repeated(*tidy: Callable[[], None]) -> Iterator[None]:
+    """Call functions every `TIDY_S` seconds, in a thread, while the body runs."""
+    over = Event()
+
+    def loop() -> None:
+        while not over.wait(TIDY_S):
+            for function in tidy:
+                function()
+
+    Thread(target=loop, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _launch(page: Any, host: str, port: int, uploads: Uploads) -> None:
     middleware = require("starlette.middleware", "app").Middleware
+    public = os.environ.get("GRADIO_ROOT_PATH", "")
     page.launch(
         server_name=host,
         server_port=port,
@@ -78,8 +107,9 @@ def _launch(page: Any, host: str, port: int, max_bytes: int) -> None:
         ssr_mode=False,
         mcp_server=False,
         footer_links=[],
-        max_file_size=max_bytes,
-        app_kwargs={"middleware": [middleware(Guard, local=is_local(host))]},
+        max_file_size=uploads.max_bytes,
+        state_session_capacity=CAPACITY,
+        app_kwargs={"middleware": [middleware(Guard, host=host, uploads=uploads, public=public)]},
         **style(),
     )
 

@@ -1,8 +1,11 @@
 """What the server keeps for each visitor: an image, a result, a folder. Nobody else sees them."""
 
+import re
 import secrets
 import shutil
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -10,8 +13,9 @@ from threading import Lock
 from ovss_refine.app.uploads import NamedImage
 from ovss_refine.segmentation import Segmentation
 
-# A result holds 16 bytes per pixel, and an attention map of up to some 70 MB.
-CAPACITY = 16
+CAPACITY = 256
+MAX_BYTES = 4_000_000_000  # of all sessions, memory and files together
+MAX_IDLE_S = 6 * 3600
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,6 +26,15 @@ class Result:
     made: Segmentation
     attention: str
 
+    @property
+    def nbytes(self) -> int:
+        """The memory of its large arrays."""
+        made = self.made
+        held = [made.labels, made.discrepancy, made.baseline]
+        if made.attention is not None:
+            held += made.attention.factors or (made.attention.weights,)
+        return made.image.nbytes + sum(tensor.nbytes for tensor in held if tensor is not None)
+
 
 @dataclass(slots=True, eq=False)
 class Session:
@@ -29,11 +42,13 @@ class Session:
 
     Attributes:
         folder: of its downloads, under a name that cannot be guessed.
+        used: when its visitor last did something.
         image: uploaded or picked last, or None.
         last: the last result, or None; its image may have been replaced since.
     """
 
     folder: Path
+    used: float
     image: NamedImage | None = None
     last: Result | None = None
 
@@ -43,10 +58,17 @@ class Session:
         last = self.last
         return last if last is not None and last.image is self.image else None
 
+    @property
+    def nbytes(self) -> int:
+        """What it costs: memory and files."""
+        image, last = self.image, self.last
+        memory = (image.pixels.nbytes if image else 0) + (last.nbytes if last else 0)
+        return memory + sum(_size(path) for path in self.folder.glob("*"))
+
     def forget_result(self) -> None:
         """Drop the result and its files."""
         self.last = None
-        for path in self.folder.iterdir():
+        for path in self.folder.glob("*"):
             path.unlink(missing_ok=True)
 
 
@@ -56,34 +78,90 @@ class Sessions:
     Args:
         root: the parent of their folders, private to this user.
         capacity: how many are kept; beyond that, the one idle longest is dropped.
+        max_bytes: what they may cost. Beyond that, those idle longest lose first their results,
+            then their images; the one used last keeps both.
+        clock: returns seconds. A session idle for `MAX_IDLE_S` is dropped.
     """
 
-    def __init__(self, root: Path, capacity: int = CAPACITY) -> None:
+    def __init__(
+        self,
+        root: Path,
+        capacity: int = CAPACITY,
+        max_bytes: int = MAX_BYTES,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Start with no session."""
         self.root = root
         self.capacity = capacity
-        self._kept: OrderedDict[str, Session] = OrderedDict()
+        self.max_bytes = max_bytes
+        self.clock = clock
+        self._kept: OrderedDict[str, Session] = OrderedDict()  # the one idle longest first
         self._lock = Lock()
 
-    def of(self, key: str) -> Session:
-        """Return the session of a page, created on first use."""
+    def create(self, key: str) -> Session:
+        """Return the session of a page that brings an image, created on first use."""
         with self._lock:
             if key not in self._kept:
                 folder = self.root / secrets.token_hex(16)
                 folder.mkdir(mode=0o700)
-                self._kept[key] = Session(folder)
-            self._kept.move_to_end(key)
-            if len(self._kept) > self.capacity:
-                _remove(self._kept.popitem(last=False)[1])
-            return self._kept[key]
+                self._kept[key] = Session(folder, self.clock())
+            session = self._touch(key)
+        self.tidy()
+        return session
+
+    def find(self, key: str) -> Session | None:
+        """Return the session of a page; None if it has none, or it was dropped."""
+        with self._lock:
+            return self._touch(key) if key in self._kept else None
+
+    def __contains__(self, key: str) -> bool:
+        """Whether the page has a session."""
+        return key in self._kept
 
     def drop(self, key: str) -> None:
         """Forget a page and remove its files; unknown keys are ignored."""
         with self._lock:
             session = self._kept.pop(key, None)
         if session is not None:
-            _remove(session)
+            _remove(session.folder)
+
+    def tidy(self) -> None:
+        """Apply the limits, and remove folders of sessions that ended while they were written."""
+        with self._lock:
+            expired = self.clock() - MAX_IDLE_S
+            while self._kept and (
+                len(self._kept) > self.capacity or self._longest_idle().used < expired
+            ):
+                self._kept.popitem(last=False)
+            costs = {key: session.nbytes for key, session in self._kept.items()}
+            idle = list(costs)[:-1]
+            for key in idle:
+                if sum(costs.values()) > self.max_bytes and self._kept[key].last is not None:
+                    self._kept[key].forget_result()
+                    costs[key] = self._kept[key].nbytes
+            for key in idle:
+                if sum(costs.values()) > self.max_bytes:
+                    del self._kept[key], costs[key]
+            kept = {session.folder for session in self._kept.values()}
+            for folder in self.root.iterdir():
+                if re.fullmatch("[0-9a-f]{32}", folder.name) and folder not in kept:
+                    _remove(folder)
+
+    def _touch(self, key: str) -> Session:
+        self._kept.move_to_end(key)
+        self._kept[key].used = self.clock()
+        return self._kept[key]
+
+    def _longest_idle(self) -> Session:
+        return next(iter(self._kept.values()))
 
 
-def _remove(session: Session) -> None:
-    shutil.rmtree(session.folder, ignore_errors=True)
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,13 +1,19 @@
 """Requests that the server refuses before gradio sees them."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from ovss_refine.app.guard import Guard, is_local
+from ovss_refine.app.uploads import Uploads
 
 
-def ask(path, host="127.0.0.1:7860", *, local=True, kind="http"):
+def guarded(inner, listen="127.0.0.1", **options):
+    return Guard(inner, host=listen, uploads=Uploads(Path("/nowhere"), 1000), **options)
+
+
+def ask(path, host="127.0.0.1:7860", *, kind="http", method="GET", root="", more=(), **options):
     """Return what the guard sends, or "through" if it passes the request on."""
     sent = []
 
@@ -17,8 +23,9 @@ def ask(path, host="127.0.0.1:7860", *, local=True, kind="http"):
     async def send(message):
         sent.append(message)
 
-    scope = {"type": kind, "path": path, "headers": [(b"host", host.encode())]}
-    asyncio.run(Guard(inner, local=local)(scope, None, send))
+    headers = [(b"host", host.encode()), *((k.encode(), v.encode()) for k, v in more)]
+    scope = {"type": kind, "path": path, "headers": headers, "method": method, "root_path": root}
+    asyncio.run(guarded(inner, **options)(scope, None, send))
     return sent
 
 
@@ -28,10 +35,16 @@ def refused(sent, reason):
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/config", "/gradio_api/queue/join", "/gradio_api/file=/tmp/a/b.png"]
+    "path", ["/", "/config", "/gradio_api/queue/data", "/gradio_api/file=/tmp/a/b.png"]
 )
 def test_the_page_itself_passes(path):
     assert ask(path) == ["through"]
+
+
+def test_an_event_of_the_page_passes():
+    length = [("content-length", "2")]
+    assert ask("/gradio_api/queue/join", method="POST", more=length) == ["through"]
+    assert refused(ask("/gradio_api/queue/join"), "not served")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +75,60 @@ def test_names_of_this_machine_pass(host):
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:7860", "10.0.0.1:7860", ""])
 def test_other_names_are_refused_on_a_local_page(host):
     assert refused(ask("/", host), "its own machine")
-    assert ask("/", host, local=False) == ["through"]
+
+
+LAN = {"listen": "0.0.0.0"}
+
+
+@pytest.mark.parametrize("host", ["192.168.1.5:7860", "[fd00::1]:80", "localhost", "lab-7:7860"])
+def test_an_open_page_answers_to_addresses_and_its_own_name(host, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "lab-7.example.org")
+    assert ask("/", host, **LAN) == ["through"]
+    assert ask("/", "lab-7.local", **LAN) == ["through"]
+    assert ask("/", "gpu", listen="gpu") == ["through"]
+    assert refused(ask("/", "lab-8", **LAN), "GRADIO_ROOT_PATH")
+
+
+def test_an_open_page_cannot_be_rebound():
+    assert refused(ask("/", "evil.example:7860", **LAN), "its own machine")
+
+
+PROXIES = {"nginx": "127.0.0.1:7860", "caddy": "lab.example.org"}
+
+
+@pytest.mark.parametrize("host", PROXIES.values(), ids=PROXIES)
+def test_the_public_url_of_a_proxy_is_accepted(host):
+    public, post = "https://lab.example.org/ovss", {"method": "POST"}
+    length = ("content-length", "2")
+    ours = [("origin", "https://lab.example.org"), length]
+    path = "/gradio_api/queue/join"
+    assert ask(path, host, public=public, more=ours, **post) == ["through"]
+    theirs = [("origin", "https://evil.example"), length]
+    assert refused(ask(path, host, public=public, more=theirs, **post), "other web sites")
+    if host == PROXIES["nginx"]:
+        assert refused(ask(path, host, more=ours, **post), "other web sites")
+
+
+def test_the_path_below_a_root_path_counts():
+    assert ask("/ovss/config", root="/ovss") == ["through"]
+    assert ask("/config", root="/ovss") == ["through"]
+    assert refused(ask("/ovss/gradio_api/dev/reload", root="/ovss"), "not served")
+    assert refused(ask("/x/config", root="/ovss"), "not served")
+
+
+def test_two_hosts_are_one_too_many():
+    assert refused(ask("/", more=[("host", "localhost")]), "its own machine")
+
+
+@pytest.mark.parametrize("length", [(), ("1", "1"), ("-1",), ("x",), ("0x5",), ("1" * 16,)])
+def test_a_body_states_its_length(length):
+    more = [("content-length", value) for value in length]
+    start, _ = ask("/gradio_api/queue/join", method="POST", more=more)
+    assert start["status"] == 411
+
+
+def test_websockets_are_closed():
+    assert ask("/", kind="websocket") == [{"type": "websocket.close", "code": 1008}]
 
 
 def test_other_scopes_pass():
@@ -87,8 +153,8 @@ def test_the_policy_allows_nothing_from_other_hosts():
     async def send(message):
         sent.append(message)
 
-    scope = {"type": "http", "path": "/", "headers": [(b"host", b"localhost")]}
-    asyncio.run(Guard(page, local=True)(scope, None, send))
+    scope = {"type": "http", "path": "/", "headers": [(b"host", b"localhost")], "method": "GET"}
+    asyncio.run(guarded(page)(scope, None, send))
     headers = dict(sent[0]["headers"])
     assert headers[b"a"] == b"b"
     policy = headers[b"content-security-policy"].decode()

@@ -56,13 +56,13 @@ def run(handlers, key="one", labels="fire, grass", logits="kk-mean", values=VALU
 
 
 def made_of(handlers, key="one"):
-    return handlers.sessions.of(key).result.made
+    return handlers.sessions.find(key).result.made
 
 
 @pytest.mark.parametrize("stem", ["chelsea", "astronaut"])
 def test_an_example_is_refined_as_by_the_library(handlers, stem):
     page = last(handlers.pick("one", stem, "optimal_path", *VALUES))
-    assert handlers.sessions.of("one").result is not None, page["status"]
+    assert handlers.sessions.find("one").result is not None, page["status"]
     made = made_of(handlers)
     want = read_example(stem).refine(RefineConfig(mode="optimal_path"))
     assert torch.equal(made.labels, want.labels)
@@ -191,20 +191,65 @@ def test_a_bad_file_leaves_the_image_that_was_there(handlers, photo, tmp_path):
     page = handlers.drop("one", str(bad))
     assert "<code>bad.png</code> must be a readable image" in page["status"]
     assert page["drop"] == {"value": None}
-    assert handlers.sessions.of("one").image.name == "photo"
+    assert handlers.sessions.find("one").image.name == "photo"
 
 
 def test_an_expired_session_is_reported(handlers):
     assert "choose an image again" in last(run(handlers))["status"]
-    assert handlers.look("one", 3, 4) == {}
-    assert handlers.step("one", 1, 1) == {}
+    assert "choose an image again" in handlers.look("one", 3, 4)["status"]
+    assert "choose an image again" in handlers.step("one", 1, 1)["status"]
+
+
+def test_only_pick_and_drop_create_sessions(handlers, photo):
+    """A page that was dropped and goes on must not push out one that is valid."""
+    handlers.sessions.capacity = 1
+    handlers.drop("valid", photo)
+    last(run(handlers, key="gone"))
+    handlers.look("gone", 1, 1)
+    handlers.step("gone", 1, 1)
+    handlers.choose("gone", "own")
+    handlers.choose_mode("gone", MODE)
+    handlers.describe("gone", "kk-mean", "dinov2-b14-reg")
+    handlers.drop("gone", None)
+    assert "gone" not in handlers.sessions
+    assert "2 classes" in last(run(handlers, key="valid"))["status"]
+
+
+def test_a_patch_of_a_result_that_made_room_is_explained(handlers, photo):
+    handlers.drop("one", photo)
+    last(run(handlers))
+    handlers.sessions.find("one").forget_result()
+    for page in (handlers.look("one", 3, 4), handlers.step("one", 1, 1)):
+        assert "press <code>Segment</code>" in page["patch"]
+    assert "2 classes" in last(run(handlers))["status"]
+
+
+@pytest.mark.parametrize(("column", "row"), [(-5, -5), (0, 0), (99, 99)])
+def test_a_patch_beyond_the_grid_is_its_nearest(handlers, photo, column, row):
+    handlers.drop("one", photo)
+    last(run(handlers))
+    page = handlers.step("one", column, row)
+    assert page["column"]["value"] == min(max(column, 1), 16)
+    assert page["row"]["value"] == min(max(row, 1), 12)
+
+
+def test_fifty_visitors_who_work_in_turn_all_get_their_results(handlers, photo):
+    keys = [f"visitor{n}" for n in range(50)]
+    for key in keys:
+        handlers.drop(key, photo)
+    for key in keys:
+        assert "2 classes" in last(run(handlers, key=key))["status"]
+    assert all(handlers.sessions.find(key).result for key in keys)
+    for key in keys:
+        handlers.sessions.drop(key)
+    assert list(handlers.sessions.root.iterdir()) == []
 
 
 def test_sessions_share_nothing(handlers, photo):
     handlers.drop("one", photo)
     last(run(handlers))
     assert "choose an image again" in last(run(handlers, key="two"))["status"]
-    assert handlers.sessions.of("two").result is None
+    assert "two" not in handlers.sessions
 
 
 def test_a_click_selects_the_patch_under_it(handlers, photo):
@@ -237,7 +282,7 @@ def test_the_drawn_attention_is_that_of_the_chosen_patch(handlers, photo):
             drawn.append(made.attention_map(x, y).flatten())
             return original(made, x, y)
 
-    session = handlers.sessions.of("one")
+    session = handlers.sessions.find("one")
     session.last = replace(session.last, made=Spy())
     handlers.step("one", 5, 7)
     assert torch.equal(drawn[0], rows[(7 - 1) * 16 + (5 - 1)])
@@ -253,7 +298,7 @@ def test_the_result_of_a_replaced_image_is_dropped(handlers, photo, tmp_path):
     page = last(work)
     assert page["run"] == {"interactive": True}
     assert not {"status", "result", "file_all"} & page.keys()
-    assert handlers.sessions.of("one").result is None
+    assert handlers.sessions.find("one").result is None
 
 
 def test_files_of_a_replaced_image_are_not_offered(handlers, photo):
@@ -268,7 +313,7 @@ def test_only_the_files_of_the_last_result_are_kept(handlers, photo):
     handlers.drop("one", photo)
     last(run(handlers))
     page = last(handlers.pick("one", "chelsea", MODE, *VALUES))
-    names = {path.name for path in handlers.sessions.of("one").folder.iterdir()}
+    names = {path.name for path in handlers.sessions.find("one").folder.iterdir()}
     assert {"chelsea_all.zip", "chelsea_labels.png"} <= names
     assert not any("photo" in name for name in names)
     handlers.sessions.drop("one")

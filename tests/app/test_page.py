@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ovss_refine.app.choices import HYPERPARAMETERS
+
 pytest.importorskip("gradio", reason="gradio is not installed ([app])")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = sync_api.expect
@@ -266,6 +268,19 @@ def test_files_are_private_and_removed_when_the_visitor_leaves(visit, server):
         assert time.monotonic() < limit
         time.sleep(0.1)
     assert status_of(server, archive) == REFUSED
+
+
+def test_the_queue_says_how_many_wait(visit, server):
+    values = ["maximum_velocity", *(one.default for one in HYPERPARAMETERS)]
+    for n in range(6):
+        body = {"data": values, "fn_index": 0, "session_hash": f"early{n}"}
+        address = f"{server.address}gradio_api/queue/join"
+        headers = {"Content-Type": "application/json"}
+        urllib.request.urlopen(urllib.request.Request(address, json.dumps(body).encode(), headers))
+    page = visit()
+    expect(page.locator("#status")).to_contain_text(re.compile(r"queue: \d/\d"))
+    done(page, "astronaut")
+    expect(page.locator("#status")).not_to_contain_text("queue")
 
 
 def test_on_a_phone_the_status_scrolls_into_view(visit):

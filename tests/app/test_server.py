@@ -67,7 +67,7 @@ def test_urls_are_not_fetched_in_place_of_an_upload(server):
     _, text = ask(server, "gradio_api/queue/data?session_hash=urls")
     (done,) = re.findall(r'\{"msg":"process_completed".*?\n', text)
     assert json.loads(done)["success"] is False
-    assert "URLs are not fetched" in server.log.read_text()
+    assert "URLs and other files are not read" in json.loads(done)["output"]["error"]
 
 
 def test_requests_under_another_host_name_are_refused(server):

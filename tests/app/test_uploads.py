@@ -1,5 +1,6 @@
 """Which uploads are accepted, and the messages for the others."""
 
+import os
 import struct
 import zlib
 
@@ -8,7 +9,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from ovss_refine.app.uploads import read_upload
+from ovss_refine.app.uploads import MAX_AGE_S, UPLOADS, Uploads, read_upload
 
 LIMITS = {"max_bytes": 100_000, "max_pixels": 10_000}
 RGB = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -82,3 +83,91 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path):
 
 def test_a_missing_file_is_reported(tmp_path):
     assert "`x.png` is gone from the server" in refusal(tmp_path / "x.png")
+
+
+MOST = 1000
+
+
+@pytest.fixture
+def uploads(tmp_path):
+    return Uploads(tmp_path, MOST, clock=lambda: 10_000.0)
+
+
+def arrive(uploads, name, size=10, at=10_000.0, readers=1):
+    """Write an upload as gradio does."""
+    assert uploads.admit(size)
+    path = uploads.root / f"{hash(name) % 16**64:064x}" / f"{name}.png"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(bytes(size))
+    for one in (path, path.parent):
+        os.utime(one, (at, at))
+    uploads.expect([str(path)] * readers)
+    uploads.ended(size)
+    return path
+
+
+def test_an_upload_is_removed_when_its_last_reader_has_read_it(uploads):
+    path = arrive(uploads, "a", readers=2)
+    uploads.was_read(str(path))
+    assert path.exists()
+    uploads.was_read(str(path))
+    assert list(uploads.root.iterdir()) == []
+
+
+def test_reading_twice_takes_nothing_from_the_next_visitor(uploads):
+    path = arrive(uploads, "a")
+    assert uploads.admit(5)  # while another arrives, nothing is removed
+    uploads.was_read(str(path))
+    uploads.was_read(str(path))
+    assert path.exists()
+    uploads.expect([str(path)])  # it was the same file
+    uploads.ended(5)
+    assert path.exists()
+    uploads.was_read(str(path))
+    assert not path.exists()
+
+
+def test_the_oldest_uploads_make_room(uploads):
+    old = arrive(uploads, "old", MOST, at=9_800)
+    others = [arrive(uploads, f"{n}", MOST, at=9_900 + n) for n in range(UPLOADS - 1)]
+    assert old.exists()
+    new = arrive(uploads, "new", MOST)
+    assert not old.parent.exists()
+    assert all(path.exists() for path in [*others, new])
+
+
+def test_what_arrives_has_its_room_reserved(uploads):
+    for _ in range(UPLOADS):
+        assert uploads.admit(MOST)
+    assert not uploads.admit(1)
+    uploads.ended(MOST)
+    assert uploads.admit(MOST)
+
+
+def test_uploads_that_nobody_reads_and_partial_ones_are_removed_by_age(uploads):
+    old, new = (arrive(uploads, str(at), at=at) for at in (9_999 - MAX_AGE_S, 9_999))
+    partial = uploads.root / "tmpx1"
+    partial.write_bytes(b"x")
+    os.utime(partial, (9_999 - MAX_AGE_S,) * 2)
+    session = uploads.root / ("0" * 32)
+    session.mkdir()
+    os.utime(session, (0, 0))
+    uploads.tidy()
+    assert not old.parent.exists()
+    assert not partial.exists()
+    assert new.exists()
+    assert session.exists()
+
+
+def test_only_complete_uploads_are_held(uploads, tmp_path):
+    path = arrive(uploads, "a")
+    assert uploads.holds(str(path))
+    link = path.with_name("link.png")
+    link.symlink_to("/etc/passwd")
+    inner = path.parent / "b" / "c.png"
+    inner.parent.mkdir()
+    inner.write_bytes(b"x")
+    for other in (link, inner, path.parent, tmp_path, f"{path.parent}/../{path.parent.name}/a.png"):
+        assert not uploads.holds(str(other))
+    for other in (None, 1, [], "", "\0", "http://192.0.2.1/x.png", path.name):
+        assert not uploads.holds(other)
