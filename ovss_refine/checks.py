@@ -120,13 +120,25 @@ def check_rows(weights: Tensor, lowest: float) -> None:
             "axis of raw scores."
         )
     if not (low >= 1 - ROW_SUM_TOLERANCE and high <= 1 + ROW_SUM_TOLERANCE):
-        fix = "Divide by `weights.sum(-1, keepdim=True)`"
-        if high > 1 + ROW_SUM_TOLERANCE:  # probabilities that lost tokens sum to less than one
-            fix += ", or take a softmax over the last axis of raw scores"
+        fix = _row_advice(weights, low, high)
         raise ValueError(
             f"the rows of the attention `weights` must sum to one within {ROW_SUM_TOLERANCE}; "
             f"got sums from {low:.4g} to {high:.4g}. {fix}; row = query."
         )
+
+
+def _row_advice(weights: Tensor, low: float, high: float) -> str:
+    """Say what to do with `weights` whose rows sum to `low` to `high`, by what they seem to be."""
+    if bool(((weights.float().sum(dim=-2) - 1).abs() <= ROW_SUM_TOLERANCE).all()):
+        return "The columns do: pass `weights.mT`"
+    if low == 0:
+        return "Remove tokens that attend to nothing, or let each attend to itself"
+    # Probabilities that lost tokens sum to less than one, and sums of heads to one number.
+    if high <= 1 + ROW_SUM_TOLERANCE or high - low <= ROW_SUM_TOLERANCE * high:
+        return "Divide by `weights.sum(-1, keepdim=True)`"
+    if float(weights.max()) <= 1:
+        return "Divide by `weights.sum(-1, keepdim=True)`, or take a softmax of raw scores"
+    return "Take a softmax over the last axis of raw scores"
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> str:

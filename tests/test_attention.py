@@ -33,6 +33,27 @@ def test_a_negative_entry_cannot_hide_behind_another_head(weights):
         Attention(weights[None], (3, 4))
 
 
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        (lambda A: A[:, 1:, 1:].mean(0), "Divide by `weights.sum(-1, keepdim=True)`; row"),
+        (lambda A: A.sum(0), "Divide by `weights.sum(-1, keepdim=True)`; row"),
+        (lambda A: A[0] * 100, "Divide by `weights.sum(-1, keepdim=True)`; row"),
+        (lambda A: A[0].mT, "The columns do: pass `weights.mT`; row"),
+        (lambda A: A.mT, "The columns do: pass `weights.mT`; row"),
+        (lambda A: A[0] * torch.arange(12)[:, None], "Remove tokens that attend to nothing"),
+        (lambda A: 9 * A[0].sqrt(), "Take a softmax over the last axis of raw scores; row"),
+        (lambda A: A[0].sqrt(), "Divide by `weights.sum(-1, keepdim=True)`, or take a softmax"),
+    ],
+)
+def test_the_advice_fits_the_values(change, advice):
+    A = (2 * torch.randn(3, 12, 12, generator=torch.Generator().manual_seed(0))).softmax(-1)
+    wrong = change(A)
+    with pytest.raises(ValueError, match="must sum to one") as said:
+        Attention(wrong if wrong.ndim == 2 else wrong[None], (1, wrong.shape[-1]))
+    assert advice in str(said.value)
+
+
 def test_float32_weights_are_not_copied(weights):
     assert Attention(weights, (3, 4)).weights.data_ptr() == weights.data_ptr()
 
