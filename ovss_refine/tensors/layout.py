@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 # Tokens that a transformer has beside its patches: one for the class, four registers or so.
-MOST_EXTRA_TOKENS = 8
+MOST_EXTRA_TOKENS, USUAL_EXTRA = 8, (0, 1, 5)
 NAMED_GRID = "`Attention(attn, grid=(gh, gw))`, or add `grid` = [gh, gw] to an .npz file"
 # The shortest grid of a model, a ViT-B/32's. Shorter ones are made by hand and taken at their word.
 SHORTEST_SIDE = 7
@@ -33,7 +33,8 @@ def find_grid(N: int, logits_size: tuple[int, int], image_size: tuple[int, int])
         N: number of tokens.
         logits_size: (h, w) of the logits, the grid of first choice.
         image_size: (H, W) of the image. A square is the second choice, if a grid of N patches in
-            the shape of the logits or of the image is square to within a patch.
+            the shape of the logits or of the image is square to within a patch; if the logits'
+            alone, which may be squashed, no grid in the image's shape may fit as well.
 
     Raises:
         ValueError: if neither will do; names the tokens to drop where a few are left over.
@@ -49,8 +50,9 @@ def find_grid(N: int, logits_size: tuple[int, int], image_size: tuple[int, int])
             f"`attn = attn[..., {extra}:, {extra}:]; attn = attn / attn.sum(-1, keepdim=True)`. If "
             f"all are patches, pass {NAMED_GRID}."
         )
-    shapes = (logits_size, image_size)
-    if side * side == N and any(abs(side * math.sqrt(y / x) - side) < 1 for y, x in shapes):
+    aspect = image_size[0] / image_size[1]
+    squashed = _is_square(side, h / w) and not _may_have_aspect(N, aspect)
+    if side * side == N and (_is_square(side, aspect) or squashed):
         return side, side
     raise ValueError(
         f"`attn` must have N = h * w = {h * w} tokens (the logits' grid), or a square number for a "
@@ -79,6 +81,8 @@ def check_axes(
     if 0 in (*shape, *image) or not 2 <= len(shape) <= 4:
         return
     (K, h, w), (B, _, H, W) = (1, *shape)[-3:], (1, *image)[-4:]
+    if grid is None and K > 1 and K * h == N != h * w and math.isqrt(N) ** 2 != N:  # no grid fits
+        raise ValueError(prompts_last(name, shape, f"{K} x {h} are the N={N} tokens of `attn`"))
     if h == w or (h, w) == grid or _has_aspect(h, w, H / W):
         return
     far = abs(math.log(h * W / (w * H))) > MOST_SQUASHED
@@ -110,6 +114,20 @@ def prompts_last(name: str, shape: Sequence[int], why: str) -> str:
         f"the last axis: {why}. Pass `{name}.permute({axes})`, of an array "
         f"`{name}.transpose({axes})`."
     )
+
+
+def _is_square(side: int, aspect: float) -> bool:
+    """Whether a grid of side**2 patches in the `aspect` h / w has h and w less than one apart.
+
+    With h = w + 2, one more token makes the patches a square number.
+    """
+    return side * abs(math.sqrt(aspect) - 1 / math.sqrt(aspect)) < 1
+
+
+def _may_have_aspect(N: int, aspect: float) -> bool:
+    """Whether N tokens may be a grid in the `aspect` h / w, alone or with those that ViTs have."""
+    counts = [N - extra for extra in USUAL_EXTRA]
+    return any(n % h == 0 and _has_aspect(h, n // h, aspect) for n in counts for h in range(1, N))
 
 
 def _has_aspect(h: int, w: int, aspect: float) -> bool:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ovss_refine import Attention, Logits, Refiner
+from ovss_refine.tensors.layout import find_grid
 
 LAST = [
     # shape [h, w, K], image (H, W), grid of the attention; None: a bare map of h * w patches
@@ -101,6 +102,35 @@ def test_what_counts_the_prompts_decides(batch):
         call(logits, attn, image, prompt_index=np.array([0, 1, 1]))
     square = torch.zeros(*batch, 3, 9, 3)  # fits both ways
     assert Logits(square, names=["a", "b", "c"]).names == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("shape", [(14, 16, 16), (14, 16, 19), (16, 14, 20)])
+@pytest.mark.parametrize("several", [False, True])
+def test_the_tokens_of_a_bare_map_tell(shape, several):
+    """In the aspect of the image, but the attention is over the first two axes."""
+    h, w, _ = shape
+    lead = (2,) if several else ()
+    given = inputs((*lead, *shape), (16 * h, 16 * w), (h, w), several)
+    wanted = "logits.permute(0, 3, 1, 2)" if several else "logits.permute(2, 0, 1)"
+    assert advice_of(lambda: Refiner()(*given)) == wanted
+
+
+@pytest.mark.parametrize("logits_size", [(20, 20), (28, 32)])
+@pytest.mark.parametrize(
+    ("grid", "extra"), [((14, 16), 1), ((22, 38), 5), ((20, 31), 5), ((18, 32), 0), ((16, 14), 1)]
+)
+def test_tokens_beside_patches_that_make_a_square(grid, extra, logits_size):
+    """With logits on another grid, square or not: the image's shape tells."""
+    N, size = grid[0] * grid[1] + extra, (16 * grid[0], 16 * grid[1])
+    with pytest.raises(ValueError, match=rf"^`attn` must .* got N={N}.* Pass `Attention"):
+        find_grid(N, logits_size, size)
+
+
+@pytest.mark.parametrize("side", [14, 16, 24, 32, 37, 64])
+@pytest.mark.parametrize("size", [(480, 640), (375, 500), (500, 333), (224, 224), (224, 226)])
+def test_squares_beside_square_logits(side, size):
+    """Of models that squash the image."""
+    assert find_grid(side * side, (20, 20), size) == (side, side)
 
 
 RIGHT = [
