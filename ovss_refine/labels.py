@@ -16,6 +16,7 @@ from pathlib import Path
 from ovss_refine.folders.paths import local_path
 
 SYNONYM, NAMED = "/", ":"
+NUMBERED = re.compile(r"\s*(\d{1,6})[\s,;.)]+\S")  # as a row of a table begins
 MAX_BYTES = 1 << 24  # of a file of names or ids: some million lines
 GRAMMAR = '"cat, dog/puppy, background: wall/floor/sky"'
 
@@ -157,8 +158,9 @@ def read_labels(path: str | Path) -> Labels:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not UTF-8, a line is blank, a single line contains "," or ";", and as
-            `as_labels` does, which also describes the warning; the message names the file.
+        ValueError: if it is not UTF-8, a line is blank, a single line contains "," or ";", the
+            lines are rows of a table, and as `as_labels` does, which also describes the warning;
+            the message names the file.
     """
     path = local_path("path", path)
     if not path.is_file():
@@ -172,10 +174,22 @@ def read_labels(path: str | Path) -> Labels:
             f"`{path}` must have one class a line; got one line with ',' or ';', which may "
             "separate classes or synonyms. Write each class on a line of its own."
         )
+    if len(lines) > 1 and _is_table(lines):
+        raise ValueError(
+            f"`{path}` must have the names of a class on each line; got {lines[-1]!r}, like a row "
+            "of a table. Remove numbers, other columns and headings."
+        )
     try:
         return _labels([re.sub("[,;]", SYNONYM, line) for line in lines], f"`{path}`: ")
     except ValueError as error:
         raise ValueError(f"`{path}`: {error}") from None
+
+
+def _is_table(lines: Sequence[str]) -> bool:
+    """Whether lines have columns, or are numbered from 0 or 1, perhaps under a heading."""
+    found = [int(row[1]) for line in lines if (row := NUMBERED.match(line))]
+    counted = any(found == [*range(start, start + len(found))] for start in (0, 1))
+    return "\t" in "".join(lines) or (counted and len(found) in {len(lines), len(lines) - 1} - {0})
 
 
 def read_lines(path: Path) -> list[str]:
@@ -189,7 +203,7 @@ def read_lines(path: Path) -> list[str]:
     if len(data) > MAX_BYTES:
         raise ValueError(f"`{path}` must have at most {MAX_BYTES:,} bytes of text; got more.")
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode().replace("\ufeff", "")  # also between files that were joined
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:  # UTF-16 without a byte-order mark is valid UTF-8, with zeros in it

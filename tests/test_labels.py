@@ -171,6 +171,39 @@ def test_a_refused_file_is_named(tmp_path, content, message):
         read_labels(tmp_path / "labels.txt")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "0,wall\n1,floor\n",
+        "1. wall\n2. floor\n",
+        "0 wall\n1 floor\n2 sky\n",
+        "Idx,Ratio,Name\n1,0.16,wall\n2,0.12,building\n",
+        "wall\t0.16\nfloor\t0.12\n",
+    ],
+)
+def test_rows_of_a_table_are_no_names(tmp_path, content):
+    path = tmp_path / "labels.txt"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"labels.txt` must have .*, like a row of a table\."):
+        read_labels(path)
+
+
+@pytest.mark.parametrize(
+    "content", ["1 cent\n2 cents\n5 cents\n", "0\n1\n", "0: wall\n1: floor\n", "7 up\ncola\n"]
+)
+def test_names_may_begin_with_numbers(tmp_path, content):
+    path = tmp_path / "labels.txt"
+    path.write_text(content)
+    assert read_labels(path).names[0] == content.splitlines()[0].partition(":")[0]
+
+
+def test_byte_order_marks_are_no_part_of_names(tmp_path):
+    """Files that were joined have one in the middle."""
+    path = tmp_path / "labels.txt"
+    path.write_text("\ufeff\ufeffcat\ndog\n\ufeffsky\n", encoding="utf-8")
+    assert read_labels(path).names == ("cat", "dog", "sky")
+
+
 def test_a_file_of_gigabytes_is_refused(tmp_path):
     with (tmp_path / "labels.txt").open("wb") as file:
         file.truncate(1 << 40)  # takes no space on the disk
