@@ -18,12 +18,13 @@ from ovss_refine.registry import MissingWeightsError, require
 from ovss_refine.sources.hub import without_waiting
 
 # Entries that make a library import other code, without separators and case: its own switches, and
-# options that it hands on as they are.
+# options that it hands on as they are. Longer names count too: some have a private copy.
 CODE_KEYS = {
     *("automap", "trustremotecode", "coderevision", "customgenerate"),  # transformers
     *("attnimplementation", "expertsimplementation", "kernelconfig", "usekernels"),
     *("custompipeline", "custompipelines", "quantizationconfig"),  # diffusers
     "tokenizerkwargs",  # open_clip
+    "basemodelnameorpath",  # peft: the model to load in place of the folder's own
 }
 # open_clip's entries for towers and tokenizers of transformers; not timm's "hf_hub_id".
 TRANSFORMERS_KEY = re.compile(r"[\W_]*hf[\W_]+(?!hub)", re.IGNORECASE)
@@ -220,7 +221,7 @@ def _names_code(key: str, value: object) -> bool:
     if value is None or value is False:
         return False
     word = re.sub(r"[\W_]", "", key).casefold()
-    if word in CODE_KEYS or TRANSFORMERS_KEY.match(key):
+    if word.startswith(tuple(CODE_KEYS)) or TRANSFORMERS_KEY.match(key):
         return True
     if word in CLASS_KEYS:
         return not (isinstance(value, str) and value.isidentifier())

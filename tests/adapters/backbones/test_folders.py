@@ -133,6 +133,8 @@ def test_no_file_may_name_code(copy, library, file):
         {"custom_pipeline": "evil"},
         {"custom_pipelines": {"evil": {"impl": "evil.Evil"}}},
         {"_attn_implementation": "evil/kernel"},
+        {"_attn_implementation_internal": "evil/kernel"},
+        {"base_model_name_or_path": "evil/evil"},
         {"quantization_config": {"quant_method": "evil"}},
         {"tokenizer_kwargs": {"trust_remote_code": True}},
         {"hf_model_name": "{0}"},
