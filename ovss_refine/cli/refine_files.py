@@ -120,6 +120,8 @@ def list_images(path: Path) -> list[Path]:
         raise FileNotFoundError(f"`--image` must be an existing image or folder; got `{path}`.")
     if path.is_file():
         return [path]
+    if not path.is_dir():
+        raise ValueError(f"`--image` must be an image or a folder; `{path}` is a device.")
     found, lost = pick_images(path.iterdir())
     if not found:
         raise ValueError(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ovss_refine.attention import Attention, AttentionSource
-from ovss_refine.checks import check_number
+from ovss_refine.checks import SCALES, check_number
 from ovss_refine.folders.paths import local_path
 from ovss_refine.logits import Logits, LogitsSource
 from ovss_refine.sources.files import read_attention
@@ -51,12 +51,12 @@ class NpzAttention:
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: on a temperature that is not > 0.
+        ValueError: on a temperature out of range.
         TypeError: on a temperature that is not a number.
     """
 
     folder: Path
-    temperature: float = 0.05  # of the affinity of features, > 0
+    temperature: float = 0.05  # of the affinity of features
     # Name of the array, "features..." for features; None: whichever of the two exists.
     key: str | None = None
 
@@ -65,7 +65,7 @@ class NpzAttention:
         object.__setattr__(self, "folder", local_path("folder", self.folder))
         if not self.folder.is_dir():
             raise FileNotFoundError(f"`folder` must be an existing folder; got `{self.folder}`.")
-        check_number("temperature", self.temperature, 0, open_ends=True)
+        check_number("temperature", self.temperature, *SCALES)
 
     def for_image(self, image_id: str) -> Attention | Tensor:
         """Read the attention of one image, on the CPU; a tensor if its file names no grid.

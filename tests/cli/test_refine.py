@@ -371,3 +371,9 @@ sys.exit(main())
     done = forks.run(code, *words.split(), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert r"gat\xf3 75" in done.stdout
+
+
+def test_a_device_is_no_image(tmp_path, capsys):
+    argv = ["--image", "/dev/null", "--logits", "x.npz", "--attention", "x.npz"]
+    assert main(["refine", *argv, "--out", str(tmp_path / "out")]) == 2
+    assert "`--image` must be an image or a folder; `/dev/null` is" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovss_refine.attention import Attention, affinity
-from ovss_refine.checks import check_number, check_shape
+from ovss_refine.checks import SCALES, check_number, check_shape
 from ovss_refine.images.convert import ImagesLike
 from ovss_refine_adapters.backbones.capture import check_images
 from ovss_refine_adapters.backbones.timm import TimmBackbone
@@ -27,12 +27,12 @@ class AffinityAttention:
             [B, C, gh, gw] features; such features themselves, for images in the same
             order; or a `TimmBackbone`.
         layer: block or stage of a backbone, negative from the end.
-        temperature: > 0; smaller is sharper.
+        temperature: in [1e-6, 1e6]; smaller is sharper.
         factors: return the features as queries and keys instead of the N x N map.
 
     Raises:
-        TypeError, ValueError: on a value of the wrong kind, `temperature` <= 0, or a layer that
-            does not exist.
+        TypeError, ValueError: on a value of the wrong kind, a `temperature` out of range, or a
+            layer that does not exist.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class AffinityAttention:
         factors: bool = False,
     ) -> None:
         """Check and store the options."""
-        check_number("temperature", temperature, 0, open_ends=True)
+        check_number("temperature", temperature, *SCALES)
         if isinstance(features, TimmBackbone):
             features.check_layers([layer])
         elif isinstance(features, Tensor):

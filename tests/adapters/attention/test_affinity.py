@@ -75,6 +75,7 @@ def test_the_name_takes_the_options():
         (3, {}, TypeError, "`features` must be a function .* got int"),
         (torch.zeros(2, 3, 4), {}, ValueError, r"`features` must have shape \[B, C, gh, gw\]"),
         (torch.ones(2, 3, 4, 4), {"temperature": 0}, ValueError, "`temperature` must be"),
+        (torch.ones(2, 3, 4, 4), {"temperature": 1e-200}, ValueError, "`temperature` must be"),
         (None, {"layer": 5}, ValueError, r"`layers` must be in \[-5, 4\]; got 5"),
     ],
 )
