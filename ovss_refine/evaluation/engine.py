@@ -184,6 +184,10 @@ def _check_classes(logits: Logits, request: EvaluateRequest) -> None:
     if M == dataset.M:
         return
     hint = ""
+    if index is None and logits.values.shape[-1] == dataset.M:
+        hint = (
+            " The last axis has as many: pass [K, h, w], of an array `logits.transpose(2, 0, 1)`."
+        )
     if M == dataset.M + 1 and not request.drop_background:
         hint = " If class 0 is a background that the data set lacks, pass --drop-background."
     raise ValueError(

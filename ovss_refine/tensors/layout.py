@@ -101,8 +101,8 @@ def check_axes(
     fits = grid is None and K * h == N != h * w  # which would be refused in any other order
     if min(K, h) >= SHORTEST_SIDE:
         fits = fits or (K, h) == grid or h == K or _has_aspect(K, h, H / W)
-    if far and fits:
-        why = f"as a grid, {h} x {w} is far from the image's aspect and {K} x {h} fits"
+    if fits and (far or ((K, h) == grid and _has_aspect(K, h, H / W))):
+        why = f"as a grid, {h} x {w} is not in the image's aspect and {K} x {h} fits"
         raise ValueError(prompts_last(name, shape, why))
 
 

@@ -306,6 +306,18 @@ def test_no_readable_image_is_an_error(tmp_path, capsys):
     assert "must have an image that can be read; all 3 failed" in capsys.readouterr().err
 
 
+def test_logits_with_the_classes_last_are_named(tmp_path, capsys):
+    ids = make(tmp_path, "folder")
+    path = tmp_path / "arrays" / f"{ids[0]}.npz"
+    arrays = dict(np.load(path))
+    arrays["logits"] = np.random.default_rng(0).normal(size=(6, 9, 5)).astype(np.float32)
+    np.savez(path, **arrays)
+    assert main(arguments(tmp_path, "folder")) == 2
+    assert (
+        "got 6. The last axis has as many: pass [K, h, w], of an array" in capsys.readouterr().err
+    )
+
+
 def test_a_wrong_number_of_classes_stops_the_run_even_with_skip(tmp_path, capsys):
     ids = write_tree(tmp_path, "folder")
     write_arrays(tmp_path / "arrays", ids, 4)

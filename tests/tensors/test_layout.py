@@ -19,6 +19,7 @@ LAST = [
     ((14, 20, 14), (140, 200), None),  # h = K
     ((14, 16, 14), (140, 160), None),
     ((7, 7, 3), (64, 64), None),
+    ((8, 12, 21), (64, 96), (8, 12)),  # not far from the image's aspect, but not in it
 ]
 
 
