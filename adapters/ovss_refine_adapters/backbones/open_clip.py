@@ -28,6 +28,7 @@ from ovss_refine_adapters.backbones.weights import (
     check_finite_weights,
     check_unset,
     did_you_mean,
+    pixel_statistics,
 )
 
 # OpenAI's weights, which all published training-free methods use.
@@ -58,8 +59,8 @@ class Clip:
 
     model: nn.Module
     tokenizer: Tokenizer
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 def load_clip(
@@ -113,9 +114,8 @@ def load_clip(
 
 def _clip(library: ModuleType, model: nn.Module, tokenizer: Tokenizer) -> Clip:
     pixels = getattr(getattr(model, "visual", None), "preprocess_cfg", None) or {}
-    mean = pixels.get("mean", library.OPENAI_DATASET_MEAN)
-    std = pixels.get("std", library.OPENAI_DATASET_STD)
-    return Clip(model, tokenizer, tuple(mean), tuple(std))
+    known = {"mean": library.OPENAI_DATASET_MEAN, "std": library.OPENAI_DATASET_STD}
+    return Clip(model, tokenizer, *pixel_statistics(known | pixels))
 
 
 def _own_tokenizer(library: ModuleType, model: nn.Module) -> Tokenizer:

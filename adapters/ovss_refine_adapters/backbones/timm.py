@@ -26,7 +26,7 @@ from ovss_refine_adapters.backbones.capture import (
 from ovss_refine_adapters.backbones.plain import plain, undisturbed
 from ovss_refine_adapters.backbones.positions import resize_positions
 from ovss_refine_adapters.backbones.timm_attention import Projections, add_hooks, project
-from ovss_refine_adapters.backbones.weights import load_timm
+from ovss_refine_adapters.backbones.weights import load_timm, pixel_statistics
 
 Positions = Literal["timm", "reference"]
 
@@ -88,7 +88,8 @@ class TimmBackbone:
         self.positions = positions
         config = require("timm.data", "models").resolve_model_data_config(self.model)
         self.mean, self.std = (
-            torch.tensor(config[key], dtype=torch.float32).view(3, 1, 1) for key in ("mean", "std")
+            torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
+            for values in pixel_statistics(config)
         )
 
     def features(self, images: Tensor, layer: int = -1) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ovss_refine.checks import SCALES, check_number
 from ovss_refine.folders.paths import local_path
 from ovss_refine.registry import require
 from ovss_refine.sources.device import given_device
@@ -78,6 +79,20 @@ def check_finite_weights(model: nn.Module, origin: str) -> nn.Module:
                 f"{name!r} ({weight.dtype})."
             )
     return model
+
+
+def pixel_statistics(config: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the `mean` and `std` of a configuration, of three channels each, or raise ValueError.
+
+    A folder's configuration may hold anything; a model made by hand, too.
+    """
+    for name, low in (("mean", -SCALES[1]), ("std", SCALES[0])):
+        found = config[name]
+        if not isinstance(found, (list, tuple)) or len(found) != 3:
+            raise ValueError(f"`{name}` of a model's pixels must be three numbers; got {found!r}.")
+        for number in found:
+            check_number(name, number, low, SCALES[1])
+    return tuple(config["mean"]), tuple(config["std"])
 
 
 def check_unset(options: Mapping[str, object], beside: str) -> None:

@@ -24,6 +24,7 @@ from ovss_refine.sources import hub
 from ovss_refine_adapters.attention.stable_diffusion import StableDiffusionAttention
 from ovss_refine_adapters.backbones import folders
 from ovss_refine_adapters.backbones.open_clip import load_clip
+from ovss_refine_adapters.backbones.timm import TimmBackbone
 from ovss_refine_adapters.backbones.weights import load_timm
 
 WRITE = {"open_clip": open_clip_folder, "timm": timm_folder, "diffusers": diffusion_folder}
@@ -215,6 +216,25 @@ def test_timm_gets_no_arguments_that_are_not_its_own(copy, args, monkeypatch):
     monkeypatch.chdir(folder)
     change(folder / "config.json", "model_args", **args)
     refused(load_timm, folder)
+
+
+@pytest.mark.parametrize("library", ["open_clip", "timm"])
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [
+        ({"mean": "evil"}, "`mean` of a model's pixels must be three numbers; got 'evil'"),
+        ({"std": [0.5, 0.5]}, "`std` of a model's pixels must be three numbers; got "),
+        ({"mean": [0, 0, 1e300]}, "`mean` must be in .* got 1e\\+300"),
+        ({"std": [0.5, 0, 0.5]}, "`std` must be in .* got 0"),
+    ],
+    ids=str,
+)
+def test_pixel_statistics_are_three_numbers(copy, library, statistics, message):
+    folder = copy(library)
+    timm = library == "timm"
+    change(folder / CONFIGS[library], "pretrained_cfg" if timm else "preprocess_cfg", **statistics)
+    load = (lambda folder: TimmBackbone(load_timm(folder))) if timm else load_clip
+    assert re.search(message, refused(load, folder))
 
 
 @pytest.mark.parametrize("library", LOAD)
