@@ -134,9 +134,9 @@ def _row_advice(weights: Tensor, low: float, high: float) -> str:
     if low == 0:
         return "Remove tokens that attend to nothing, or let each attend to itself"
     # Probabilities that lost tokens sum to less than one, and sums of heads to one number.
-    if high <= 1 + ROW_SUM_TOLERANCE or high - low <= ROW_SUM_TOLERANCE * high:
+    if high <= 1 + ROW_SUM_TOLERANCE:
         return "Divide by `weights.sum(-1, keepdim=True)`"
-    if float(weights.max()) <= 1:
+    if high - low <= ROW_SUM_TOLERANCE * high or float(weights.max()) <= 1:
         return "Divide by `weights.sum(-1, keepdim=True)`, or take a softmax of raw scores"
     return "Take a softmax over the last axis of raw scores"
 

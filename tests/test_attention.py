@@ -37,8 +37,8 @@ def test_a_negative_entry_cannot_hide_behind_another_head(weights):
     ("change", "advice"),
     [
         (lambda A: A[:, 1:, 1:].mean(0), "Divide by `weights.sum(-1, keepdim=True)`; row"),
-        (lambda A: A.sum(0), "Divide by `weights.sum(-1, keepdim=True)`; row"),
-        (lambda A: A[0] * 100, "Divide by `weights.sum(-1, keepdim=True)`; row"),
+        (lambda A: A.sum(0), "Divide by `weights.sum(-1, keepdim=True)`, or take"),
+        (lambda A: A[0] * 100, "Divide by `weights.sum(-1, keepdim=True)`, or take"),
         (lambda A: A[0].mT, "The columns do: pass `weights.mT`; row"),
         (lambda A: A.mT, "The columns do: pass `weights.mT`; row"),
         (lambda A: A[0] * torch.arange(12)[:, None], "Remove tokens that attend to nothing"),

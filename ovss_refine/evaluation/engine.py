@@ -188,7 +188,7 @@ def _check_classes(logits: Logits, request: EvaluateRequest) -> None:
         hint = (
             " The last axis has as many: pass [K, h, w], of an array `logits.transpose(2, 0, 1)`."
         )
-    if M == dataset.M + 1 and not request.drop_background:
+    elif M == dataset.M + 1 and not request.drop_background:
         hint = " If class 0 is a background that the data set lacks, pass --drop-background."
     raise ValueError(
         f"`logits` must have the M={dataset.M} classes of {dataset.name}; got {M}.{hint}"

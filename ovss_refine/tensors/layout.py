@@ -121,7 +121,8 @@ def _is_square(side: int, aspect: float) -> bool:
 
     With h = w + 2, one more token makes the patches a square number.
     """
-    return side * abs(math.sqrt(aspect) - 1 / math.sqrt(aspect)) < 1
+    most = 1 if side >= SHORTEST_SIDE else 2
+    return side * abs(math.sqrt(aspect) - 1 / math.sqrt(aspect)) < most
 
 
 def _may_have_aspect(N: int, aspect: float) -> bool:
