@@ -72,6 +72,23 @@ def test_the_refinement_equals_the_reference(mode):
     check()
 
 
+@pytest.mark.parametrize("mode", sorted({mode["mode"] for mode in MODES}))
+@pytest.mark.parametrize("held", ["dense", "factors"])
+def test_tensors_are_made_on_the_device_of_the_input(mode, held, rng):
+    """Not on torch's default device; `meta` stands for one, and cannot give values back."""
+    q, k = torch.from_numpy(rng.normal(size=(2, 2, 12, 5))).float()
+    attention = Attention.from_factors(q, k, 1.0, (3, 4))
+    if held == "dense":
+        attention = Attention(next(attention.blocks())[1][0], (3, 4))
+    options = {"pre_propagation": 1, "background": (0, 0.3), "keep_scores": True}
+    inputs = (rng.normal(size=(4, 5, 6)), attention, rng.integers(0, 256, (9, 8, 3), np.uint8))
+    found = []
+    for device in ("cpu", "meta"):
+        with torch.device(device):
+            found.append(Refiner(mode, **options)(*inputs, prompt_index=[0, 1, 1, 2]))
+    assert torch.equal(found[0].scores, found[1].scores)
+
+
 @under_each_default
 @pytest.mark.parametrize("form", ["path", "PIL", "array", "float array", "tensor", "float tensor"])
 def test_images_become_float32(form, tmp_path, rng):

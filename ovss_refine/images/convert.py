@@ -187,10 +187,13 @@ def as_guide(image: Tensor, name: str = "image", **known: int) -> Tensor:
     known["C"] = 3
     check_shape(name, image, "B C H W", **known)
     if image.dtype == torch.uint8:
-        if int(image.max()) == 1:
+        cast = (image.flatten(1).amax(dim=1) == 1).nonzero()  # each alone, as outside of a batch
+        if len(cast):
+            one = f"{name}[{int(cast[0])}]" if len(image) > 1 else name
             raise ValueError(
-                f"`{name}` must be uint8 in [0, 255] or float in [0, 1]; got uint8 with values 0 "
-                "and 1 only, like a float image cast to uint8. Multiply by 255 before the cast."
+                f"`{one}` must be uint8 in [0, 255] or float in [0, 1]; got uint8 with values 0 "
+                "and 1 only, like a float image cast to uint8. Multiply by 255 before the cast; if "
+                "it is as dark as that, pass `image.float() / 255`."
             )
         return image.float() / 255
     check_float(name, image, "uint8 or floating-point")
@@ -255,7 +258,11 @@ def _decoded(image: object, name: str, max_pixels: int | None = None) -> RGB:
     from ovss_refine.images.read import decode, read_image
 
     if isinstance(image, (str, Path)):
-        return read_image(local_path(name, image), max_pixels=max_pixels)
+        try:
+            return read_image(local_path(name, image), max_pixels=max_pixels)
+        except FileNotFoundError:
+            message = f"`{name}` must be an existing file; got `{image}`."
+            raise FileNotFoundError(message) from None
     if isinstance(image, Image.Image):
         return decode(image, name, max_pixels)
     raise TypeError(

@@ -72,7 +72,9 @@ def decode(image: Image.Image, name: str, max_pixels: int | None = None) -> RGB:
 
 
 def check_pixels(name: str, W: int, H: int, max_pixels: int | None) -> None:
-    """Raise ValueError if an image has more than `max_pixels`."""
+    """Raise ValueError if an image has no pixels, or more than `max_pixels`."""
+    if W * H == 0:
+        raise ValueError(f"`{name}` must have pixels; got {W} x {H}.")
     if max_pixels is not None and max_pixels < W * H:
         raise ValueError(
             f"`{name}` must have at most {max_pixels:,} pixels; got {W} x {H} = {W * H:,}. "

@@ -17,6 +17,10 @@ from ovss_refine.method.modes import Solution
 from ovss_refine.tensors.blocks import add_matmul, matmul_t
 from ovss_refine.tensors.tracing import State, exporting, repeat
 
+# Bound on the sums of columns before they are scaled. Near the upper end of float32, with room for
+# sums over patches, so that those which hardly anyone attends to may be 1e68 times smaller.
+LARGE = 2.0**100
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chain:
@@ -167,15 +171,15 @@ def _none_pending(before: State, after: State) -> Tensor:
 
 
 def _normaliser(sums: Tensor) -> Tensor:
-    """Return the power of two, one for each image, that brings the largest sum to [0.5, 1).
+    """Return the power of two, one for each image, that brings the largest sum near to `LARGE`.
 
     Only the product of r and c matters. Without it, a map whose N patches all attend to s of them
     multiplies r by N / s in every round and divides c by as much: past float32 within 15 rounds.
     """
     top = sums.amax(dim=2, keepdim=True)
     if exporting():  # ONNX has no operator that takes an exponent off
-        return 1 / top
-    return torch.frexp(top).mantissa / top  # exact, and so are the products with it
+        return LARGE / top
+    return LARGE * (torch.frexp(top).mantissa / top)  # exact, and so are the products with it
 
 
 def _reciprocal(sums: Tensor) -> Tensor:

@@ -132,13 +132,15 @@ def propagation(problem: Problem) -> Solution:
 
 def anchored(problem: Problem) -> Solution:
     """Score as `propagation` does, with a restart where the two best classes are far apart."""
+    import torch.nn.functional as F
+
     from ovss_refine.method import markov
 
-    D, steps = problem.own, problem.config.propagation_steps
-    if problem.P.shape[1] > 1:
-        best = problem.P.topk(2, dim=1).values  # [B, 2, N]
-        D = markov.anchored(D, best[:, :1] - best[:, 1:], problem.chain, steps)
-    return Solution(D, steps, True)
+    steps = problem.config.propagation_steps
+    beside_none = F.pad(problem.P, (0, 0, 0, 1))  # a single class has a second one's confidence, 0
+    best = beside_none.topk(2, dim=1).values  # [B, 2, N]
+    w = best[:, :1] - best[:, 1:]
+    return Solution(markov.anchored(problem.own, w, problem.chain, steps), steps, True)
 
 
 _SEEDS = ("nms", "nms_threshold", "pre_propagation")

@@ -122,8 +122,33 @@ def test_a_path_is_read_whatever_its_type(tmp_path):
         np.testing.assert_array_equal(as_rgb(path, "image"), RGB)
         assert torch.equal(as_image_tensor(path, "image"), FLOAT)
         assert torch.equal(as_image_batch([path, path], "image")[0], torch.stack([FLOAT] * 2))
-    with pytest.raises(FileNotFoundError, match="missing"):
-        as_image_tensor(tmp_path / "missing.png", "image")
+    missing = tmp_path / "missing.png"
+    with pytest.raises(FileNotFoundError, match=r"^`image` must be an existing file; got `.*ing"):
+        as_image_tensor(missing, "image")
+    with pytest.raises(FileNotFoundError, match=r"^`image\[1\]` must be an existing file; got `"):
+        as_image_batch([tmp_path / "x.png", missing], "image")
+
+
+@pytest.mark.parametrize("size", [(0, 0), (0, 4), (4, 0)])
+def test_images_without_pixels_are_refused(size):
+    for convert in (as_rgb, as_image_tensor, as_image_batch):
+        with pytest.raises(ValueError, match=rf"^`x` must have pixels; got {size[0]} x {size[1]}"):
+            convert(Image.new("RGB", size), "x")
+
+
+def test_a_batch_refuses_the_images_that_are_refused_alone():
+    """One that was cast from [0, 1] to uint8 is not hidden by others."""
+    cast = TENSOR.clamp(max=1)
+    batch = torch.stack([TENSOR, cast, TENSOR])
+    for images, name in (
+        (cast, "x"),
+        (batch, r"x\[1\]"),
+        (list(batch), r"x\[1\]"),
+        (batch.permute(0, 2, 3, 1).numpy(), r"x\[1\]"),
+    ):
+        with pytest.raises(ValueError, match=rf"^`{name}` must be uint8 in .* 0 and 1 only"):
+            as_image_batch(images, "x")
+    assert as_image_batch(batch * 0, "x")[0].max() == 0  # black
 
 
 def test_exif_is_applied_once_to_files_and_pil_images_alike(tmp_path):

@@ -66,6 +66,21 @@ def test_attention_sinks_leave_the_range_of_float32_alone(side, sinks, many_step
     np.testing.assert_allclose(chain.step(x)[0].numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("many_steps", [False, True])
+@pytest.mark.parametrize("sinks", [0, 1])
+@pytest.mark.parametrize("weakest", [1e-31, 1e-37, 1e-42])
+def test_weak_columns_are_scaled_like_any_other(weakest, sinks, many_steps, rng):
+    """Those that nobody attends to but faintly; beside a sink, factors drift apart further."""
+    N = 37
+    weights = random_attention(rng, N)
+    weights[:, 1] += sinks * 1e6
+    weights[:, 2::3] *= weakest
+    held = torch.from_numpy(weights / weights.sum(-1, keepdims=True)).float()
+    chain = doubly_stochastic(Attention(held, (1, N)), 15, many_steps=many_steps)
+    T = reference.doubly_stochastic(held.double().numpy(), 15)
+    np.testing.assert_allclose(matrix(chain, N)[0].numpy(), T, rtol=1e-4, atol=1e-7)
+
+
 @given(maps())
 def test_rows_sum_to_one_and_constants_stay(problem):
     weights, _ = problem

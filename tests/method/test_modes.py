@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from ovss_refine import RefineConfig, refine
 from ovss_refine.method.modes import CONTROLS, MODES, ModeName, Problem
 from ovss_refine.method.modes import kl as score
-from strategies import random_sources
+from strategies import random_attention, random_sources
 
 
 def kl(q):
@@ -70,6 +70,19 @@ def test_a_mode_reads_its_options_and_no_others(name, option, rng):
         for options in ({}, {option: OTHER[option]})
     )
     assert torch.equal(one, two) == (option not in MODES[name].options)
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_one_class_is_scored_as_beside_a_class_without_prompts(name, rng):
+    """Its second confidence is 0; `pre_propagation` takes it away from 1."""
+    logits = torch.from_numpy(rng.normal(size=(3, 5, 6))).float()
+    attn = torch.from_numpy(random_attention(rng, 30, 4.0)).float()
+    config = RefineConfig(mode=name, pre_propagation=2, ipf_rounds=1)
+    one, two = (
+        refine(logits, attn, torch.zeros(3, 7, 7), config, prompt_index=[index] * 3).discrepancy
+        for index in (0, 1)
+    )
+    assert_close(one[0], two[1])
 
 
 @pytest.mark.parametrize("name", MODES)
