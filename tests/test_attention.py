@@ -58,13 +58,25 @@ def test_float32_weights_are_not_copied(weights):
     assert Attention(weights, (3, 4)).weights.data_ptr() == weights.data_ptr()
 
 
-def test_grid_may_be_a_list_and_is_kept_as_a_tuple(weights):
-    assert Attention(weights[0], [4, 3]).grid == (4, 3)
+def test_grid_may_be_any_sequence_and_is_kept_as_a_tuple(weights):
+    for grid in ([4, 3], np.array([4, 3], np.int16), torch.tensor([4, 3]), torch.Size([4, 3])):
+        assert Attention(weights[0], grid).grid == (4, 3)
+        assert {type(side) for side in Attention(weights[0], grid).grid} == {int}
 
 
-@pytest.mark.parametrize("grid", [(3, 5), (12,), (-3, -4), (3, 2, 2), (0, 12)])
+@pytest.mark.parametrize(
+    "grid", [(3, 5), (12,), (-3, -4), (3, 2, 2), (0, 12), (), {}, [2**70, 6]], ids=str
+)
 def test_bad_grid(weights, grid):
     with pytest.raises(ValueError, match=r"`grid` must be \(gh, gw\) with gh \* gw = N=12"):
+        Attention(weights, grid)
+
+
+@pytest.mark.parametrize(
+    "grid", [None, 12, "34", ("3", "4"), (None, None), (3.0, 4.0), (3.5, 4), {3.0}, 4j], ids=str
+)
+def test_grid_of_other_things(weights, grid):
+    with pytest.raises(TypeError, match=r"^`grid` must be \(gh, gw\), whole numbers; got "):
         Attention(weights, grid)
 
 

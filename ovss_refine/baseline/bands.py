@@ -45,7 +45,8 @@ def _upsampled(values: Tensor, size: tuple[int, int], start: int, stop: int) -> 
     """Return rows `start` to `stop` of the maps resized bilinearly to `size`: [B, K, rows, W]."""
     (H, W), h = size, values.shape[2]
     # Half-pixel centres, as in `F.interpolate(..., align_corners=False)`.
-    place = ((torch.arange(start, stop, dtype=torch.float64) + 0.5) * h / H - 0.5).clamp(min=0)
+    rows = torch.arange(start, stop, dtype=torch.float64, device="cpu")
+    place = ((rows + 0.5) * h / H - 0.5).clamp(min=0)
     above = place.long().clamp(max=h - 1)
     below = (above + 1).clamp(max=h - 1).to(values.device)
     weight = (place - above).float().to(values.device)[:, None]

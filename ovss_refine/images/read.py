@@ -149,7 +149,7 @@ def _start(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(12)
-    except OSError:
+    except (OSError, ValueError):  # also a path that no file can have
         return b""
 
 

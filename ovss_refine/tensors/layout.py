@@ -4,6 +4,7 @@ Axes: B images, K prompts, (h, w) grid of the logits, (gh, gw) grid of the atten
 """
 
 import math
+import operator
 from collections.abc import Sequence
 
 # Tokens that a transformer has beside its patches: one for the class, four registers or so.
@@ -16,14 +17,16 @@ MOST_SQUASHED = 0.223
 
 
 def check_grid(grid: Sequence[int], N: int) -> tuple[int, int]:
-    """Return `grid` as (gh, gw) with gh * gw = N, or raise ValueError."""
-    if not isinstance(grid, Sequence) and not hasattr(grid, "shape"):
-        raise TypeError(f"`grid` must be (gh, gw); got {grid!r}.")
-    if len(grid) != 2 or min(grid) < 1 or math.prod(grid) != N:
+    """Return `grid` as (gh, gw) with gh * gw = N, or raise TypeError or ValueError."""
+    try:
+        sides = tuple(map(operator.index, grid))
+    except TypeError:
+        raise TypeError(f"`grid` must be (gh, gw), whole numbers; got {grid!r}.") from None
+    if len(sides) != 2 or min(sides) < 1 or math.prod(sides) != N:
         raise ValueError(
-            f"`grid` must be (gh, gw) with gh * gw = N={N}, one patch per token; got {tuple(grid)}."
+            f"`grid` must be (gh, gw) with gh * gw = N={N}, one patch per token; got {sides}."
         )
-    return grid[0], grid[1]
+    return sides
 
 
 def find_grid(N: int, logits_size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int]:

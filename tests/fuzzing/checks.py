@@ -228,6 +228,7 @@ SETTINGS = {
     "default bfloat16": lambda: _set(torch.set_default_dtype, torch.bfloat16, torch.float32),
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "inference mode": torch.inference_mode,
+    "default device": lambda: torch.device("meta"),  # one that gives no values back
     "deterministic": lambda: _set(torch.set_deterministic_debug_mode, "error", "default"),
 }
 
@@ -276,7 +277,7 @@ def judge(probe, case, attack):
     text = f"{attack.what}: {shown(error)}"
     if not probe.expect(kind, refused, text):
         return
-    if not probe.expect("message grammar", missing_file or GRAMMAR.search(str(error)), text):
+    if not probe.expect("message grammar", GRAMMAR.search(str(error)), text):
         return
     named = not attack.names or any(f"`{name}" in str(error) for name in attack.names)
     probe.expect("message names", named, f"{text} (names none of {attack.names})")

@@ -19,8 +19,8 @@ ROUNDING = 3e-7
 HEADROOM = 10
 # A tie goes either way: a handful of trials could miss the one that a result took.
 TRIALS = 16
-# The smallest normal number of float32.
-TINY = 2.0**-126
+# How far rounding may move a number too small for float32's full precision: steps between those.
+SMALLEST = 2.0**-149
 # Operations of the reference that a case may take, half a microsecond each.
 AFFORDABLE = 250_000
 
@@ -90,19 +90,21 @@ def by_reference(case):
 
 
 def rounded(case, rng):
-    """The case with its inputs rounded at random, again and again; first without tiny weights."""
+    """The case with its inputs rounded at random, again and again.
+
+    Weights below 1e-38 are rounded to float32's steps there. A column of none but these is known as
+    badly as its largest weight, and once it is scaled to sum to one, it shows.
+    """
     logits, weights = case.logits.double(), case.weights.double()
     image = case.image.double() / (255 if case.image.dtype == torch.uint8 else 1)
     reach = logits.abs() + 1 / case.options.get("logit_scale", 1.0)
-    # A product that is below float32's normal range is lost.
-    yield replace(case, weights=weights.where(weights >= TINY, 0))
     for trial in range(TRIALS):
         # Every other time alike in all patches: so does a tie go to one class everywhere.
         noise = _noise(logits if trial % 2 else logits[:, :, :1, :1], rng)
         yield replace(
             case,
             logits=logits + reach * noise,
-            weights=weights * (1 + _noise(weights, rng)),
+            weights=(weights * (1 + _noise(weights, rng)) + _steps(weights, rng)).clamp_min(0),
             image=(image * (1 + _noise(image, rng))).clamp(0, 1),
             options=case.options | _rounded_bars(case.options, rng),
         )
@@ -116,6 +118,12 @@ def _rounded_bars(options, rng):
         index, threshold = options["background"]
         bars["background"] = (index, down * threshold)
     return bars
+
+
+def _steps(weights, rng):
+    """Errors of a step of float32's smallest, but for the weights that are 0, which it holds."""
+    steps = SMALLEST * torch.from_numpy(rng.normal(size=tuple(weights.shape)))
+    return steps.where(weights > 0, 0.0)
 
 
 def _noise(x, rng):

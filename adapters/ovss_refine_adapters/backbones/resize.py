@@ -40,7 +40,7 @@ def _weights(
     the border pixel and share it, which rounds differently: OpenCV does so for rows.
     """
     # On the CPU, as not every device has float64.
-    steps = torch.arange(after, dtype=torch.float64)
+    steps = torch.arange(after, dtype=torch.float64, device="cpu")
     position = ((steps + 0.5) * (1 / (after / before)) - 0.5).float().to(device)
     first = position.floor()
     fraction = position - first

@@ -53,7 +53,7 @@ def assign(worth: Tensor) -> Tensor:
     the diagonal breaks such ties. [B, A, A] to the [B, A] int64 column of each row, on the CPU.
     """
     solve = require("scipy.optimize", "models").linear_sum_assignment
-    places = torch.arange(worth.shape[-1], dtype=torch.float64)
+    places = torch.arange(worth.shape[-1], dtype=torch.float64, device="cpu")
     total = worth.cpu().double() - TIE_BREAK * (places[:, None] - places) ** 2
     return torch.stack([torch.from_numpy(solve(-one.numpy())[1]) for one in total])
 
