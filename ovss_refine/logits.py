@@ -94,8 +94,7 @@ def check_prompt_index(
     """
     K = shape[-3]
     try:
-        is_tensor = isinstance(prompt_index, torch.Tensor)
-        index = torch.as_tensor(prompt_index, device=None if is_tensor else "cpu")
+        index = torch.as_tensor(prompt_index, device=getattr(prompt_index, "device", "cpu"))
     except (TypeError, ValueError, RuntimeError):  # as torch has it, also where a number is too big
         raise TypeError(f"`prompt_index` must hold whole numbers; got {prompt_index!r}.") from None
     if index.shape == shape[-1:] != (K,):

@@ -150,15 +150,18 @@ def increment(q: Tensor, chain: Chain, tau: float, max_steps: int) -> Solution:
     """
     f = q / q.amax(dim=2, keepdim=True)
     before, f = f, chain.spread(f)
-    change = (f - before).abs()
-    bar = tau * change.amax(dim=2, keepdim=True)
+    bar = tau * (f - before).abs().amax(dim=2, keepdim=True)
+
+    def at_rest(before: Tensor, f: Tensor) -> Tensor:
+        # An entry's own rounding is no change: where all is at rest, it makes up the bar as well.
+        return (f - before).abs() <= torch.maximum(bar, 16 * torch.finfo(f.dtype).eps * f)
 
     def step(t: int, before: Tensor, pending: Tensor, time: Tensor) -> State:
         f = chain.spread(before)
-        rested = pending & ((f - before).abs() <= bar)
+        rested = pending & at_rest(before, f)
         return f, pending & ~rested, torch.where(rested, t, time)
 
-    pending = ~(change <= bar)
+    pending = ~at_rest(before, f)
     start = (f, pending, torch.where(pending, float(max_steps), torch.ones_like(f)))
     steps = range(2, max_steps + 1)
     every = chain.attention.test_every

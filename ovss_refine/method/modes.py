@@ -137,8 +137,8 @@ def anchored(problem: Problem) -> Solution:
     from ovss_refine.method import markov
 
     steps = problem.config.propagation_steps
-    beside_none = F.pad(problem.P, (0, 0, 0, 1))  # a single class has a second one's confidence, 0
-    best = beside_none.topk(2, dim=1).values  # [B, 2, N]
+    # [B, 2, N]; beside a single class, the second confidence is 0.
+    best = F.pad(problem.P, (0, 0, 0, 1)).topk(2, dim=1).values
     w = best[:, :1] - best[:, 1:]
     return Solution(markov.anchored(problem.own, w, problem.chain, steps), steps, True)
 

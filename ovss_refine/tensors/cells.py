@@ -5,15 +5,11 @@ an axis, S = S1^2 of them; P places of a cell: as many as the fullest cell has p
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from ovss_refine.tensors.tracing import exporting
-
-# Layouts are small: made on the CPU, whatever torch's default device is, and moved as a whole.
-_arange = partial(torch.arange, device="cpu")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,15 +44,15 @@ def axis(size: int, g: int, sigma: float, radius: int, device: torch.device) -> 
         radius: reach in cells, >= 0.
         device: where the result lies.
     """
-    pixel = _arange(size)
+    pixel = torch.arange(size, device="cpu")
     # Nearest cell floor((p + 0.5) g / size), in whole numbers so that no rounding moves it; the
     # first pixel of a cell is the inverse, and the fullest cell has size / g pixels, rounded up.
     nearest = (2 * pixel + 1) * g // (2 * size)
-    cell = _arange(g)
+    cell = torch.arange(g, device="cpu")
     starts = (2 * size * cell + g - 1) // (2 * g)
     P = (size + g - 1) // g
-    pixels = (starts[:, None] + _arange(P)).clamp_max(size - 1)  # [g, P]
-    offset = _arange(-radius, radius + 1)
+    pixels = (starts[:, None] + torch.arange(P, device="cpu")).clamp_max(size - 1)  # [g, P]
+    offset = torch.arange(-radius, radius + 1, device="cpu")
     position = (pixels.double() + 0.5) * g / size - 0.5 - cell[:, None]  # [g, P], in cells
     square = (position[:, None, :] - offset[:, None]) ** 2  # [g, S1, P]
     # A factor per pixel cancels in the mean; this one keeps a small sigma from underflowing.
@@ -129,7 +125,7 @@ def cell_means(image: Tensor, gh: int, gw: int) -> Tensor:
 
 def _shares(size: int, g: int, like: Tensor) -> Tensor:
     """Return the share of each pixel in each cell's mean, [g, size]."""
-    pixel, cell = _arange(size), _arange(g)[:, None]
+    pixel, cell = torch.arange(size, device="cpu"), torch.arange(g, device="cpu")[:, None]
     # From the pixel that the cell begins in to the one that it ends in, both included.
     inside = (pixel >= cell * size // g) & (pixel < ((cell + 1) * size + g - 1) // g)
     inside = inside.to(like)
@@ -151,7 +147,7 @@ def resize(logits: Tensor, gh: int, gw: int) -> Tensor:
 def _hats(size: int, g: int, like: Tensor) -> Tensor:
     """Return the weights of `size` old positions in `g` new ones, [g, size]."""
     step = torch.ones((), dtype=like.dtype, device="cpu") * size / g  # a tensor: sizes are symbols
-    position = (_arange(g, dtype=like.dtype) + 0.5) * step - 0.5
-    distance = (position[:, None] - _arange(size)).abs()
+    position = (torch.arange(g, dtype=like.dtype, device="cpu") + 0.5) * step - 0.5
+    distance = (position[:, None] - torch.arange(size, device="cpu")).abs()
     hats = (1 - distance / step.clamp_min(1)).clamp_min(0)
     return (hats / hats.sum(dim=1, keepdim=True)).to(like)

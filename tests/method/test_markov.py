@@ -151,6 +151,13 @@ def test_increment_on_two_patches():
     assert increment(q, chain_of(T), 0.3, 1).D[0, 0].tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("tau", [0.01, 0.3, 0.9])
+def test_a_walk_that_changes_by_rounding_alone_is_at_rest(tau, rng):
+    N = 31
+    chain = chain_of(torch.from_numpy(random_attention(rng, N)).float(), rounds=200)
+    assert (increment(torch.full((1, 1, N), 1 / N), chain, tau, 50).D == 1).all()
+
+
 def test_anchors():
     T = torch.tensor([[0.5, 0.5], [0.5, 0.5]])
     x = torch.tensor([[[0.9, 0.1]]])
