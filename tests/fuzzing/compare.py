@@ -99,6 +99,10 @@ def rounded(case, rng):
     """
     logits, weights = case.logits.double(), case.weights.double()
     image = case.image.double() / (255 if case.image.dtype == torch.uint8 else 1)
+    size = 1.0
+    if case.factors:  # rounding moves a score by a share of its size, its exponential by as much
+        q, k, scale = case.factors
+        size = 1 + (scale * q.double() @ k.double().mT).abs().amax(dim=1)
     reach = logits.abs() + 1 / case.options.get("logit_scale", 1.0)
     for trial in range(TRIALS):
         # Every other time alike in all patches: so does a tie go to one class everywhere.
@@ -106,7 +110,9 @@ def rounded(case, rng):
         yield replace(
             case,
             logits=logits + reach * noise,
-            weights=(weights * (1 + _noise(weights, rng)) + _steps(weights, rng)).clamp_min(0),
+            weights=(weights * (1 + size * _noise(weights, rng)) + _steps(weights, rng)).clamp_min(
+                0
+            ),
             image=(image * (1 + _noise(image, rng))).clamp(0, 1),
             options=case.options | _rounded_bars(case.options, rng),
         )
