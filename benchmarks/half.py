@@ -48,10 +48,14 @@ def main() -> None:
     args = parser.parse_args()
     sets = {"synthetic, N = 4096": [problem((64, 64), 21, (512, 512), "cpu")]}
     if args.data:
-        folder = open_folder(args.data, 24)
+        folder = open_folder(args.data, 24, "all")
         sets[folder.name] = [
-            (arrays["logits_weak"], affinity(arrays["features"], folder.temperature), image)
-            for image, _, arrays in folder.samples()
+            (
+                one.arrays["logits_weak"],
+                affinity(one.arrays["features"], folder.temperature),
+                one.image,
+            )
+            for one in map(folder.read, folder.ids)
         ]
     report: dict[str, object] = {"machine": machine()}
     for name, problems in sets.items():

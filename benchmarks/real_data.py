@@ -1,22 +1,28 @@
-"""The effect of refinement on a real segmenter's logits, for large and for small objects.
+"""What refinement adds to real logits with real attention, mode by mode, cell by cell.
 
-    python benchmarks/real_data.py [--data DIR ...] [--limit N] [--json OUT]
+    python benchmarks/real_data.py [--data DIR ...] [--attention NAME ...] [--logits NAME ...]
+        [--model DIR] [--limit N] [--part all|even|odd] [--json OUT]
 
-A folder has one of two layouts:
+A cell is a data set, the logits and the attention. Every figure is a difference in mIoU to
+upsampling the classes' confidence along the image's edges, without attention, with a 95 % interval
+of a paired bootstrap over the images. The layouts of the data: VOC (VOC2012/), plain (images/,
+masks/, names.txt) and COCO-Object (coco_object/); with arrays/<id>.npz of `logits`, `logits_weak`
+[K, h, w] and `features` [C, h, w] but for COCO. `--model` has a ViT (config.json, weights) and
+text_map.npz, an open-vocabulary head on its features. See the README beside the data.
 
-* VOC: VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation/val.txt}, 21 classes;
-* plain: images/<id>.jpg, masks/<id>.png, names.txt (one class per line);
-
-and arrays/<id>.npz with `logits` and `logits_weak` [K, h, w] and `features` [C, h, w]. Masks
-hold class indices, 255 = unlabelled. Prints Markdown tables; `--json` saves the results.
+Attention: `last` (the ViT's last layer), `keys` (its k-k attention), `affinity` (of its features,
+0.1), `own` (of the features in the arrays, the segmenter's). Logits: `strong`, `weak`, `weak0.4`
+(multiplied by 0.4), `head` (the open-vocabulary head's), `probe` (a linear probe on the ViT's
+features, fitted on the other half of the images).
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,184 +32,383 @@ from torch import Tensor
 from tqdm import tqdm
 
 from machine import machine
-from ovss_refine import Attention, Refiner, joint_bilateral_upsample
+from ovss_refine import Attention, RefineConfig
 from ovss_refine.attention import affinity
+from ovss_refine.config import PAPER
+from ovss_refine.evaluation.dataset import load_dataset
 from ovss_refine.folders.arrays import read_arrays
 from ovss_refine.images.read import read_image
+from ovss_refine.method.distribution import confidence
+from ovss_refine.method.markov import doubly_stochastic
+from ovss_refine.method.steps import Scored, score_classes
+from ovss_refine.method.upsample import upsample_bands
+from ovss_refine.tensors.cells import resize
+from ovss_refine_adapters.backbones.capture import mix_attention
+from ovss_refine_adapters.backbones.timm import TimmBackbone
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 IGNORE = 255
 # The classes with enough images in the small VOC set, see its README.
 VOC_FREQUENT = (0, 8, 10, 12, 13, 15, 17)
-Labeller = Callable[[Tensor, Attention, Tensor], Tensor]
+HEAD_SCALE = 30.0
+SIDE = 518  # the ViT's own size
+ATTENTION = ("last", "affinity", "own", "keys")
+LOGITS = ("strong", "weak", "weak0.4", "head", "probe")
+ROWS = {
+    "default": RefineConfig(),
+    "default without the vote": RefineConfig(vote=0.0),
+    "default, optimal path": RefineConfig(mode="optimal_path"),
+    "paper, maximum velocity": RefineConfig(**PAPER),
+    "paper, optimal path": RefineConfig(mode="optimal_path", **PAPER),
+    "paper, fusion": RefineConfig(mode="fusion", **PAPER),
+    "paper, KL": RefineConfig(mode="kl", **PAPER),
+    "propagation, k = 3": RefineConfig(mode="propagation"),
+    "anchored, k = 3": RefineConfig(mode="anchored"),
+}
+BOOTSTRAPS = 1000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image [3, H, W] in [0, 1], its mask [H, W], and arrays as float32, where it has any."""
+
+    stem: str
+    image: Tensor
+    mask: Tensor
+    arrays: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Folder:
-    """The files of a data set, and the temperature of its affinity."""
+    """The files of a data set, how its own features make attention, and what is averaged."""
 
     name: str
     ids: tuple[str, ...]
     image: str
     mask: str
     arrays: str
+    M: int
     temperature: float
-    frequent: tuple[int, ...]
+    means: dict[str, tuple[int, ...]]
 
-    def samples(self) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
-        """Yield image [3, H, W] uint8, mask [H, W] int64 and arrays, image by image."""
-        for stem in self.ids:
-            image = torch.from_numpy(read_image(Path(self.image.format(stem))).copy())
-            mask = torch.from_numpy(np.asarray(Image.open(self.mask.format(stem))).astype(np.int64))
+    def read(self, stem: str) -> Sample:
+        """Read the files of one image."""
+        image = torch.from_numpy(read_image(Path(self.image.format(stem))).copy())
+        mask = torch.from_numpy(np.asarray(Image.open(self.mask.format(stem))).astype(np.int64))
+        arrays = {}
+        if self.arrays:
             keys = (["logits"], ["logits_weak"], ["features"])
-            arrays = read_arrays(Path(self.arrays.format(stem)), *keys)
-            yield (
-                image.permute(2, 0, 1),
-                mask,
-                {k: torch.from_numpy(v).float() for k, v in arrays.items()},
-            )
+            found = read_arrays(Path(self.arrays.format(stem)), *keys)
+            arrays = {name: torch.from_numpy(x).float() for name, x in found.items()}
+        return Sample(stem, image.permute(2, 0, 1).float() / 255, mask, arrays)
 
 
-def open_folder(root: Path, limit: int | None) -> Folder:
+def open_folder(root: Path, limit: int | None, part: str) -> Folder:
     """Recognise the layout of a folder."""
     if (root / "VOC2012").is_dir():
         voc = root / "VOC2012"
         ids = (voc / "ImageSets/Segmentation/val.txt").read_text().split()
-        image, mask = f"{voc}/JPEGImages/{{}}.jpg", f"{voc}/SegmentationClass/{{}}.png"
-        temperature, frequent = 0.05, VOC_FREQUENT
+        paths = (f"{voc}/JPEGImages/{{}}.jpg", f"{voc}/SegmentationClass/{{}}.png")
+        M, temperature = 21, 0.05
+        means = {"VOC frequent": VOC_FREQUENT, "VOC all": tuple(range(21))}
     elif (root / "images").is_dir():
         ids = sorted(path.stem for path in (root / "images").iterdir())
-        image, mask = f"{root}/images/{{}}.jpg", f"{root}/masks/{{}}.png"
-        temperature, frequent = 0.1, ()
+        paths = (f"{root}/images/{{}}.jpg", f"{root}/masks/{{}}.png")
+        M = len((root / "names.txt").read_text().splitlines())
+        temperature, means = 0.1, {"CamVid": tuple(range(M))}
+    elif (root / "coco_object").is_dir():
+        coco = root / "coco_object"
+        ids = sorted(path.stem for path in (coco / "images/val2017").iterdir())
+        masks = f"{coco}/annotations/val2017/{{}}_instanceTrainIds.png"
+        paths, M, temperature = (f"{coco}/images/val2017/{{}}.jpg", masks), 81, 0.1
+        means = {"COCO-Object": tuple(range(81))}
     else:
-        raise SystemExit(f"`{root}` must have a folder VOC2012 or images; see --help.")
-    arrays = f"{root}/arrays/{{}}.npz"
-    return Folder(root.name, tuple(ids[:limit]), image, mask, arrays, temperature, frequent)
+        raise SystemExit(f"`{root}` must have VOC2012, images or coco_object; see --help.")
+    arrays = f"{root}/arrays/{{}}.npz" if (root / "arrays").is_dir() else ""
+    ids = ids[{"all": 0, "even": 0, "odd": 1}[part] :: 1 if part == "all" else 2][:limit]
+    return Folder(root.name, tuple(ids), *paths, arrays, M, temperature, means)
 
 
-def rows() -> dict[str, Labeller]:
-    """Return all compared ways from logits to labels, by name."""
-    modes: dict[str, dict[str, object]] = {
-        "kl": {"mode": "kl"},
-        "optimal path": {"mode": "optimal_path"},
-        "maximum velocity": {"mode": "maximum_velocity"},
-        "maximum velocity, increment": {"mode": "maximum_velocity", "criterion": "increment"},
-        "fusion": {"mode": "fusion"},
-    }
-    controls: dict[str, dict[str, object]] = {
-        "propagation, k = 1": {"mode": "propagation", "propagation_steps": 1},
-        "propagation, k = 3": {"mode": "propagation", "propagation_steps": 3},
-        "anchored, k = 3": {"mode": "anchored", "propagation_steps": 3},
-    }
-    # A control is repeated only for options that affect it.
-    variants: list[tuple[str, dict[str, object], dict[str, dict[str, object]]]] = [
-        ("", {}, modes | controls),
-        ("; nms absolute", {"nms": "absolute"}, modes),
-        (
-            "; pre_propagation 1",
-            {"pre_propagation": 1},
-            modes | {"anchored, k = 3": controls["anchored, k = 3"]},
-        ),
-        ("; min_area 0.02", {"min_area": 0.02}, modes | controls),
-    ]
-    table: dict[str, Labeller] = {"bilinear": bilinear, "upsampling alone": upsampling_alone}
-    for suffix, options, members in variants:
-        for name, mode in members.items():
-            table[name + suffix] = refined(Refiner(**(mode | options)))  # type: ignore[arg-type]
-    return table
+class ViT:
+    """The vision transformer: attention, features, and the head's cosines."""
 
-
-def bilinear(logits: Tensor, attention: Attention, image: Tensor) -> Tensor:
-    """Label with the segmenter alone: upsample the logits and take the largest."""
-    size = image.shape[1:]
-    return F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0].argmax(0)
-
-
-def upsampling_alone(logits: Tensor, attention: Attention, image: Tensor) -> Tensor:
-    """Label with the segmenter's probabilities, upsampled along the image's edges."""
-    return joint_bilateral_upsample(logits.softmax(0)[None], image[None])[0].argmax(0)
-
-
-def refined(refiner: Refiner) -> Labeller:
-    """Label with a refinement."""
-    return lambda logits, attention, image: refiner(logits, attention, image).labels
-
-
-def confusion(mask: Tensor, labels: Tensor, K: int) -> Tensor:
-    """Count [K, K] pixels by true and predicted class, except the ignored ones."""
-    known = mask != IGNORE
-    return torch.bincount(mask[known] * K + labels[known], minlength=K * K).view(K, K)
-
-
-def measure(folder: Folder, table: dict[str, Labeller]) -> dict[str, dict[str, dict[str, float]]]:
-    """Run every row on every image, for both kinds of logits."""
-    results = {}
-    for strength, key in (("strong", "logits"), ("weak", "logits_weak")):
-        counts = dict.fromkeys(table, torch.zeros((), dtype=torch.int64))
-        seconds: dict[str, list[float]] = {name: [] for name in table}
-        samples = tqdm(folder.samples(), f"{folder.name}, {strength}", total=len(folder.ids))
-        for image, mask, arrays in samples:
-            attention = affinity(arrays["features"], folder.temperature)
-            for name, label in table.items():
-                start = time.perf_counter()
-                labels = label(arrays[key], attention, image)
-                seconds[name].append(time.perf_counter() - start)
-                counts[name] = counts[name] + confusion(mask, labels, len(arrays[key]))
-        results[strength] = {
-            name: scores(counts[name], folder.frequent)
-            | {"seconds_per_image": float(np.median(seconds[name]))}
-            for name in table
+    def __init__(self, folder: Path, name: str) -> None:
+        """Load the weights and the head for the classes of a data set."""
+        self.backbone = TimmBackbone(folder, size=(SIDE, SIDE))
+        head = {
+            k: torch.from_numpy(v)
+            for k, v in np.load(folder / "text_map.npz").items()
+            if v.dtype.kind != "U"
         }
-    return results
+        head["names"] = np.load(folder / "text_map.npz")["coco_names"]
+        street = name == "camvid_real"
+        text = head["street_text" if street else "coco_text"].float() - head["text_mean"]
+        self.text, self.map = F.normalize(text, dim=-1), head["W"]
+        self.mean, self.std = head["mean"], head["std"]
+        index = head["camvid_index" if street else "voc_index"]
+        if name == "coco_real":  # of whose names some are things, and all others the background
+            things = list(load_dataset("coco-object").labels().names)
+            names = (things.index(x) if x in things else 0 for x in head["names"])
+            index = torch.tensor(list(names))
+        self.index = index
+
+    def __call__(self, image: Tensor) -> dict[str, Any]:
+        """Return features [C, gh, gw] and the attention maps of one image."""
+        images = image[None]
+        features = self.backbone.features(images)
+        (last,) = self.backbone.projections(images, [-1])
+        grid, prefix = self.backbone.grid(images), self.backbone.prefix
+        options: dict[str, Any] = {"prefix": prefix, "factors": False, "device": image.device}
+        return {
+            "features": features[0],
+            "last": mix_attention([(last.q, last.k, last.scale)], [1.0], grid, **options),
+            "keys": mix_attention([(last.k, last.k, last.scale)], [1.0], grid, **options),
+            "affinity": affinity(features, 0.1),
+        }
+
+    def cosines(self, features: Tensor) -> Tensor:
+        """Return the similarity of every patch to every prompt, [K, gh, gw]."""
+        x = F.normalize((features.flatten(1).T - self.mean) / self.std, dim=-1)
+        return (F.normalize(x @ self.map, dim=-1) @ self.text.T).T.view(-1, *features.shape[1:])
 
 
-def scores(counts: Tensor, frequent: tuple[int, ...]) -> dict[str, float]:
-    """Mean IoU over the classes that occur, and pixel accuracy, in percent."""
-    hits = counts.diag().double()
-    iou = hits / (counts.sum(0) + counts.sum(1) - hits)  # NaN if in neither truth nor labels
-    out = {"miou": 100 * float(iou.nanmean())}
-    if frequent:
-        out["miou_frequent"] = 100 * float(iou[list(frequent)].nanmean())
-    return out | {"accuracy": 100 * float(hits.sum() / counts.sum())}
+def fit_probe(folder: Folder, vit: ViT) -> dict[str, Tensor]:
+    """Fit two linear probes, each on one half of the images, and apply each to the other half."""
+    inputs, targets, weights = [], [], []
+    for stem in tqdm(folder.ids, f"{folder.name}, probe"):
+        sample = folder.read(stem)
+        features = vit.backbone.features(sample.image[None])[0]
+        gh, gw = features.shape[1:]
+        known = sample.mask.where(sample.mask != IGNORE, folder.M)
+        shares = F.one_hot(known, folder.M + 1).permute(2, 0, 1).float()
+        shares = F.adaptive_avg_pool2d(shares, (gh, gw)).flatten(1)  # [M + 1, N]
+        inputs.append(features.flatten(1).T)
+        targets.append(shares[:-1].argmax(dim=0))
+        weights.append((shares[-1] < 0.5).float())
+    x, y, w = torch.stack(inputs), torch.stack(targets), torch.stack(weights)
+    x = (x - x.mean(dim=(0, 1))) / x.std(dim=(0, 1))
+    out = {}
+    for half in (0, 1):
+        given, truth, weight = (t[half::2].flatten(0, 1) for t in (x, y, w))
+        probe = _fit(given, truth, weight, folder.M)
+        for n in range(1 - half, len(x), 2):
+            out[folder.ids[n]] = probe(x[n]).detach().T.view(-1, gh, gw)
+    return out
 
 
-def markdown(folder: Folder, results: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Format the results of one folder as a table."""
-    columns = [
-        (f"{label}, {strength}", strength, key, form)
-        for strength in results
-        for key, label, form in (
-            ("miou_frequent", "mIoU frequent", "{:.1f}"),
-            ("miou", "mIoU all", "{:.1f}"),
-            ("accuracy", "accuracy", "{:.1f}"),
-            ("seconds_per_image", "s/image", "{:.3f}"),
-        )
-        if key in results[strength]["bilinear"]
+def _fit(x: Tensor, y: Tensor, weight: Tensor, M: int) -> torch.nn.Linear:
+    """Fit multinomial logistic regression."""
+    probe = torch.nn.Linear(x.shape[1], M)
+    torch.nn.init.zeros_(probe.weight)
+    solver: Any = torch.optim.LBFGS(probe.parameters(), max_iter=60, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        each = F.cross_entropy(probe(x), y, reduction="none")
+        total = (each * weight).sum() / weight.sum() + 1e-3 * probe.weight.square().sum()
+        total.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+        return total
+
+    solver.step(loss)
+    return probe
+
+
+def logits_of(
+    sample: Sample, names: Sequence[str], seen: dict[str, Any], vit: ViT, probe: dict[str, Tensor]
+) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Return the logits [1, K, h, w] of each kind, scaled for a softmax, and their classes."""
+    found: dict[str, tuple[Tensor, Tensor | None]] = {}
+    if sample.arrays:
+        found["strong"] = (sample.arrays["logits"], None)
+        found["weak"] = (sample.arrays["logits_weak"], None)
+        found["weak0.4"] = (0.4 * sample.arrays["logits_weak"], None)
+    found["head"] = (HEAD_SCALE * vit.cosines(seen["features"]), vit.index)
+    if probe:
+        found["probe"] = (probe[sample.stem], None)
+    return {name: (x[None], index) for name, (x, index) in found.items() if name in names}
+
+
+def upsample_labels(maps: Sequence[tuple[Tensor, Tensor]], image: Tensor) -> list[Tensor]:
+    """Upsample many maps at once: pairs of scores [m, gh, gw] and their classes [m] to labels."""
+    low = torch.cat([x for x, _ in maps])[None]
+    bands = upsample_bands(low, image[None], RefineConfig())
+    pixels = torch.cat([band.means()[0] for band in bands], dim=1)  # [all m, H, W]
+    parts = torch.split(pixels, [len(x) for x, _ in maps])
+    return [classes[x.argmax(dim=0)] for x, (_, classes) in zip(parts, maps, strict=True)]
+
+
+def measure_image(
+    folder: Folder, sample: Sample, vit: ViT, probe: dict[str, Tensor], args: argparse.Namespace
+) -> Iterator[tuple[str, str, str, Tensor, float]]:
+    """Yield attention ("-": none), logits, row, confusion [M, M] and the seconds of a row."""
+    seen = vit(sample.image)
+    if sample.arrays:
+        seen["own"] = affinity(sample.arrays["features"], folder.temperature)
+    given = logits_of(sample, args.logits, seen, vit, probe)
+    every = torch.arange(folder.M)
+    for name, (x, index) in given.items():
+        P = _confidence(x, index, tuple(x.shape[2:]), folder.M)
+        (labels,) = upsample_labels([(P[0].view(-1, *x.shape[2:]), every)], sample.image)
+        yield "-", name, "upsampling alone", confusion(sample.mask, labels, folder.M), 0.0
+        up = F.interpolate(x, sample.mask.shape, mode="bilinear")
+        labels = up.argmax(1)[0] if index is None else index[up.argmax(1)[0]]
+        yield "-", name, "bilinear", confusion(sample.mask, labels, folder.M), 0.0
+    for kind in args.attention:
+        if kind not in seen:
+            continue
+        attention = seen[kind].batched()
+        chain = doubly_stochastic(attention, RefineConfig().ipf_rounds, many_steps=True)
+        keys, maps, seconds = [], [], []
+        for name, (x, index) in given.items():
+            P = _confidence(x, index, attention.grid, folder.M)
+            assigned = torch.zeros_like(P[:, 0], dtype=torch.bool)
+            for row, config in ROWS.items():
+                start = time.perf_counter()
+                scored = score_classes(P, assigned, attention, chain, config)
+                seconds.append(time.perf_counter() - start)
+                keys.append((name, row))
+                maps.append(_maps(scored, attention))
+        labelled = upsample_labels(maps, sample.image)
+        for (name, row), labels, spent in zip(keys, labelled, seconds, strict=True):
+            yield kind, name, row, confusion(sample.mask, labels, folder.M), spent
+
+
+def _maps(scored: Scored, attention: Attention) -> tuple[Tensor, Tensor]:
+    return scored.D[0].view(-1, *attention.grid), scored.classes[0]
+
+
+def _confidence(x: Tensor, index: Tensor | None, grid: tuple[int, ...], M: int) -> Tensor:
+    """Return P [1, M, N] on a grid."""
+    values = x if tuple(x.shape[2:]) == grid else resize(x, *grid)
+    P, _ = confidence(values.flatten(2), index, 1.0, None)
+    return F.pad(P, (0, 0, 0, M - P.shape[1]))  # classes without a prompt
+
+
+def confusion(mask: Tensor, labels: Tensor, M: int) -> Tensor:
+    """Count [M, M] pixels by true and predicted class, except the ignored ones."""
+    known = mask != IGNORE
+    return torch.bincount(mask[known] * M + labels[known], minlength=M * M).view(M, M)
+
+
+def mean_iou(counts: Tensor, classes: Sequence[int]) -> Tensor:
+    """Mean IoU in percent of [..., M, M] counts, over the classes that occur."""
+    hits = counts.diagonal(dim1=-2, dim2=-1).double()
+    iou = hits / (counts.sum(-1) + counts.sum(-2) - hits)  # NaN if in neither truth nor labels
+    return 100 * iou[..., list(classes)].nanmean(dim=-1)
+
+
+def interval(counts: Tensor, base: Tensor, classes: Sequence[int]) -> tuple[float, float]:
+    """95 % interval of the difference in mIoU, images [n, M, M] drawn again in pairs."""
+    n, M = len(counts), counts.shape[1]
+    drawn = np.random.default_rng(0).multinomial(n, [1 / n] * n, size=BOOTSTRAPS)
+    times = torch.from_numpy(drawn).double()  # [bootstraps, n]
+    both = ((times @ x.double().flatten(1)).view(-1, M, M) for x in (counts, base))
+    after, before = (mean_iou(x, classes) for x in both)
+    low, high = np.quantile((after - before).numpy(), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def summarise(
+    folder: Folder, counts: dict[tuple[str, str, str], list[Tensor]]
+) -> dict[str, dict[str, Any]]:
+    """Return mIoU, difference to upsampling alone and its interval, by cell and row."""
+    out: dict[str, dict[str, Any]] = {}
+    for (attention, logits, row), images in counts.items():
+        base = torch.stack(counts["-", logits, "upsampling alone"])
+        stacked = torch.stack(images)
+        for mean, classes in folder.means.items():
+            value, alone = (float(mean_iou(x.sum(0), classes)) for x in (stacked, base))
+            out.setdefault(f"{mean} | {logits} | {attention}", {})[row] = {
+                "miou": value,
+                "difference": value - alone,
+                "interval": interval(stacked, base, classes),
+            }
+    return out
+
+
+def markdown(cells: dict[str, dict[str, Any]], attention: str) -> str:
+    """Format the cells of one attention as a table: a line for each row."""
+    names = [name.split(" | ") for name in cells]
+    chosen = [(m, x) for m, x, a in names if a == attention]
+    lines = [
+        ["difference to upsampling alone", *(f"{m}, {x}" for m, x in chosen)],
+        ["---", *("---:" for _ in chosen)],
+        ["upsampling alone, mIoU"]
+        + [f"{cells[f'{m} | {x} | -']['upsampling alone']['miou']:.1f}" for m, x in chosen],
     ]
-    cells = [[f"{folder.name}, {len(folder.ids)} images", *(c[0] for c in columns)]]
-    cells.append(["---"] * len(cells[0]))
-    for name in results["strong"]:
-        cells.append([name, *(form.format(results[s][name][key]) for _, s, key, form in columns)])
-    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
+    for row in ROWS:
+        line = [row]
+        for m, x in chosen:
+            cell = cells[f"{m} | {x} | {attention}"][row]
+            low, high = cell["interval"]
+            line.append(f"{cell['difference']:+.1f} [{low:+.1f}, {high:+.1f}]")
+        lines.append(line)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def overall(cells: dict[str, dict[str, Any]]) -> str:
+    """Format, for each row, the mean and the worst over all cells but those of `probe` and COCO."""
+    core = {
+        key: cell
+        for key, cell in cells.items()
+        if not key.endswith("-") and "probe" not in key and "COCO" not in key and "keys" not in key
+    }
+    lines = [["row", "mean", "worst", "worst cell"], ["---", "---:", "---:", "---"]]
+    for row in ROWS:
+        by_cell = {key: cell[row]["difference"] for key, cell in core.items()}
+        worst = min(by_cell, key=lambda key: by_cell[key])
+        mean = sum(by_cell.values()) / len(by_cell)
+        lines.append([row, f"{mean:+.1f}", f"{by_cell[worst]:+.1f}", worst.replace(" | ", ", ")])
+    title = f"Over {len(core)} cells\n\n"
+    return title + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def measure(
+    folder: Folder, args: argparse.Namespace, seconds: dict[str, list[float]]
+) -> dict[str, dict[str, Any]]:
+    """Run all rows on all cells of one data set, and note the seconds of each row."""
+    vit = ViT(args.model, folder.name)
+    has_probe = "probe" in args.logits and "VOC all" in folder.means and len(folder.ids) > 1
+    probe = fit_probe(folder, vit) if has_probe else {}
+    counts: dict[tuple[str, str, str], list[Tensor]] = {}
+    for stem in tqdm(folder.ids, folder.name):
+        sample = folder.read(stem)
+        with torch.no_grad():
+            for attention, logits, row, found, spent in measure_image(
+                folder, sample, vit, probe, args
+            ):
+                counts.setdefault((attention, logits, row), []).append(found)
+                if row in seconds:
+                    seconds[row].append(spent)
+    return summarise(folder, counts)
 
 
 def main() -> None:
-    """Measure the folders and print one table each."""
+    """Measure the folders and print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, nargs="+", help="folders in either layout")
-    parser.add_argument("--limit", type=int, help="use only the first N images")
+    sets = [SHARED / name for name in ("voc_real", "camvid_real", "coco_real")]
+    parser.add_argument("--data", type=Path, nargs="+", default=sets)
+    parser.add_argument("--attention", nargs="+", choices=ATTENTION, default=ATTENTION)
+    parser.add_argument("--logits", nargs="+", choices=LOGITS, default=LOGITS)
+    parser.add_argument("--model", type=Path, default=SHARED / "dinov2_s14")
+    parser.add_argument("--limit", type=int, help="only the first N images")
+    parser.add_argument("--part", choices=("all", "even", "odd"), default="all")
     parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
-    roots = args.data or [SHARED / "voc_real", SHARED / "camvid_real"]
-    report: dict[str, object] = {"machine": machine()}
-    for root in roots:
-        folder = open_folder(root, args.limit)
-        results = measure(folder, rows())
-        report[folder.name] = {"images": len(folder.ids), **results}
-        print("\n" + markdown(folder, results) + "\n")
+    cells: dict[str, dict[str, Any]] = {}
+    seconds: dict[str, list[float]] = {row: [] for row in ROWS}
+    for root in args.data:
+        cells |= measure(open_folder(root, args.limit, args.part), args, seconds)
+    for name in args.attention:
+        print(f"\nAttention: {name}\n\n{markdown(cells, name)}")
+    print(f"\n{overall(cells)}\n")
+    medians = {row: float(np.median(x)) for row, x in seconds.items()}
+    print("Seconds to score an image, median, without the chain and the upsampling:")
+    print(", ".join(f"{row} {x:.3f}" for row, x in medians.items()))
     if args.json:
+        report = {"machine": machine(), "seconds": medians, "cells": cells}
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 

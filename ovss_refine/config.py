@@ -18,7 +18,7 @@ from ovss_refine.checks import (
 )
 from ovss_refine.method.modes import ModeName
 
-NMS = Literal["relative", "absolute"]
+NMS = Literal["classwise", "relative", "absolute"]
 Criterion = Literal["first_passage", "increment"]
 
 # exp(-cost / epsilon), cost at most 1, and its products with the scaling vectors stay well
@@ -26,14 +26,19 @@ Criterion = Literal["first_passage", "increment"]
 EPSILONS = (0.02, 1e6)
 # Past these a run hardly ends, and the neighbours of a patch hardly fit into memory.
 MOST_STEPS, MOST_RADIUS = 100_000, 32
+# The options that read steps 3 and 4 as the paper does, with one bar for all classes.
+PAPER: Mapping[str, Any] = {"nms": "relative", "vote": 0.0, "confidence_power": 0.0}
 
 
 class RefineOptions(TypedDict, total=False):
     """The types of all options but `mode`, for editors and type checkers: see `RefineConfig`."""
 
-    logit_scale: float
+    logit_scale: float | Literal["auto"]
     nms: NMS
     nms_threshold: float
+    seed_quantile: float
+    vote: float
+    confidence_power: float
     pre_propagation: int
     min_area: float
     epsilon: float
@@ -59,7 +64,7 @@ def _check_background(name: str, background: Any) -> tuple[int, float] | None:
     return check_count(f"{name}[0]", index, 0), check_number(f"{name}[1]", threshold, 0, 1)
 
 
-def _field(default: object, help: str, check: Callable[[str, Any], object], **more: str) -> Any:
+def _field(default: object, help: str, check: Callable[[str, Any], object], **more: object) -> Any:
     return field(default=default, metadata={"help": help, "check": check, **more})
 
 
@@ -88,10 +93,20 @@ class RefineConfig:
         mode: how classes are scored: a row of `method.modes.MODES`, of the paper's or of the two
             controls, which measure no discrepancy.
         logit_scale: factor on the logits before the softmax over prompts, in [1e-6, 1e6]. CLIP
-            cosines need 40 to 100; logits of an ordinary segmenter need 1.
-        nms: a patch is a seed where its confidence reaches `nms_threshold` times the image's
-            highest confidence ("relative"), or `nms_threshold` itself ("absolute").
-        nms_threshold: the bar of `nms`, in [0, 1].
+            cosines need 40 to 100; logits of an ordinary segmenter need 1. "auto": the factor with
+            which an image's patches give their best prompt a probability of 0.9 on average, so
+            that the result is the same for the logits times any factor.
+        nms: a patch is a seed of the class that it is most confident of where that confidence
+            reaches the `seed_quantile` of those at all patches of the class ("classwise"),
+            `nms_threshold` times the image's highest confidence ("relative"), or `nms_threshold`
+            itself ("absolute"). The last two are readings of the paper: see `Refiner.paper`.
+        nms_threshold: the bar of "relative" and "absolute", in [0, 1].
+        seed_quantile: the bar of "classwise", in [0, 1]: the share of a class's patches that are
+            no seeds.
+        vote: a class is dropped if its mean confidence over its own region is below this share of
+            the best class's mean there, in [0, 1]; the others are then scored again. 0: no vote.
+        confidence_power: the power of a patch's confidence that multiplies the score of maximum
+            velocity, in [0, 1]; 0: the score alone.
         pre_propagation: steps of the attention's Markov chain that the confidence takes
             before anything else, in [0, 100000]. Helps large objects, hurts small ones.
             Not applied in mode "propagation", which is that very thing.
@@ -123,9 +138,18 @@ class RefineConfig:
     """
 
     mode: ModeName = _choice("maximum_velocity", "how classes are scored", ModeName)
-    logit_scale: float = _number(1.0, "factor on the logits; CLIP cosines need 40 to 100", *SCALES)
-    nms: NMS = _choice("relative", "what nms_threshold is a share of", NMS)
-    nms_threshold: float = _number(0.5, "confidence that makes a patch a seed", 0, 1)
+    logit_scale: float | Literal["auto"] = _field(
+        1.0,
+        f"factor on the logits, or auto; CLIP cosines need 40 to 100, {number_range(*SCALES)}",
+        lambda name, x: x if isinstance(x, str) and x == "auto" else check_number(name, x, *SCALES),
+        parse=lambda text: text if text == "auto" else float(text),
+        metavar="FLOAT|auto",
+    )
+    nms: NMS = _choice("classwise", "which bar the seeds of a class have to reach", NMS)
+    nms_threshold: float = _number(0.5, "bar of nms relative and absolute", 0, 1)
+    seed_quantile: float = _number(0.25, "bar of nms classwise, a quantile", 0, 1)
+    vote: float = _number(1.0, "share of the best that a class needs on its own region", 0, 1)
+    confidence_power: float = _number(0.25, "power of the confidence in maximum velocity", 0, 1)
     pre_propagation: int = _count(0, "Markov steps of the confidence before all else", 0)
     min_area: float = _number(0.0, "share of the patches a class must win", 0, 1)
     epsilon: float = _number(0.1, "entropy weight of the optimal path", *EPSILONS)

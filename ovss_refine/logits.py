@@ -5,7 +5,7 @@ Axes: B images, K prompts, M classes, (h, w) grid.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from ovss_refine.tensors.layout import prompts_last
 
 # Classes that may be without prompts: as many as an 8-bit label map has.
 MOST_WITHOUT = 255
+
+# How far the sums of probabilities in half precision, upsampled, may be from one.
+SUM_SLACK = 0.02
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +79,10 @@ class Logits:
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"`names` must be distinct; got {twice!r} twice.")
 
+    def scaled(self, factor: float | Literal["auto"]) -> float | Literal["auto"]:
+        """Return the scale times the option `logit_scale`, which "auto" replaces."""
+        return "auto" if factor == "auto" else factor * self.scale
+
 
 def check_prompt_index(
     prompt_index: Tensor | NDArray[Any] | Sequence[int], name: str, shape: Sequence[int]
@@ -112,6 +119,31 @@ def check_prompt_index(
             "Number the classes from 0, and translate the labels of the result."
         )
     return index
+
+
+def doubt_about(logits: Tensor, P: Tensor, scale: float | Literal["auto"]) -> str:
+    """Say what logits seem to be instead: probabilities, or unscaled cosines; "" if neither.
+
+    Args:
+        logits: [B, K, h, w].
+        P: [B, M, N] what was made of them.
+        scale: the option `logit_scale`; one that was chosen, other than 1, leaves no doubt.
+    """
+    K, M, top = logits.shape[1], P.shape[1], float(P.max())
+    if scale not in (1, "auto") or K == 1 or float(logits.abs().max()) > 1:
+        return ""
+    sums = logits.sum(dim=1, dtype=torch.float32)
+    if float(logits.min()) >= 0 and float((sums - 1).abs().max()) <= SUM_SLACK:
+        return (
+            "`logits` look like probabilities: none is negative, and they sum to one over the "
+            "prompts; pass `logits.clamp_min(1e-6).log()`, with `logit_scale=1`."
+        )
+    if scale == "auto" or M == 1 or top >= (1 + 1 / M) / 2:
+        return ""  # some patch is nearer to certainty than to chance
+    return (
+        "`logits` are all in [-1, 1] like cosine similarities and no patch is confident of its "
+        f'class (at most {top:.2f}); set `logit_scale`, for CLIP to 40 ... 100, or to "auto".'
+    )
 
 
 @runtime_checkable

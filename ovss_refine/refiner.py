@@ -24,9 +24,9 @@ from ovss_refine.checks import (
     check_values,
     check_weights_shape,
 )
-from ovss_refine.config import RefineConfig, RefineOptions, config_of
+from ovss_refine.config import PAPER, RefineConfig, RefineOptions, config_of
 from ovss_refine.images.convert import ImagesLike, as_image_batch, as_tensor
-from ovss_refine.logits import Logits, check_prompt_index
+from ovss_refine.logits import Logits, check_prompt_index, doubt_about
 from ovss_refine.method.distribution import confidence
 from ovss_refine.method.modes import ModeName
 from ovss_refine.method.steps import refine_confidence
@@ -37,8 +37,6 @@ from ovss_refine.tensors.layout import check_axes, find_grid
 
 # The size of a block is divided by these in turn while memory does not suffice.
 BLOCK_DIVISORS = (1, 8, 64)
-# How far the sums of probabilities in half precision, upsampled, may be from one.
-SUM_SLACK = 0.02
 LogitsLike = Tensor | NDArray[Any] | Logits
 AttentionLike = Tensor | NDArray[Any] | Attention | AttentionSource
 PromptIndex = Tensor | NDArray[Any] | Sequence[int] | None
@@ -70,6 +68,20 @@ class Refiner:
     ) -> None:
         """Check and keep the options."""
         self.config = config_of({"mode": mode, **options})
+
+    @classmethod
+    def paper(
+        cls, mode: ModeName = "maximum_velocity", **options: Unpack[RefineOptions]
+    ) -> "Refiner":
+        """Make a refiner that reads the paper to the letter: one bar for the seeds of all classes.
+
+        Nothing votes and nothing is weighted. Arguments and exceptions are those of `Refiner`.
+
+        Example:
+            >>> Refiner.paper("fusion", tau=0.2).config.nms
+            'relative'
+        """
+        return cls(mode, **{**PAPER, **options})
 
     def __call__(
         self,
@@ -179,7 +191,7 @@ def _check(
         if prompt_index is not None:
             raise ValueError("`prompt_index` must be None with `Logits`, which hold their own.")
         prompt_index = logits.prompt_index
-        config = replace(config, logit_scale=config.logit_scale * logits.scale)
+        config = replace(config, logit_scale=logits.scaled(config.logit_scale))
         logits = logits.values
     values = check_dense("logits", as_tensor(logits, "logits"))
     check_values("logits", values)
@@ -234,7 +246,7 @@ def _run(given: _Checked) -> RefineResult:
         if values.shape[2:] != given.attention.grid:
             values = resize(values, *given.attention.grid)
         P, assigned = confidence(values.flatten(2), prompts, config.logit_scale, config.background)
-        if doubt := _doubt(given.logits, P, config):
+        if doubt := doubt_about(given.logits, P, config.logit_scale):
             warnings.warn(doubt, stacklevel=3)
         result = _refine_in_memory(P, assigned, given.attention, given.guide.to(device), config)
     return (result if given.batched else result[0]).to(given.logits.device)
@@ -251,25 +263,6 @@ def _check_prompts(
     if background is not None and background[0] >= M:
         raise ValueError(f"`background` must name one of the M={M} classes; got {background[0]}.")
     return index
-
-
-def _doubt(logits: Tensor, P: Tensor, config: RefineConfig) -> str:
-    """Say what `logits` seem to be instead: probabilities, or unscaled cosines; "" if neither."""
-    K, M, top = logits.shape[1], P.shape[1], float(P.max())
-    if config.logit_scale != 1 or K == 1 or float(logits.abs().max()) > 1:
-        return ""
-    sums = logits.sum(dim=1, dtype=torch.float32)
-    if float(logits.min()) >= 0 and float((sums - 1).abs().max()) <= SUM_SLACK:
-        return (
-            "`logits` look like probabilities: none is negative, and they sum to one over the "
-            "prompts; pass `logits.clamp_min(1e-6).log()`, with `logit_scale=1`."
-        )
-    if M == 1 or top >= (1 + 1 / M) / 2:
-        return ""  # some patch is nearer to certainty than to chance
-    return (
-        "`logits` are all in [-1, 1] like cosine similarities and no patch is confident of its "
-        f"class (at most {top:.2f}); set `logit_scale`, for CLIP to 40 ... 100."
-    )
 
 
 def _refine_in_memory(

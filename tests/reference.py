@@ -118,21 +118,24 @@ def doubly_stochastic(A, rounds):
     return T
 
 
-def seeds(P, assigned, nms, nms_threshold, min_area, suppress=True):
+def seeds(P, assigned, nms, nms_threshold, min_area, seed_quantile=0.25, suppress=True):
     """Reject classes and noisy patches (the method, steps 3 and 4).
 
     Decided here, where the text is silent: the lowest class index wins a tie; an area gate that
     would leave no class is not applied; the relative bar uses the highest top confidence of the
     whole image, whichever class has it, but not of the patches that the background rule set to
-    one (they would make the bar absolute); if no seed is left anywhere, every winning patch of the
-    classes that passed the area gate is a seed.
+    one (they would make the bar absolute); the class-wise bar leaves these out likewise, and they
+    are seeds; if no seed is left anywhere, every winning patch of the classes that passed the area
+    gate is a seed.
 
     Args:
         P: [M, N] class confidence.
         assigned: [N] bool, patches that the background rule decided.
-        nms: "relative" or "absolute", the meaning of `nms_threshold`.
+        nms: "relative" or "absolute", the meaning of `nms_threshold`; or "classwise".
         nms_threshold: bar, as a share of the highest top confidence or as a confidence.
         min_area: share of the patches, in [0, 1], at which a class must win to go on.
+        seed_quantile: "classwise": a patch is a seed where its confidence reaches this quantile of
+            those at all patches that its class wins.
         suppress: False for the modes without NMS: every winning patch is a seed.
 
     Returns:
@@ -153,23 +156,59 @@ def seeds(P, assigned, nms, nms_threshold, min_area, suppress=True):
         passed = winning
 
     if nms == "relative":
-        bar = nms_threshold * max([top[i] for i in range(N) if not assigned[i]], default=0.0)
+        bars = [nms_threshold * max([top[i] for i in range(N) if not assigned[i]], default=0.0)] * M
     elif nms == "absolute":
-        bar = nms_threshold
+        bars = [nms_threshold] * M
+    elif nms == "classwise":
+        own = [[top[i] for i in range(N) if winner[i] == c and not assigned[i]] for c in range(M)]
+        bars = [(1 - 1e-6) * np.quantile(v, seed_quantile) if v else 0.0 for v in own]
     else:
-        raise ValueError(f"`nms` must be one of ['relative', 'absolute']; got {nms!r}.")
+        raise ValueError(
+            f"`nms` must be one of ['classwise', 'relative', 'absolute']; got {nms!r}."
+        )
 
     winning_patch = np.zeros((M, N), dtype=bool)
     seed = np.zeros((M, N), dtype=bool)
     for i in range(N):
         c = winner[i]
         winning_patch[c, i] = passed[c]
-        seed[c, i] = passed[c] and top[i] >= bar
+        reached = top[i] >= bars[c] or (nms == "classwise" and assigned[i])
+        seed[c, i] = passed[c] and reached
     if not suppress or not seed.any():
         seed = winning_patch
 
     kept = np.array([bool(seed[c].any()) for c in range(M)])
     return kept, seed
+
+
+def region_vote(P, D, ratio):
+    """Drop classes that others outvote on their own region (the method, section 6.5).
+
+    Args:
+        P: [m, N] confidence of the kept classes.
+        D: [m, N] their scores.
+        ratio: a class goes if its mean confidence over its region is below this share of the
+            largest mean there.
+
+    Returns:
+        [m] bool, the classes that are left; never all False.
+    """
+    m, N = P.shape
+    left = [True] * m
+    while True:
+        regions = {c: [] for c in range(m)}
+        for i in range(N):
+            winner = max((c for c in range(m) if left[c]), key=lambda c: (D[c, i], -c))
+            regions[winner].append(i)
+        stay = list(left)
+        for c in range(m):
+            if left[c] and regions[c]:
+                means = [sum(P[d, i] for i in regions[c]) / len(regions[c]) for d in range(m)]
+                best = max(means[d] for d in range(m) if left[d])
+                stay[c] = means[c] >= (1 - 1e-6) * ratio * best
+        if stay == left or not any(stay):
+            return np.array(left)
+        left = stay
 
 
 def normalise(P, kept, seed):
@@ -443,8 +482,11 @@ def refine(
     prompt_index=None,
     mode="maximum_velocity",
     logit_scale=1.0,
-    nms="relative",
+    nms="classwise",
     nms_threshold=0.5,
+    seed_quantile=0.25,
+    vote=1.0,
+    confidence_power=0.25,
     pre_propagation=0,
     min_area=0.0,
     epsilon=0.1,
@@ -475,6 +517,11 @@ def refine(
         logit_scale: see `confidence`.
         nms: see `seeds`.
         nms_threshold: see `seeds`.
+        seed_quantile: see `seeds`.
+        vote: `ratio` of `region_vote`; 0: none. If it drops a class, the confidences of those left
+            are divided by their sum and scored once more.
+        confidence_power: the scores of maximum velocity are multiplied by the confidence, 1e-6 or
+            more, to this power.
         pre_propagation: steps by which the confidence is propagated before step 3; not applied
             in mode "propagation".
         min_area: see `seeds`.
@@ -503,8 +550,7 @@ def refine(
         ValueError: on an unknown `nms` or `criterion`.
     """
     logits, A, image = (np.asarray(x, dtype=np.float64) for x in (logits, A, image))
-    gh, gw = grid
-    _, H, W = image.shape
+    (gh, gw), (H, W) = grid, image.shape[1:]
     if A.ndim == 3:
         A = A.mean(axis=0)  # [N, N]
     T = doubly_stochastic(A, ipf_rounds)
@@ -513,34 +559,39 @@ def refine(
     M, N = P.shape
     if mode != "propagation":
         P = propagation(P, T, pre_propagation)
-    suppress = mode not in ("propagation", "anchored")
-    kept, seed = seeds(P, assigned, nms, nms_threshold, min_area, suppress)
-    q = normalise(P, kept, seed)[kept]  # [kept classes, N]
+    has_seeds = mode not in ("propagation", "anchored")
 
-    path = optimal_path(q, A, epsilon, sinkhorn_iterations)
-    velocity = maximum_velocity(q, T, tau, criterion, max_steps)
-    D = {
-        "kl": kl(q),
-        "optimal_path": path,
-        "maximum_velocity": velocity,
-        "fusion": fusion(path, velocity),
-        "propagation": propagation(P, T, propagation_steps)[kept],
-        "anchored": anchored(P, T, propagation_steps)[kept],
-    }[mode]
+    def score(P):
+        kept, seed = seeds(P, assigned, nms, nms_threshold, min_area, seed_quantile, has_seeds)
+        q = normalise(P, kept, seed)[kept]  # [kept classes, N]
+        path = optimal_path(q, A, epsilon, sinkhorn_iterations)
+        velocity = maximum_velocity(q, T, tau, criterion, max_steps)
+        velocity = velocity * np.maximum(P[kept], 1e-6) ** confidence_power
+        D = {
+            "kl": kl(q),
+            "optimal_path": path,
+            "maximum_velocity": velocity,
+            "fusion": fusion(path, velocity),
+            "propagation": propagation(P, T, propagation_steps)[kept],
+            "anchored": anchored(P, T, propagation_steps)[kept],
+        }[mode]
+        return kept, seed, D
 
-    discrepancy = np.full((M, N), -np.inf)
-    discrepancy[kept] = D
-    discrepancy = discrepancy.reshape(M, gh, gw)
-    scores = np.full((M, H, W), -np.inf)
-    scores[kept] = joint_bilateral_upsample(
-        discrepancy[kept], image, sigma_spatial, sigma_range, radius
-    )
-    labels = np.zeros((H, W), dtype=np.int64)
-    for y in range(H):
-        for x in range(W):
-            labels[y, x] = np.argmax(scores[:, y, x])
+    kept, seed, D = score(P)
+    if has_seeds and vote:
+        left = region_vote(P[kept], D, vote)  # [kept classes]
+        if not left.all():
+            alone = np.full((M, N), -1.0)  # those that are out win nowhere
+            classes = np.flatnonzero(kept)[left]
+            alone[classes] = P[classes] / np.maximum(P[classes].sum(0), 1e-38)
+            kept, seed, D = score(alone)
+
+    D = D.reshape(-1, gh, gw)
+    upsampled = joint_bilateral_upsample(D, image, sigma_spatial, sigma_range, radius)
+    discrepancy, scores = np.full((M, gh, gw), -np.inf), np.full((M, H, W), -np.inf)
+    discrepancy[kept], scores[kept] = D, upsampled
     return {
-        "labels": labels,
+        "labels": scores.argmax(axis=0),
         "discrepancy": discrepancy,
         "kept": kept,
         "seeds": seed.reshape(M, gh, gw),

@@ -76,8 +76,11 @@ def cases(draw, **fixed):
     backgrounds = [None, (0, 0.5), (M - 1, 0.9)]
     options = {
         "logit_scale": draw(st.sampled_from([1.0, 3.0])),
-        "nms": draw(st.sampled_from(["relative", "absolute"])),
+        "nms": draw(st.sampled_from(["classwise", "relative", "absolute"])),
         "nms_threshold": draw(st.sampled_from([0.5, 0.8, 0.95])),
+        "seed_quantile": draw(st.sampled_from([0.0, 0.25, 0.6, 1.0])),
+        "vote": draw(st.sampled_from([0.0, 0.8, 1.0])),
+        "confidence_power": draw(st.sampled_from([0.0, 0.25])),
         "pre_propagation": draw(st.sampled_from([0, 1])),
         "min_area": draw(st.sampled_from([0.0, 0.2, 0.9])),
         "background": draw(st.sampled_from(backgrounds)),

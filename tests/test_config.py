@@ -16,8 +16,11 @@ from ovss_refine.method.modes import ModeName
 DEFAULTS = {
     "mode": "maximum_velocity",
     "logit_scale": 1.0,
-    "nms": "relative",
+    "nms": "classwise",
     "nms_threshold": 0.5,
+    "seed_quantile": 0.25,
+    "vote": 1.0,
+    "confidence_power": 0.25,
     "pre_propagation": 0,
     "min_area": 0.0,
     "epsilon": 0.1,
@@ -48,7 +51,7 @@ def test_is_immutable():
     ("options", "match"),
     [
         ({"mode": "velocity"}, r"`mode` must be one of \['kl', .*'anchored'\]; got 'velocity'"),
-        ({"nms": None}, r"`nms` must be one of \['relative', 'absolute'\]; got None"),
+        ({"nms": None}, r"`nms` must be one of \['classwise', 'relative', 'absolute'\]; got None"),
         ({"criterion": ""}, r"`criterion` must be one of \['first_passage', 'increment'\]"),
         ({"logit_scale": 0}, r"`logit_scale` must be in \[1e-06, 1e\+06\]; got 0"),
         ({"logit_scale": float("inf")}, r"`logit_scale` must be in \[1e-06, 1e\+06\]; got inf"),

@@ -7,5 +7,5 @@ measures, and `run` turns a request into tables.
 from ovss_refine.method.modes import CONTROLS
 
 # Here because the command line needs them before torch is imported.
-ROWS = ("baseline", "upsampling", "refined", *CONTROLS)
+ROWS = ("baseline", "upsampling", "refined", "paper", *CONTROLS)
 CONVERSIONS = ("coco-object", "coco-stuff", "cityscapes", "context")

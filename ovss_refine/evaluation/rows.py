@@ -17,7 +17,7 @@ from ovss_refine.baseline.decision import decide
 from ovss_refine.baseline.pamr import pamr
 from ovss_refine.baseline.resize import resized_size
 from ovss_refine.checks import check_choice
-from ovss_refine.config import RefineConfig
+from ovss_refine.config import PAPER, RefineConfig
 from ovss_refine.logits import Logits
 from ovss_refine.method.distribution import confidence
 from ovss_refine.method.modes import CONTROLS
@@ -108,12 +108,15 @@ def make_rows(config: RefineConfig, baseline: Baseline) -> dict[str, Row]:
     * baseline: the published decision, without refinement;
     * upsampling: the classes' confidence, upsampled along the image's edges and nothing else;
     * refined: `config`;
+    * paper: `config` with the paper's own reading of seeds, see `Refiner.paper`;
     * the controls, with the other options of `config`.
     """
+    scale = config.logit_scale
     return {
-        "baseline": replace(baseline, logit_scale=config.logit_scale).label,
+        "baseline": replace(baseline, logit_scale=1.0 if scale == "auto" else scale).label,
         "upsampling": partial(_upsampled, config),
         "refined": Variant(config=config).label,
+        "paper": Variant(config=replace(config, **PAPER)).label,
         **{name: Variant(config=replace(config, mode=name)).label for name in CONTROLS},
     }
 
@@ -124,7 +127,7 @@ def _upsampled(
     values, index = logits.values.float(), logits.prompt_index
     if index is not None:
         index = torch.as_tensor(index, device=values.device)
-    scale = config.logit_scale * logits.scale
+    scale = logits.scaled(config.logit_scale)
     with torch.no_grad(), torch.autocast(values.device.type, enabled=False):
         P, _ = confidence(values.flatten(2), index, scale, config.background)
         low = P.view(*P.shape[:2], *values.shape[2:])

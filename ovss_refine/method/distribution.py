@@ -8,12 +8,19 @@ Axes: B images, K prompts, M classes, N = gh * gw patches.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ovss_refine.config import RefineConfig
 from ovss_refine.tensors.tracing import whole_number
+
+# What `logit_scale="auto"` aims at, and how often it halves a range of factors of e^20.
+USUAL_CONFIDENCE = 0.9
+BISECTIONS = 22
+# Confidences this close to each other, relatively, are equal.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +40,7 @@ class Seeds:
 def confidence(
     logits: Tensor,
     prompt_index: Tensor | None,
-    logit_scale: float,
+    logit_scale: float | Literal["auto"],
     background: tuple[int, float] | None,
 ) -> tuple[Tensor, Tensor]:
     """Probability of every class at every patch.
@@ -41,7 +48,7 @@ def confidence(
     Args:
         logits: [B, K, N] scores on the attention's grid.
         prompt_index: [K] class of each prompt, or None where every prompt is its own class.
-        logit_scale: factor on the logits before the softmax over prompts.
+        logit_scale: factor on the logits before the softmax over prompts, or "auto".
         background: None or (class, threshold): a patch whose best class is less probable
             than the threshold becomes that class, one-hot.
 
@@ -50,7 +57,8 @@ def confidence(
         assigned: [B, N] bool, the patches that the background rule decided.
     """
     # The softmax of the same, from differences <= 0, whose products may overflow to -inf unharmed.
-    P = (logit_scale * (logits - logits.amax(dim=1, keepdim=True))).softmax(dim=1)
+    logits = logits - logits.amax(dim=1, keepdim=True)
+    P = ((calibrate(logits) if logit_scale == "auto" else logit_scale) * logits).softmax(dim=1)
     if prompt_index is not None:
         B, _, N = P.shape
         M = whole_number(prompt_index.max() + 1)
@@ -64,6 +72,27 @@ def confidence(
     return torch.where(assigned[:, None], one_hot, P), assigned
 
 
+def calibrate(logits: Tensor) -> Tensor:
+    """Find the scale at which an image's patches are as sure of their best prompt as is usual.
+
+    Args:
+        logits: [B, K, N], the largest of every patch 0.
+
+    Returns:
+        [B, 1, 1] scales at which the mean over patches of the best prompt's softmax probability is
+        `USUAL_CONFIDENCE`; as near to it as a factor of e^10 comes, where ties keep it away.
+    """
+    gap = -logits.mean(dim=(1, 2), keepdim=True)
+    unit = 1 / gap.clamp_min(1e-30)
+    low, high = torch.full_like(unit, -10.0), torch.full_like(unit, 10.0)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        best = 1 / (middle.exp() * (unit * logits)).exp().sum(dim=1, keepdim=True)  # [B, 1, N]
+        unsure = best.mean(dim=2, keepdim=True) < USUAL_CONFIDENCE
+        low, high = torch.where(unsure, middle, low), torch.where(unsure, high, middle)
+    return unit * ((low + high) / 2).exp()
+
+
 def find_seeds(P: Tensor, assigned: Tensor, config: RefineConfig, *, suppress: bool) -> Seeds:
     """Reject classes that win nowhere, then patches that are not confident enough.
 
@@ -71,9 +100,10 @@ def find_seeds(P: Tensor, assigned: Tensor, config: RefineConfig, *, suppress: b
         P: [B, M, N] class confidence.
         assigned: [B, N] bool, patches that the background rule decided. Their confidence is 1
             by decree, so they do not set the relative bar: everything else would fall under it.
-        config: `nms`: "relative" (bar = `nms_threshold` times the image's highest confidence) or
-            "absolute" (bar = `nms_threshold`); `min_area`: share of the patches that a class must
-            win.
+        config: `nms`: "classwise" (bar = the `seed_quantile` of the confidences at the patches that
+            the same class wins), "relative" (bar = `nms_threshold` times the image's highest
+            confidence) or "absolute" (bar = `nms_threshold`); `min_area`: share of the patches
+            that a class must win.
         suppress: whether weak patches are dropped at all. If not, every patch is a seed
             of the class that wins it.
     """
@@ -84,12 +114,51 @@ def find_seeds(P: Tensor, assigned: Tensor, config: RefineConfig, *, suppress: b
     # An image must not end up empty: where no class is large enough, all that win go on.
     wins = large | (wins & ~large.any(dim=(1, 2), keepdim=True))
     if suppress:
-        bar = torch.full_like(top[:, :1], config.nms_threshold)  # [B, 1]
-        if config.nms == "relative":
-            bar = bar * top.masked_fill(assigned, 0).amax(dim=1, keepdim=True)
-        confident = wins & (top >= bar)[:, None]  # [B, M, N]
+        confident = wins & (top >= _bar(top, winner, assigned, P.shape[1], config))[:, None]
         wins = confident | (wins & ~confident.any(dim=(1, 2), keepdim=True))
     return Seeds(wins.any(dim=2), wins)
+
+
+def _bar(top: Tensor, winner: Tensor, assigned: Tensor, M: int, config: RefineConfig) -> Tensor:
+    """Return the confidence that makes a patch a seed: [B, N] or [B, 1]; see `find_seeds`."""
+    if config.nms == "classwise":
+        # The patches of the background rule are a class of their own here, all of them seeds.
+        bars = class_quantile(top, winner.masked_fill(assigned, M), M + 1, config.seed_quantile)
+        return bars.gather(1, winner).masked_fill(assigned, 0) * (1 - ROUNDING)
+    bar = torch.full_like(top[:, :1], config.nms_threshold)
+    if config.nms == "absolute":
+        return bar
+    return bar * top.masked_fill(assigned, 0).amax(dim=1, keepdim=True)
+
+
+def class_quantile(x: Tensor, group: Tensor, M: int, q: float) -> Tensor:
+    """Quantile of each class's own values, with linear interpolation.
+
+    Of n values in ascending order, counted from 0, it is the one at q (n - 1); between two of
+    them, in proportion. That is the default of NumPy and torch.
+
+    Args:
+        x: [B, N] finite values.
+        group: [B, N] int64 class of each value, in [0, M).
+        M: number of classes.
+        q: in [0, 1].
+
+    Returns:
+        [B, M]; without meaning for a class without values.
+    """
+    N = x.shape[1]
+    # Order by class, then by value. All keys are whole numbers and distinct, so any sort will do.
+    places = torch.arange(N, device=x.device).expand_as(group)
+    rank = torch.empty_like(group).scatter_(1, x.argsort(dim=1), places)
+    values = x.gather(1, (group * N + rank).argsort(dim=1))
+    count = group.new_zeros(x.shape[0], M).scatter_add_(1, group, torch.ones_like(group))
+    last = count.cumsum(dim=1) - 1  # where each class ends in `values`
+    at = q * (count - 1).clamp_min(0).to(x.dtype)
+    low = last - (count - 1).clamp_min(0) + at.long()
+    low, high = (
+        values.gather(1, torch.minimum(place, last).clamp(0, N - 1)) for place in (low, low + 1)
+    )
+    return torch.lerp(low, high, at - at.floor())
 
 
 def normalise(P: Tensor, mask: Tensor) -> Tensor:

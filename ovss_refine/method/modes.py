@@ -12,7 +12,7 @@ Axes: B images, M classes, m classes kept, N patches.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, cast
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ovss_refine.method.markov import Chain
 
 ModeName = Literal["kl", "optimal_path", "maximum_velocity", "fusion", "propagation", "anchored"]
+
+# A patch that is certain of its class may still be reached by another one first.
+LEAST_CONFIDENCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +122,11 @@ def maximum_velocity(problem: Problem) -> Solution:
 
     config = problem.config
     walk = markov.first_passage if config.criterion == "first_passage" else markov.increment
-    return walk(problem.q, problem.chain, config.tau, config.max_steps)
+    solution = walk(problem.q, problem.chain, config.tau, config.max_steps)
+    if not config.confidence_power:
+        return solution
+    weight = problem.own.clamp_min(LEAST_CONFIDENCE) ** config.confidence_power
+    return replace(solution, D=solution.D * weight)
 
 
 def propagation(problem: Problem) -> Solution:
@@ -143,9 +150,9 @@ def anchored(problem: Problem) -> Solution:
     return Solution(markov.anchored(problem.own, w, problem.chain, steps), steps, True)
 
 
-_SEEDS = ("nms", "nms_threshold", "pre_propagation")
+_SEEDS = ("nms", "nms_threshold", "seed_quantile", "vote", "pre_propagation")
 _PATH = ("epsilon", "sinkhorn_iterations")
-_WALK = ("tau", "criterion", "max_steps", "ipf_rounds")
+_WALK = ("tau", "criterion", "max_steps", "ipf_rounds", "confidence_power")
 _STEPS = ("propagation_steps", "ipf_rounds")
 
 # The default first, the controls last: the order in which people are shown them.

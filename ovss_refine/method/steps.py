@@ -6,6 +6,7 @@ Axes: B images, M classes, m classes kept, N = gh * gw patches, (H, W) pixels.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor
 from ovss_refine.attention import Attention
 from ovss_refine.checks import check_finite
 from ovss_refine.config import RefineConfig
-from ovss_refine.method.distribution import find_seeds, kept_index, normalise
+from ovss_refine.method.distribution import Seeds, find_seeds, kept_index, normalise
 from ovss_refine.method.markov import Chain, doubly_stochastic, propagate
-from ovss_refine.method.modes import MODES, Problem
+from ovss_refine.method.modes import MODES, Problem, Solution
 from ovss_refine.method.upsample import upsample_bands
+from ovss_refine.method.vote import region_vote
 from ovss_refine.result import RefineResult
 from ovss_refine.tensors.tracing import exporting
 
@@ -40,6 +42,73 @@ def refine_confidence(
     if mode.needs_chain or pre_propagation:
         chain = doubly_stochastic(attention, config.ipf_rounds, many_steps=mode.takes_many_steps)
         P = propagate(P, chain, pre_propagation)
+    found = score_classes(P, assigned, attention, chain, config)
+    labels, scores = _upsample(found.D, found.classes, P.shape[1], attention, guide, config)
+    full = torch.full_like(P, -torch.inf)
+    full.scatter_(1, found.classes[:, :, None].expand_as(found.D), found.D)
+    return RefineResult(
+        labels=labels,
+        discrepancy=full.reshape(*P.shape[:2], *attention.grid),
+        kept=found.seeds.kept,
+        seeds=found.seeds.mask.reshape(*P.shape[:2], *attention.grid),
+        scores=scores,
+        steps={name: solution.steps for name, solution in found.solutions.items()},
+        converged=all(solution.converged for solution in found.solutions.values()),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """What the classes of images got.
+
+    Attributes:
+        seeds: which classes are kept, and their seeds.
+        classes: [B, m] indices of the kept classes, see `kept_index`.
+        D: [B, m, N] their scores.
+        solutions: what the mode's solvers found, by name.
+    """
+
+    seeds: Seeds
+    classes: Tensor
+    D: Tensor
+    solutions: dict[str, Solution]
+
+
+def score_classes(
+    P: Tensor, assigned: Tensor, attention: Attention, chain: Chain | None, config: RefineConfig
+) -> Scored:
+    """Find seeds and score the classes, and again without those that the region vote drops.
+
+    Args:
+        P: [B, M, N] class confidence.
+        assigned: [B, N] bool, the patches that the background rule decided.
+        attention: B maps over N patches.
+        chain: the attention's chain; None for a mode that needs none.
+        config: the options.
+    """
+    found = _score(P, assigned, attention, chain, config)
+    if not (config.vote and MODES[config.mode].has_seeds):
+        return found
+    kept, classes = found.seeds.kept, found.classes
+    first = torch.arange(classes.shape[1], device=P.device) < kept.sum(dim=1, keepdim=True)
+    own = _take(P, classes)
+    left = region_vote(own, found.D, first, config.vote, attention.test_every)  # [B, m]
+    left = torch.zeros_like(kept, dtype=torch.int64).scatter_add_(1, classes, left.long()) > 0
+    dropped = (left != kept).any(dim=1)  # [B]
+    if not (exporting() or bool(dropped.any())):
+        return found
+    # Classes that are out have a confidence that wins nowhere. Images that lost none are as before.
+    alone = P * left[:, :, None]
+    alone = alone / alone.sum(dim=1, keepdim=True).clamp_min(torch.finfo(P.dtype).tiny)
+    alone = alone.masked_fill(~left[:, :, None], -1)
+    P = torch.where(dropped[:, None, None], alone, P)
+    return _score(P, assigned, attention, chain, config)
+
+
+def _score(
+    P: Tensor, assigned: Tensor, attention: Attention, chain: Chain | None, config: RefineConfig
+) -> Scored:
+    mode = MODES[config.mode]
     seeds = find_seeds(P, assigned, config, suppress=mode.has_seeds)
     classes = kept_index(seeds.kept)  # [B, m]
     own = _take(P, classes)
@@ -52,17 +121,7 @@ def refine_confidence(
             check_finite("doubly stochastic attention", chain.r)
         check_finite("class confidence", P)
         check_finite(f"discrepancy of {config.mode}", D)
-    labels, scores = _upsample(D, classes, P.shape[1], attention, guide, config)
-    full = torch.full_like(P, -torch.inf).scatter_(1, classes[:, :, None].expand_as(D), D)
-    return RefineResult(
-        labels=labels,
-        discrepancy=full.reshape(*P.shape[:2], *attention.grid),
-        kept=seeds.kept,
-        seeds=seeds.mask.reshape(*P.shape[:2], *attention.grid),
-        scores=scores,
-        steps={name: solution.steps for name, solution in solutions.items()},
-        converged=all(solution.converged for solution in solutions.values()),
-    )
+    return Scored(seeds, classes, D, solutions)
 
 
 def _take(x: Tensor, classes: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from ovss_refine.config import RefineConfig
+from ovss_refine.config import PAPER, RefineConfig
 
 HERE = Path(__file__).parent
 CSV_NAME = "paper_tables.csv"
@@ -163,9 +163,9 @@ def published() -> dict[Key, float]:
 
 
 def split_variant(options: Options) -> tuple[RefineConfig, Any]:
-    """Split a variant into the options of the refinement and the upsampling."""
+    """Split a variant into the options of the refinement, the paper's, and the upsampling."""
     rest = {key: value for key, value in options.items() if key != UPSAMPLING}
-    return RefineConfig(**rest), options.get(UPSAMPLING, "edges")
+    return RefineConfig(**{**PAPER, **rest}), options.get(UPSAMPLING, "edges")
 
 
 def _group(group: Options, variants: Mapping[str, Mapping[str, Options]]) -> Iterator[PaperRow]:

@@ -252,7 +252,10 @@ def _options(rng, M):
     """Options in their ranges, a third of them at their defaults."""
     drawn = {
         "logit_scale": [1.0, 3.0, 0.05, 40.0],
-        "nms": ["relative", "absolute"],
+        "nms": ["classwise", "relative", "absolute"],
+        "seed_quantile": [0.0, 0.25, 0.5, 1.0, rng.random()],
+        "vote": [0.0, 0.5, 0.9, 1.0, rng.random()],
+        "confidence_power": [0.0, 0.25, 1.0, rng.random()],
         "nms_threshold": [0.0, 0.5, 0.8, 0.95, 1.0, rng.random()],
         "pre_propagation": [0, 1, 3],
         "min_area": [0.0, 0.02, 0.2, 0.9, 1.0],

@@ -36,6 +36,9 @@ def test_known_values():
 OTHER = {
     "nms": "absolute",  # with a bar that the surest patch is below
     "nms_threshold": 0.05,
+    "seed_quantile": 0.9,
+    "vote": 0.0,
+    "confidence_power": 1.0,
     "pre_propagation": 2,
     "epsilon": 1.0,
     "sinkhorn_iterations": 1,
@@ -59,12 +62,18 @@ def test_the_table_is_complete():
 @pytest.mark.parametrize("option", OTHER)
 @pytest.mark.parametrize("name", MODES)
 def test_a_mode_reads_its_options_and_no_others(name, option, rng):
-    logits = torch.from_numpy(rng.normal(size=(4, 5, 6))).float() * 1.5
+    K = 8 if option == "vote" else 4  # of more classes some are outvoted
+    logits = torch.from_numpy(rng.normal(size=(K, 5, 6))).float() * 1.5
     attn = torch.from_numpy(rng.random((30, 30)) ** 4).float()
     attn /= attn.sum(-1, keepdim=True)
     image = torch.from_numpy(rng.random((3, 11, 13))).float()
     # One round is exact on a chain that is doubly stochastic already, so this one is not.
-    common = {"nms_threshold": 0.9} if option == "nms" else {}
+    common = {
+        "nms": {"nms_threshold": 0.9},
+        "nms_threshold": {"nms": "relative"},
+        "ipf_rounds": {"vote": 0.0},
+        "vote": {"logit_scale": 0.3},
+    }.get(option, {})
     one, two = (
         refine(logits, attn, image, RefineConfig(mode=name, **common, **options)).discrepancy
         for options in ({}, {option: OTHER[option]})

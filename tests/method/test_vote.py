@@ -1,0 +1,134 @@
+"""The region vote."""
+
+import pytest
+import torch
+
+import reference
+from ovss_refine import Attention, Refiner
+from ovss_refine.method.vote import ROUNDS, region_vote
+from strategies import block_attention
+
+
+def vote(P, D, ratio=1.0, taking_part=None):
+    P, D = torch.tensor(P)[None], torch.tensor(D)[None]
+    if taking_part is None:
+        taking_part = torch.ones(1, P.shape[1], dtype=torch.bool)
+    return region_vote(P, D, taking_part, ratio)[0].tolist()
+
+
+# Class 1 has one sure patch, and its map spreads over the object of class 0.
+INSIDE = {
+    "P": [[0.9, 0.9, 0.8, 0.4, 0.1], [0.1, 0.1, 0.2, 0.6, 0.9]],
+    "D": [[1.0, 0.5, 0.3, 0.3, 0.1], [0.1, 0.6, 0.7, 1.0, 0.1]],
+}
+
+
+def test_a_class_inside_another_s_object_goes():
+    assert vote(**INSIDE) == [True, False]
+
+
+def test_the_ratio_decides():
+    # Over its region, patches 1 to 3, class 1 has 0.3 and class 0 has 0.7 on average.
+    assert vote(**INSIDE, ratio=0.42) == [True, True]
+    assert vote(**INSIDE, ratio=0.44) == [True, False]
+    assert vote(**INSIDE, ratio=0.0) == [True, True]
+
+
+def test_a_small_unsure_class_stays_where_it_is_the_best():
+    P = [[0.9, 0.9, 0.9, 0.2], [0.05, 0.05, 0.05, 0.25], [0.05, 0.05, 0.05, 0.2]]
+    assert vote(P, [[1.0, 1.0, 1.0, 0.1], [0.1, 0.1, 0.1, 0.2], [0.0] * 4]) == [True] * 3
+
+
+def test_a_single_class_stays():
+    assert vote([[0.1, 0.2]], [[0.0, 0.0]]) == [True]
+
+
+def test_where_all_are_outvoted_all_stay():
+    assert vote([[0.9, 0.1], [0.1, 0.9]], [[0.0, 1.0], [1.0, 0.0]]) == [True, True]
+
+
+def test_those_who_take_no_part_neither_vote_nor_win():
+    P, D = [[0.4, 0.4], [0.6, 0.6]], [[0.1, 0.1], [1.0, 1.0]]
+    assert vote(P, D, taking_part=torch.tensor([[True, False]])) == [True, False]
+
+
+def test_the_regions_of_those_who_went_are_given_to_others():
+    """Class 2 goes at first; on its region class 1 then is outvoted too."""
+    P = [[0.6, 0.5, 0.5, 0.5], [0.2, 0.45, 0.3, 0.3], [0.2, 0.05, 0.2, 0.2]]
+    D = [[1.0, 0.1, 0.1, 0.1], [0.1, 0.9, 0.8, 0.8], [0.1, 0.1, 0.9, 0.9]]
+    P[1][1] = 0.55
+    assert vote(P, [D[0], D[1], [0.0] * 4]) == [True, False, True]
+    assert vote([P[0], [0.2, 0.55, 0.6, 0.6], P[2]], D) == [True, True, False]
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 0.9, 1.0])
+def test_equals_the_reference_in_batches_and_permuted(ratio, rng):
+    P = torch.from_numpy(rng.random((6, 9, 40))).float().mul(3).softmax(dim=1)
+    D = torch.from_numpy(rng.random((6, 9, 40))).float() + 2 * P
+    everybody = torch.ones(6, 9, dtype=torch.bool)
+    left = region_vote(P, D, everybody, ratio)
+    for b in range(6):
+        expected = reference.region_vote(P[b].double().numpy(), D[b].double().numpy(), ratio)
+        assert left[b].tolist() == expected.tolist()
+    order = torch.from_numpy(rng.permutation(9))
+    assert torch.equal(region_vote(P[:, order], D[:, order], everybody, ratio), left[:, order])
+    assert torch.equal(region_vote(P, D, everybody, ratio, test_every=0), left)
+    assert left.any(dim=1).all()
+    assert left.all() == (ratio == 0)
+
+
+def test_it_ends():
+    """One class a round, more of them than rounds."""
+    M = ROUNDS + 4
+    P = torch.eye(M) * 0.1 + torch.linspace(0.1, 0.9, M)[:, None]
+    D = torch.eye(M) + torch.linspace(1, 0, M)[:, None] * 0.5
+    left = vote(P.tolist(), D.tolist())
+    assert 1 <= sum(left) < M
+
+
+class TestInTheRefinement:
+    """Class 2 wins two patches in an unsure part of class 0's object; class 1 has its own."""
+
+    attention = Attention(0.98 * block_attention([3, 7, 10, 5]) + 0.02 / 25, (5, 5))
+    image = torch.full((3, 10, 10), 0.5)
+
+    def logits(self):
+        logits = torch.zeros(3, 25)
+        logits[0, :20], logits[1, 20:], logits[2, 3:5] = 2.0, 1.0, 2.5
+        logits[0, 5:9] = 1.0
+        return logits.view(3, 5, 5)
+
+    def test_it_drops_the_intruder_and_scores_the_others_again(self):
+        voted = Refiner()(self.logits(), self.attention, self.image)
+        alone = Refiner(vote=0)(self.logits(), self.attention, self.image)
+        assert voted.kept.tolist() == [True, True, False]
+        assert alone.kept.tolist() == [True, True, True]
+        assert voted.labels.unique().tolist() == [0, 1]
+        without = Refiner(vote=0)(self.logits()[:2].log_softmax(dim=0), self.attention, self.image)
+        torch.testing.assert_close(voted.discrepancy[:2], without.discrepancy)
+        assert torch.equal(voted.labels, without.labels)
+
+    def test_an_image_without_intruders_is_as_without_a_vote_also_in_a_batch(self):
+        plain = self.logits()
+        plain[2] = -5
+        batch = Attention.stack([self.attention] * 2)
+        images = torch.stack([self.image] * 2)
+        both = Refiner()(torch.stack([self.logits(), plain]), batch, images)
+        alone = Refiner(vote=0)(plain, self.attention, self.image)
+        assert torch.equal(both[1].discrepancy, alone.discrepancy)
+        assert torch.equal(both[1].seeds, alone.seeds)
+
+    def test_patches_whose_other_classes_have_no_confidence_at_all(self):
+        logits = self.logits()
+        logits.flatten(1)[:2, 5:10] = 1.0  # a tie, so that these are no seeds
+        refiner = Refiner(logit_scale=1e3, confidence_power=0)
+        voted = refiner(logits, self.attention, self.image)
+        assert voted.kept.tolist() == [True, True, False]
+        assert voted.labels.unique().tolist() == [0, 1]
+        assert voted.discrepancy[:2].isfinite().all()
+
+    def test_the_paper_s_reading_has_none(self):
+        refiner = Refiner.paper("fusion", tau=0.2)
+        assert (refiner.config.nms, refiner.config.vote) == ("relative", 0)
+        assert (refiner.config.mode, refiner.config.confidence_power) == ("fusion", 0)
+        assert Refiner.paper(vote=0.5).config.vote == 0.5
