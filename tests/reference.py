@@ -121,8 +121,8 @@ def doubly_stochastic(A, rounds):
 def seeds(P, assigned, nms, nms_threshold, min_area, seed_quantile=0.25, suppress=True):
     """Reject classes and noisy patches (the method, steps 3 and 4).
 
-    Decided here, where the text is silent: the lowest class index wins a tie; an area gate that
-    would leave no class is not applied; the relative bar uses the highest top confidence of the
+    Decided here, where the text is silent: the lowest class index wins a tie; nobody wins a patch
+    without any confidence, as a vote may leave it; an area gate that would leave no class is not applied; the relative bar uses the highest top confidence of the
     whole image, whichever class has it, but not of the patches that the background rule set to
     one (they would make the bar absolute); the class-wise bar leaves these out likewise, and they
     are seeds; if no seed is left anywhere, every winning patch of the classes that passed the area
@@ -148,6 +148,7 @@ def seeds(P, assigned, nms, nms_threshold, min_area, seed_quantile=0.25, suppres
     M, N = P.shape
     winner = [int(np.argmax(P[:, i])) for i in range(N)]  # argmax takes the lowest index on a tie
     top = [P[winner[i], i] for i in range(N)]
+    winner = [c if p > 0 else None for c, p in zip(winner, top, strict=True)]
 
     wins = [sum(1 for i in range(N) if winner[i] == c) for c in range(M)]
     winning = [wins[c] > 0 for c in range(M)]
@@ -169,8 +170,9 @@ def seeds(P, assigned, nms, nms_threshold, min_area, seed_quantile=0.25, suppres
 
     winning_patch = np.zeros((M, N), dtype=bool)
     seed = np.zeros((M, N), dtype=bool)
-    for i in range(N):
-        c = winner[i]
+    for i, c in enumerate(winner):
+        if c is None:
+            continue
         winning_patch[c, i] = passed[c]
         reached = top[i] >= bars[c] or (nms == "classwise" and assigned[i])
         seed[c, i] = passed[c] and reached

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from conftest import RANGE_TOLERANCE, TORCH
-from ovss_refine import RefineConfig, refine
+from ovss_refine import Attention, RefineConfig, refine
 from ovss_refine.attention import affinity
+from ovss_refine.config import PAPER
 from ovss_refine.export import EXAMPLE, OPSET, OUTPUTS, RefineModule, export_onnx, export_program
 from ovss_refine.tensors.tracing import repeat
+from strategies import block_attention
 
 # Every mode, and among them every option that decides which classes go on, from where, and how they
 # are upsampled: an export takes seconds, so that there is none for options alone.
@@ -21,6 +23,13 @@ MODES = {
     "kl": {"mode": "kl", **GATES},
     "optimal path": {"mode": "optimal_path"},
     "maximum velocity": {"mode": "maximum_velocity"},
+    "calibrated": {
+        "logit_scale": "auto",
+        "seed_quantile": 0.6,
+        "vote": 0.9,
+        "confidence_power": 0.5,
+    },
+    "the paper's": PAPER,
     "increment": {"mode": "maximum_velocity", "criterion": "increment"},
     "fusion": {"mode": "fusion"},
     "propagation": {"mode": "propagation", "background": (1, 0.6), **SPREAD},
@@ -48,6 +57,17 @@ def problem(B, K, logits, grid, pixels, seed=0):
         scores[0, 3] -= 30  # wins in no first image: the images keep different numbers
     attention = affinity(torch.randn(B, 8, *grid, generator=generator), 0.3)
     return scores, attention, torch.rand(B, 3, *pixels, generator=generator)
+
+
+def outvoted():
+    """Two images; in the first, class 2 has two patches in an unsure part of class 0's object."""
+    logits = torch.zeros(2, 3, 60)
+    logits[:, 0, :50], logits[:, 1, 50:], logits[:, 2] = 4.0, 2.0, -5.0
+    logits[:, 0, 3:10], logits[0, 2, 3:10] = 2.0, 1.0
+    logits[0, 2, 3:5] = 4.0
+    weights = 0.98 * block_attention([3, 7, 40, 10]) + 0.02 / 60
+    image = torch.rand(2, 3, 36, 60, generator=torch.Generator().manual_seed(0))
+    return logits.view(2, 3, 6, 10), Attention(weights.expand(2, 60, 60), (6, 10)), image
 
 
 def inputs_of(logits, attention, image, prompt_index=None):
@@ -102,6 +122,23 @@ class TestModule:
         got = RefineModule(config, early_stop=early_stop)(**inputs_of(*given))
         assert_equal(got, given, config)
 
+    @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+    @pytest.mark.parametrize("early_stop", [True, False])
+    def test_a_class_that_is_outvoted(self, mode, early_stop):
+        config, given = RefineConfig(**mode, keep_scores=True), outvoted()
+        got = RefineModule(config, early_stop=early_stop)(**inputs_of(*given))
+        assert_equal(got, given, config)
+
+    @pytest.mark.parametrize("mode", ["maximum velocity", "calibrated", "optimal path", "fusion"])
+    def test_the_vote_drops_it(self, mode):
+        config = RefineConfig(**MODES[mode])
+        assert refine(*outvoted(), config).kept.tolist() == [
+            [True, True, False],
+            [True, True, False],
+        ]
+        kept = refine(*outvoted(), replace(config, vote=0)).kept
+        assert kept.tolist() == [[True, True, True], [True, True, False]]
+
     def test_has_nothing_to_train(self):
         assert not list(RefineModule(RefineConfig()).parameters())
 
@@ -135,6 +172,10 @@ class TestProgram:
         config, module = programs(mode="fusion", keep_scores=True, **FEW)
         given = problem(*size)
         assert_equal(module(**inputs_of(*given)), given, config)
+
+    def test_a_class_that_is_outvoted(self, programs):
+        config, module = programs(mode="fusion", keep_scores=True, **FEW)
+        assert_equal(module(**inputs_of(*outvoted())), outvoted(), config)
 
     def test_with_synonyms(self, programs):
         config, module = programs(prompt_index=True, mode="kl", background=(0, 0.5))
@@ -194,6 +235,11 @@ class TestOnnx:
         config, session, _ = sessions(**MODES[mode], keep_scores=True, **FEW)
         given = problem(*size)
         assert_equal(run(session, given), given, config)
+
+    @pytest.mark.parametrize("mode", ["maximum velocity", "calibrated", "fusion"])
+    def test_a_class_that_is_outvoted(self, sessions, mode):
+        config, session, _ = sessions(**MODES[mode], keep_scores=True, **FEW)
+        assert_equal(run(session, outvoted()), outvoted(), config)
 
     def test_without_a_loop(self, sessions):
         steps = {"sinkhorn_iterations": 3, "max_steps": 4}

@@ -171,6 +171,11 @@ class TestProbabilities:
         for cosines in (LOGITS.tanh() * 0.3, LOGITS.sigmoid() * 0.3):
             with pytest.warns(UserWarning, match="like cosine similarities .* set `logit_scale`"):
                 Refiner()(cosines, ATTENTION, IMAGE)
+            Refiner(logit_scale="auto")(cosines, ATTENTION, IMAGE)
+
+    def test_calibrated_probabilities_are_still_no_logits(self):
+        with pytest.warns(UserWarning, match="look like probabilities"):
+            Refiner(logit_scale="auto")(self.P, ATTENTION, IMAGE)
 
     def test_with_a_scale_nothing_is_said(self):
         Refiner(logit_scale=20.0)(self.P, ATTENTION, IMAGE)

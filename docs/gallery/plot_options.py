@@ -81,7 +81,7 @@ for temperature in (0.02, 0.05, 0.2):
 person = names.index("person")
 sheets = []
 for tau in (0.1, 0.3, 0.6):
-    result = Refiner(tau=tau, nms_threshold=0.98)(logits, attention, image)
+    result = Refiner(tau=tau, seed_quantile=0.9)(logits, attention, image)
     D = result.discrepancy[person]
     map = Image.fromarray((255 * D / D.max()).byte().numpy())
     sheets.append(map.resize(photograph.size, Image.Resampling.NEAREST).convert("RGB"))
@@ -114,7 +114,7 @@ show(*overlays)
 scribbles = torch.zeros(2, 8, 8)
 scribbles[0, 1:7, 3:5] = 3
 scribbles[1, 0:4, 0:2] = scribbles[1, 0:3, 6:8] = 3
-sure = Refiner(nms_threshold=0.9)  # only what was drawn is a seed
+sure = Refiner.paper(nms_threshold=0.9)  # only what was drawn is a seed
 attention = affinity(features, temperature=0.1)
 result = sure(scribbles, attention, image)
 

@@ -108,7 +108,8 @@ def find_seeds(P: Tensor, assigned: Tensor, config: RefineConfig, *, suppress: b
             of the class that wins it.
     """
     top, winner = P.max(dim=1)  # both [B, N]
-    wins = torch.zeros_like(P, dtype=torch.bool).scatter_(1, winner[:, None], True)
+    # A vote may leave only classes without any confidence at a patch: nobody wins it.
+    wins = torch.zeros_like(P, dtype=torch.bool).scatter_(1, winner[:, None], top[:, None] > 0)
     area = wins.sum(dim=2, keepdim=True, dtype=P.dtype) / P.shape[2]  # [B, M, 1]
     large = wins & (area >= config.min_area)
     # An image must not end up empty: where no class is large enough, all that win go on.
@@ -122,8 +123,9 @@ def find_seeds(P: Tensor, assigned: Tensor, config: RefineConfig, *, suppress: b
 def _bar(top: Tensor, winner: Tensor, assigned: Tensor, M: int, config: RefineConfig) -> Tensor:
     """Return the confidence that makes a patch a seed: [B, N] or [B, 1]; see `find_seeds`."""
     if config.nms == "classwise":
-        # The patches of the background rule are a class of their own here, all of them seeds.
-        bars = class_quantile(top, winner.masked_fill(assigned, M), M + 1, config.seed_quantile)
+        # The patches of the background rule, all of them seeds, and those that nobody wins.
+        others = assigned | (top <= 0)
+        bars = class_quantile(top, winner.masked_fill(others, M), M + 1, config.seed_quantile)
         return bars.gather(1, winner).masked_fill(assigned, 0) * (1 - ROUNDING)
     bar = torch.full_like(top[:, :1], config.nms_threshold)
     if config.nms == "absolute":

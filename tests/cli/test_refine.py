@@ -196,6 +196,20 @@ def test_every_option_has_a_flag_that_reaches_the_config(name):
     assert request_of(parser().parse_args(ONE.split()), RefineRequest).config == default
 
 
+def test_a_calibrated_scale(tmp_path, capsys):
+    wanted = make(tmp_path)(logit_scale="auto").labels.numpy()
+    with np.load(tmp_path / "l" / "x.npz") as file:
+        logits = file["logits"]
+    for factor in (1.0, 0.01, 3.0):
+        np.savez(tmp_path / "l" / "x.npz", logits=factor * logits)
+        assert run(tmp_path, ONE + "--logit-scale auto --overwrite") == 0
+        assert capsys.readouterr().err == ""  # nothing looks unscaled
+        same(tmp_path / "out" / "x_labels.png", wanted, "P")
+    with pytest.raises(SystemExit):
+        run(tmp_path, ONE + "--logit-scale automatic")
+    assert "--logit-scale: " in capsys.readouterr().err
+
+
 def test_help_needs_neither_torch_nor_numpy_nor_pillow(forks):
     code = """
 import sys

@@ -1,5 +1,7 @@
 """The rows: what each computes from one forward pass, and the published decision."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -103,6 +105,24 @@ def test_all_rows_exist_and_differ(given):
     labels = [row(*given) for row in table.values()]
     assert all(x.shape == (2, *SIZE) for x in labels)
     assert len({x.numpy().tobytes() for x in labels}) == len(ROWS)
+
+
+def test_the_paper_s_row_reads_the_paper_whatever_the_options(given):
+    config = RefineConfig(mode="fusion", tau=0.2, nms="absolute", vote=0.5)
+    refiner = Refiner.paper("fusion", tau=0.2)
+    assert torch.equal(make_rows(config, Baseline())["paper"](*given), refiner(*given).labels)
+
+
+def test_a_calibrated_scale_is_that_of_every_row_but_the_baseline(given):
+    logits, *rest = given
+    auto = make_rows(RefineConfig(logit_scale="auto"), Baseline())
+    usual = make_rows(RefineConfig(), Baseline())
+    for name in ROWS:
+        wanted = auto[name](logits, *rest)
+        assert torch.equal(wanted, usual[name](logits, *rest)) == (name == "baseline")
+        for scale in (0.3, 3.0):
+            found = auto[name](replace(logits, scale=scale * logits.scale), *rest)
+            assert (found != wanted).float().mean() < 0.005, name
 
 
 def test_rows_are_chosen_by_name():

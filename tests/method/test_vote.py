@@ -127,6 +127,24 @@ class TestInTheRefinement:
         assert voted.labels.unique().tolist() == [0, 1]
         assert voted.discrepancy[:2].isfinite().all()
 
+    @pytest.mark.parametrize("rule", ["background", "certain"])
+    @pytest.mark.parametrize("nms", ["classwise", "relative", "absolute"])
+    def test_where_those_left_have_no_confidence_nobody_has_a_seed(self, rule, nms):
+        """Class 1 is alone in one patch of an unsure part of class 2's object, and goes."""
+        P = torch.full((3, 45), 0.05)
+        P[2, 1:6], P[0, 1:6] = 0.55, 0.4
+        P[2, 6:35] = P[0, 35:] = 0.9
+        P[:, 0] = torch.tensor([0.33, 0.33, 0.34] if rule == "background" else [0.0, 1.0, 0.0])
+        attention = Attention(0.99 * block_attention([6, 29, 10]) + 0.01 / 45, (5, 9))
+        options = {"background": (1, 0.5)} if rule == "background" else {}
+        refiner = Refiner(nms=nms, nms_threshold=0.65, **options)
+        logits = P.log().clamp_min(-1e3).view(3, 5, 9)
+        result = refiner(logits, attention, torch.full((3, 10, 18), 0.5))
+        assert result.kept.tolist() == [True, False, True]
+        assert not result.seeds[:, 0, 0].any()
+        assert result.seeds[0].flatten().nonzero().flatten().tolist() == [*range(35, 45)]
+        assert set(result.labels[:2, :2].flatten().tolist()) == {2}
+
     def test_the_paper_s_reading_has_none(self):
         refiner = Refiner.paper("fusion", tau=0.2)
         assert (refiner.config.nms, refiner.config.vote) == ("relative", 0)
