@@ -103,8 +103,9 @@ class RefineConfig:
         nms_threshold: the bar of "relative" and "absolute", in [0, 1].
         seed_quantile: the bar of "classwise", in [0, 1]: the share of a class's patches that are
             no seeds.
-        vote: a class is dropped if its mean confidence over its own region is below this share of
-            the best class's mean there, in [0, 1]; the others are then scored again. 0: no vote.
+        vote: a class is dropped if its geometric mean confidence over its own region is below this
+            share of the best class's there, in [0, 1]; the others are then scored again. 0: no
+            vote.
         confidence_power: the power of a patch's confidence that multiplies the score of maximum
             velocity, in [0, 1]; 0: the score alone.
         pre_propagation: steps of the attention's Markov chain that the confidence takes

@@ -122,9 +122,10 @@ def seeds(P, assigned, nms, nms_threshold, min_area, seed_quantile=0.25, suppres
     """Reject classes and noisy patches (the method, steps 3 and 4).
 
     Decided here, where the text is silent: the lowest class index wins a tie; nobody wins a patch
-    without any confidence, as a vote may leave it; an area gate that would leave no class is not applied; the relative bar uses the highest top confidence of the
-    whole image, whichever class has it, but not of the patches that the background rule set to
-    one (they would make the bar absolute); the class-wise bar leaves these out likewise, and they
+    without any confidence, as a vote may leave it; an area gate that would leave no class is not
+    applied; the relative bar uses the highest top confidence of the whole image, whichever class
+    has it, but not of the patches that the background rule set to one (they would make the bar
+    absolute); the class-wise bar leaves these out likewise, and they
     are seeds; if no seed is left anywhere, every winning patch of the classes that passed the area
     gate is a seed.
 
@@ -189,8 +190,8 @@ def region_vote(P, D, ratio):
     Args:
         P: [m, N] confidence of the kept classes.
         D: [m, N] their scores.
-        ratio: a class goes if its mean confidence over its region is below this share of the
-            largest mean there.
+        ratio: a class goes if its geometric mean confidence, of 1e-3 or more each, over its region
+            is below this share of the largest there.
 
     Returns:
         [m] bool, the classes that are left; never all False.
@@ -205,7 +206,8 @@ def region_vote(P, D, ratio):
         stay = list(left)
         for c in range(m):
             if left[c] and regions[c]:
-                means = [sum(P[d, i] for i in regions[c]) / len(regions[c]) for d in range(m)]
+                logs = np.log(np.maximum(P[:, regions[c]], 1e-3))
+                means = np.exp(logs.mean(axis=1))  # geometric
                 best = max(means[d] for d in range(m) if left[d])
                 stay[c] = means[c] >= (1 - 1e-6) * ratio * best
         if stay == left or not any(stay):

@@ -1,4 +1,4 @@
-"""`logit_scale="auto"` from end to end: no factor on the logits, and no number of prompts, matters."""
+"""`logit_scale="auto"`, end to end: no factor on the logits and no number of prompts matters."""
 
 import numpy as np
 import pytest

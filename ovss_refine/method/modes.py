@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ModeName = Literal["kl", "optimal_path", "maximum_velocity", "fusion", "propagation", "anchored"]
 
-# A patch that is certain of its class may still be reached by another one first.
+# As low as a confidence weighs: a patch certain of its class may still be reached by another.
 LEAST_CONFIDENCE = 1e-6
 
 

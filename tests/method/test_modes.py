@@ -72,6 +72,7 @@ def test_a_mode_reads_its_options_and_no_others(name, option, rng):
         "nms": {"nms_threshold": 0.9},
         "nms_threshold": {"nms": "relative"},
         "ipf_rounds": {"vote": 0.0},
+        "seed_quantile": {"vote": 0.0},
         "vote": {"logit_scale": 0.3},
     }.get(option, {})
     one, two = (
