@@ -16,7 +16,6 @@ from conftest import MISSING
 from doc_pages import PAGES, ROOT, all_commands, blocks, read, split
 from doc_world import install_tiny_models, scene, write_world
 from ovss_refine.cli import main
-from ovss_refine.images.read import read_image
 from ovss_refine.method.modes import MODES
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -208,7 +207,7 @@ def test_code(guide, world):
 def test_readme_begins_with_code_that_runs_as_pasted():
     names = {}
     exec(blocks("README.md", "python")[0].text, names)
-    H, W, _ = read_image(names["examples"] / "astronaut.png").shape
+    H, W, _ = names["example"].image.shape
     assert names["labels"].shape == (H, W)
     assert len(names["labels"].unique()) > 1
 

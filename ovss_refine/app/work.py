@@ -10,14 +10,19 @@ from torch import Tensor
 
 from ovss_refine.app.uploads import NamedImage
 from ovss_refine.attention import Attention
-from ovss_refine.examples import example_names, read_example
+from ovss_refine.examples import example_labels, read_example
 from ovss_refine.logits import Logits
 from ovss_refine.refiner import as_attention
 from ovss_refine.segmentation import Segmentation
 from ovss_refine.segmenter import Segmenter
 from ovss_refine.sources.stages import OnStage
 
-EXAMPLE_NAMES = {"astronaut": "Eileen Collins", "chelsea": "Chelsea the cat"}
+EXAMPLE_NAMES = {
+    "astronaut": "Eileen Collins",
+    "coffee": "A cup of coffee",
+    "hopper": "Grace Hopper",
+    "raccoon": "A raccoon",
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +56,7 @@ def pick_example(stem: str) -> Example:
     """Read a built-in image, a key of `EXAMPLE_NAMES`."""
     inputs = read_example(stem)
     values = inputs.logits[None].float()  # [1, K, h, w]
-    logits = Logits(values, prompt_index=inputs.prompt_index, names=example_names())
+    logits = Logits(values, prompt_index=inputs.prompt_index, names=example_labels(stem).names)
     h, w = values.shape[2:]
     attention = as_attention(inputs.attention, (h, w), inputs.image.shape[:2])
     return Example(stem, inputs.image, logits, attention.batched())

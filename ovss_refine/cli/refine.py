@@ -79,7 +79,7 @@ def add_refine(commands: Any) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from ovss_refine.cli.refine_files import run_demo
+    from ovss_refine.cli.demo import run_demo
 
     run_demo(request_of(args, DemoRequest))
 

@@ -1,4 +1,4 @@
-"""What `refine` and `demo` do: match the files, refine, write images, print a summary."""
+"""What `refine` does: match the files, refine, write images, print a summary."""
 
 import time
 import warnings
@@ -8,47 +8,17 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ovss_refine.cli.refine import DemoRequest, RefineRequest
-from ovss_refine.config import RefineConfig
-from ovss_refine.examples import example_names, list_examples, read_example, read_inputs
+from ovss_refine.cli.refine import RefineRequest
+from ovss_refine.examples import read_inputs
 from ovss_refine.folders.files import write_whole
 from ovss_refine.folders.results import prepare_folder
 from ovss_refine.images import draw
 from ovss_refine.images.formats import IMAGE_SUFFIXES, pick_images
 from ovss_refine.labels import read_labels
 from ovss_refine.segment.outputs import writers
-
-
-def run_demo(request: DemoRequest) -> None:
-    """Refine the built-in photographs; write a before-and-after image of each.
-
-    Raises:
-        FileExistsError: if a result exists and `overwrite` is not set.
-    """
-    names = example_names()
-    targets = {stem: request.out / f"{stem}_before_after.png" for stem in list_examples()}
-    prepare_folder(request.out, [*targets.values()], overwrite=request.overwrite)
-    for stem, target in targets.items():
-        inputs = read_example(stem)
-        H, W = inputs.image.shape[:2]
-        bilinear = F.interpolate(inputs.logits[None].float(), (H, W), mode="bilinear")
-        before = bilinear[0].argmax(0).numpy()
-        start = time.perf_counter()
-        after = inputs.refine(RefineConfig()).labels.numpy()
-        seconds = time.perf_counter() - start
-
-        pair = {"before: bilinear": before, "after: refined": after}
-        page = draw.labelled(inputs.image, pair, names)
-        write_whole(target, partial(draw.write_png, image=page))
-        print(f"{stem}: {W} x {H} pixels, {inputs.M} classes")
-        print(f"  before  {describe(before, names)}")
-        print(f"  after   {describe(after, names)}")
-        print(f"  {np.mean(before != after):.1%} of the pixels changed, in {seconds:.2f} s")
-        print(f"  {target}")
 
 
 def run_refine(request: RefineRequest) -> None:

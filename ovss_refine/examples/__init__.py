@@ -11,16 +11,17 @@ import torch
 from numpy.typing import NDArray
 
 from ovss_refine.attention import Attention
-from ovss_refine.checks import check_shape
+from ovss_refine.checks import check_choice, check_shape
 from ovss_refine.config import RefineConfig
 from ovss_refine.folders.arrays import read_arrays
 from ovss_refine.images.read import read_image
-from ovss_refine.labels import read_labels
+from ovss_refine.labels import Labels, read_labels
 from ovss_refine.refiner import refine
 from ovss_refine.result import RefineResult
 from ovss_refine.sources.files import read_attention
 
 EXAMPLES = Path(__file__).parent
+ARRAYS = EXAMPLES / "dinov2_s14"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,19 +52,40 @@ class RefineInputs:
 
 
 def list_examples() -> list[str]:
-    """Return the names of the built-in photographs."""
-    return sorted(path.stem for path in EXAMPLES.glob("*.png"))
+    """Return the names of the built-in photographs that have attention of a vision transformer."""
+    return sorted(path.stem for path in ARRAYS.glob("*.txt"))
 
 
 def read_example(name: str) -> RefineInputs:
-    """Read a built-in photograph with its logits and attention."""
-    arrays = EXAMPLES / f"{name}.npz"
-    return read_inputs(EXAMPLES / f"{name}.png", arrays, arrays, temperature=0.05)
+    """Read a built-in photograph with a segmenter's logits and a ViT's attention.
+
+    Raises:
+        ValueError: if `name` is not in `list_examples()`.
+    """
+    labels = example_labels(name)
+    arrays = read_arrays(ARRAYS / f"{name}.npz", ["logits"], ["codes"])
+    logits = torch.from_numpy(arrays["logits"])  # [K, h, w]
+    weights = torch.from_numpy(arrays["codes"]).float().square()  # [N, N]
+    _, h, w = logits.shape
+    attention = Attention(weights / weights.sum(dim=1, keepdim=True), (h, w))
+    index = torch.tensor(labels.prompt_index)
+    return RefineInputs(read_image(photograph(name)), logits, attention, index)
 
 
-def example_names() -> list[str]:
-    """Return the names of the M classes of the examples' logits."""
-    return list(read_labels(EXAMPLES / "voc_names.txt").names)
+def photograph(name: str) -> Path:
+    """Return the file of an example's photograph."""
+    (path,) = EXAMPLES.glob(f"{name}.[jp][pn]g")
+    return path
+
+
+def example_labels(name: str) -> Labels:
+    """Return the classes of an example's logits, and their prompts.
+
+    Raises:
+        ValueError: if `name` is not in `list_examples()`.
+    """
+    check_choice("name", name, list_examples())
+    return read_labels(ARRAYS / f"{name}.txt")
 
 
 def read_inputs(image: Path, logits: Path, attention: Path, temperature: float) -> RefineInputs:

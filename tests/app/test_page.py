@@ -69,22 +69,22 @@ def tab(page, name):
 
 def test_an_example_is_shown_at_once(visit):
     page = visit()
-    done(page, "astronaut, 512 x 512 pixels, 33 x 33 patches, 21 classes")
+    done(page, "astronaut, 512 x 512 pixels, 37 x 37 patches, 3 classes")
     expect(page.locator("#status")).to_contain_text(re.compile(r"refinement\s*[\d.]+ s"))
     before, after = sources_of(page)
     assert before.startswith("data:image/jpeg")
     assert before != after
     expect(page.get_by_role("row", name=re.compile("person"))).to_be_visible()
     expect(page.locator("#labels")).to_be_hidden()
-    expect(page.locator("#fixed")).to_contain_text("21 classes: background, aeroplane")
+    expect(page.locator("#fixed")).to_contain_text("3 classes: person, wall, other")
 
 
 def test_another_example_and_another_mode(visit):
     page = visit()
     done(page, "astronaut")
-    page.get_by_role("button", name="Chelsea").click()
-    done(page, "chelsea, 451 x 300")
-    expect(page.get_by_role("row", name=re.compile("cat"))).to_be_visible()
+    page.get_by_role("button", name="coffee").click()
+    done(page, "coffee, 512 x 341")
+    expect(page.get_by_role("row", name=re.compile("cup"))).to_be_visible()
     first = sources_of(page)
     page.get_by_label("Refinement").click()
     page.get_by_role("option", name="Optimal path").click()

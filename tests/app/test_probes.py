@@ -129,7 +129,9 @@ OFF = [
 EVENTS = {
     "load": [7, 2],
     "example-astronaut click": [7],
-    "example-chelsea click": [7],
+    "example-coffee click": [7],
+    "example-hopper click": [7],
+    "example-raccoon click": [7],
     "drop upload": [1],
     "source input": [1],
     "mode input": [1],

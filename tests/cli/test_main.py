@@ -12,7 +12,7 @@ import ovss_refine
 from forks import fresh
 from ovss_refine import RefineConfig
 from ovss_refine.app.request import AppRequest
-from ovss_refine.cli import main, parser, refine_files
+from ovss_refine.cli import demo, main, parser
 from ovss_refine.cli.dataset import CheckRequest, ConvertRequest
 from ovss_refine.cli.flags import request_of
 from ovss_refine.cli.main import NO_MEMORY
@@ -132,7 +132,7 @@ def test_a_lack_of_memory_is_one_line(capsys, monkeypatch, text):
     def fail(_):
         raise MemoryError(text)
 
-    monkeypatch.setattr(refine_files, "run_demo", fail)
+    monkeypatch.setattr(demo, "run_demo", fail)
     assert main(["demo"]) == 2
     error = capsys.readouterr().err
     assert error == f"ovss-refine: error: {text or NO_MEMORY}\n"

@@ -141,9 +141,9 @@ def test_a_folder_of_other_files_is_refused_before_models_are_loaded(tmp_path, c
 
 @pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
 def test_a_result_that_is_a_folder(tmp_path, capsys, overwrite):
-    (tmp_path / "out" / "chelsea_before_after.png").mkdir(parents=True)
+    (tmp_path / "out" / "coffee_before_after.png").mkdir(parents=True)
     assert main([*command("demo", tmp_path, str(tmp_path / "out")), *overwrite]) == 2
-    check_one_line(capsys, "chelsea_before_after.png` must be a new or regular file; got a folder.")
+    check_one_line(capsys, "coffee_before_after.png` must be a new or regular file; got a folder.")
     assert len(list((tmp_path / "out").iterdir())) == 1
 
 

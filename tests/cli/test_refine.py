@@ -76,44 +76,6 @@ def says(labels, names=CLASSES):
     return ", ".join(f"{names[index[i]]} {counts[i] / labels.size:.1%}" for i in order)
 
 
-def check_page(path, stem, after, said):
-    image = read_image(examples.EXAMPLES / f"{stem}.png")
-    names = (examples.EXAMPLES / "voc_names.txt").read_text().splitlines()
-    with np.load(examples.EXAMPLES / f"{stem}.npz") as file:
-        logits = torch.from_numpy(file["logits"]).float()[None]
-    smooth = torch.nn.functional.interpolate(logits, after.shape, mode="bilinear")
-    before = smooth[0].argmax(0).numpy()
-    changed = np.mean(before != after)
-    assert changed > 0.001
-    text = f"  before  {says(before, names)}\n  after   {says(after, names)}\n  {changed:.1%} of"
-    assert re.search(re.escape(text) + r" the pixels changed, in \d+\.\d\d s\n", said)
-    rows, W = read_image(path)[2 * draw.FONT_PX :][: len(image)], image.shape[1]
-    for side, labels in ((rows[:, :W], before), (rows[:, -W:], after)):
-        assert_array_equal(side, draw.overlay(image, labels, draw.palette(names)))
-
-
-def test_demo_shows_before_and_after_and_overwrites_only_with_the_flag(
-    tmp_path, capsys, monkeypatch
-):
-    calls, refine = [], examples.refine
-    spy = lambda *args, **more: calls.append((*args, refine(*args, **more))) or calls[-1][-1]  # noqa: E731
-    monkeypatch.setattr(examples, "refine", spy)
-    assert run(tmp_path, "demo --out {}/new/demo") == 0
-    said, out = capsys.readouterr().out, tmp_path / "new" / "demo"
-    for stem, (*_, config, result) in zip(("astronaut", "chelsea"), calls, strict=True):
-        assert config == RefineConfig()
-        check_page(out / f"{stem}_before_after.png", stem, result.labels.numpy(), said)
-    files = tree(out)
-    (out / "chelsea_before_after.png").write_bytes(b"mine")
-    assert run(tmp_path, "demo --out {}/new/demo") == 2
-    assert re.search(r"astronaut_.*` exists \(2 of 2 .*--overwrite", capsys.readouterr().err)
-    assert tree(out) == files | {"chelsea_before_after.png": b"mine"}
-    assert len(calls) == len(files) == 2  # refused before any work
-    monkeypatch.setattr(examples, "refine", lambda *_, **__: calls.pop(0)[-1])
-    assert run(tmp_path, "demo --out {}/new/demo --overwrite") == 0
-    assert tree(out) == files
-
-
 @pytest.mark.parametrize("kind", ["attention", "features"])
 @pytest.mark.parametrize(("K", "mode"), [(3, "P"), (256, "P"), (257, "I;16")])
 def test_one_image_equals_the_python_api(tmp_path, capsys, kind, K, mode):
