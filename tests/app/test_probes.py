@@ -127,18 +127,18 @@ OFF = [
 ]
 # The events, as "part event", and how many values each takes.
 EVENTS = {
-    "load": [7, 2],
-    "example-astronaut click": [7],
-    "example-coffee click": [7],
-    "example-hopper click": [7],
-    "example-raccoon click": [7],
+    "load": [8, 2],
+    "example-astronaut click": [8],
+    "example-coffee click": [8],
+    "example-hopper click": [8],
+    "example-raccoon click": [8],
     "drop upload": [1],
     "source input": [1],
     "mode input": [1],
     "logits input": [2],
     "attention input": [2],
-    "run click": [11],
-    "labels submit": [11],
+    "run click": [12],
+    "labels submit": [12],
     "column input": [2],
     "row input": [2],
     "photo select": [0],
@@ -360,7 +360,7 @@ def reached(monkeypatch):
 def test_no_value_of_an_event_names_a_file_to_gradio(page, reached, name):
     """Some hostile values in each place, all of them over the places."""
     index, before = index_of(page, name), len(stored(page))
-    good = {7: VALUES, 11: RUN}
+    good = {8: VALUES, 12: RUN}
     good |= {1: [None], 2: [1, 1]}
     count = EVENTS[name][0]
     for place in range(count):
@@ -379,10 +379,10 @@ def test_no_value_of_an_event_names_a_file_to_gradio(page, reached, name):
     assert len(stored(page)) <= before + 1
 
 
-@pytest.mark.parametrize("count", [0, 1, 6, 8, 200])
+@pytest.mark.parametrize("count", [0, 1, 7, 9, 200])
 def test_too_many_or_too_few_values_are_refused(page, reached, count):
     end = call(page, "load", ["x"] * count, "stranger")
-    assert "must have 7 values" in end["output"]["error"]
+    assert "must have 8 values" in end["output"]["error"]
     assert reached == []
 
 
