@@ -332,19 +332,15 @@ def summarise(
 
 
 def markdown(cells: dict[str, dict[str, Any]], attention: str) -> str:
-    """Format the cells of one attention as a table: a line for each row."""
-    names = [name.split(" | ") for name in cells]
-    chosen = [(m, x) for m, x, a in names if a == attention]
-    lines = [
-        ["difference to upsampling alone", *(f"{m}, {x}" for m, x in chosen)],
-        ["---", *("---:" for _ in chosen)],
-        ["upsampling alone, mIoU"]
-        + [f"{cells[f'{m} | {x} | -']['upsampling alone']['miou']:.1f}" for m, x in chosen],
-    ]
-    for row in cells[f"{chosen[0][0]} | {chosen[0][1]} | {attention}"]:
-        line = [row]
-        for m, x in chosen:
-            cell = cells[f"{m} | {x} | {attention}"][row]
+    """Format the cells of one attention as a table: a line for each cell, a column for each row."""
+    chosen = [name.split(" | ")[:2] for name in cells if name.endswith(f" | {attention}")]
+    rows = list(next(cell for name, cell in cells.items() if name.endswith(f" | {attention}")))
+    lines = [["cell", "alone", *rows], ["---", "---:", *("---:" for _ in rows)]]
+    for mean, logits in chosen:
+        alone = cells[f"{mean} | {logits} | -"]["upsampling alone"]["miou"]
+        line = [f"{mean}, {logits}", f"{alone:.1f}"]
+        for row in rows:
+            cell = cells[f"{mean} | {logits} | {attention}"][row]
             low, high = cell["interval"]
             line.append(f"{cell['difference']:+.1f} [{low:+.1f}, {high:+.1f}]")
         lines.append(line)
