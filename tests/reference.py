@@ -125,9 +125,8 @@ def seeds(P, assigned, nms, nms_threshold, min_area, seed_quantile=0.25, suppres
     without any confidence, as a vote may leave it; an area gate that would leave no class is not
     applied; the relative bar uses the highest top confidence of the whole image, whichever class
     has it, but not of the patches that the background rule set to one (they would make the bar
-    absolute); the class-wise bar leaves these out likewise, and they
-    are seeds; if no seed is left anywhere, every winning patch of the classes that passed the area
-    gate is a seed.
+    absolute); the class-wise bar leaves these out likewise, and they are seeds; if no seed is left
+    anywhere, every winning patch of the classes that passed the area gate is a seed.
 
     Args:
         P: [M, N] class confidence.

@@ -27,7 +27,7 @@ MODES = {
         "logit_scale": "auto",
         "seed_quantile": 0.6,
         "vote": 0.9,
-        "confidence_power": 0.5,
+        "confidence_power": 0.4,
     },
     "the paper's": PAPER,
     "increment": {"mode": "maximum_velocity", "criterion": "increment"},

@@ -78,8 +78,8 @@ before = unrefined(result, weak, image)
 show(overlay(before), overlay(result))
 
 # %%
-# The absent classes have gone. Parts of the flag and the helmet are labelled as person: refinement
-# cannot correct logits that are wrong over many patches.
+# Nearly all absent classes have gone. Parts of the flag and the wall are labelled as person:
+# refinement cannot correct logits that are wrong over many patches.
 #
 # Where the labels come from
 # --------------------------

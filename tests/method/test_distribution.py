@@ -161,6 +161,12 @@ class TestClasswise:
         seeds = find_seeds(P, assigned, RefineConfig(seed_quantile=1.0), suppress=True)
         assert seeds.mask[0, 0].tolist() == [True, True, True, False, False]
 
+    def test_patches_without_any_confidence_set_no_bar_and_are_no_seeds(self):
+        P = [[0.8, 0.4, 0.0, 0.0, 0.0], [0.2, 0.1, 0.0, 0.0, 0.7]]
+        mask = seeds_of(P, seed_quantile=0.5).mask[0]
+        assert mask.tolist() == [[True, False, False, False, False], [False] * 4 + [True]]
+        assert not seeds_of(P, suppress=False).mask[0, :, 2:4].any()
+
     @pytest.mark.parametrize("q", [0.0, 0.25, 0.7, 1.0])
     def test_every_class_that_wins_keeps_its_share(self, q, rng):
         P = torch.from_numpy(rng.random((1, 9, 300))).float().softmax(dim=1)

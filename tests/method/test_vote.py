@@ -108,6 +108,20 @@ class TestInTheRefinement:
         torch.testing.assert_close(voted.discrepancy[:2], without.discrepancy)
         assert torch.equal(voted.labels, without.labels)
 
+    @pytest.mark.parametrize("mode", ["maximum_velocity", "optimal_path", "fusion"])
+    def test_factors_equal_the_map(self, mode):
+        blocks = torch.block_diag(*[torch.ones(1, n) for n in (3, 7, 10, 5)]).T  # [N, 4]
+        factors = Attention.from_factors(6 * blocks[None], blocks[None], 1.0, (5, 5))
+        held = Attention((6 * blocks @ blocks.T).softmax(dim=1), (5, 5))
+        refiner = Refiner(mode)
+        found, wanted = (refiner(self.logits(), x, self.image) for x in (factors, held))
+        assert wanted.kept[0]
+        assert not wanted.kept[2]
+        assert torch.equal(found.kept, wanted.kept)
+        assert torch.equal(found.seeds, wanted.seeds)
+        torch.testing.assert_close(found.discrepancy, wanted.discrepancy, rtol=1e-4, atol=1e-5)
+        assert torch.equal(found.labels, wanted.labels)
+
     def test_an_image_without_intruders_is_as_without_a_vote_also_in_a_batch(self):
         plain = self.logits()
         plain[2] = -5
