@@ -97,6 +97,18 @@ def test_rows_and_limit(tmp_path, capsys):
     assert "baseline" not in capsys.readouterr().out
 
 
+def test_a_calibrated_scale(tmp_path):
+    make(tmp_path, "folder", count=2)
+    asked = ("--logit-scale", "auto", "--rows", "upsampling", "refined", "paper")
+    for _ in range(2):  # the second time it finds its results
+        assert main(arguments(tmp_path, "folder", *asked)) == 0
+    scaled = (*asked, "--logits-option", "scale=0.01")
+    assert main(arguments(tmp_path, "folder", *scaled, out="scaled")) == 0
+    assert numbers(tmp_path / "out") == numbers(tmp_path / "scaled")
+    assert main(arguments(tmp_path, "folder", *asked[2:], out="fixed")) == 0
+    assert numbers(tmp_path / "out") != numbers(tmp_path / "fixed")
+
+
 def test_batches_and_workers_do_not_change_the_numbers(tmp_path):
     make(tmp_path, "folder", count=7)
     assert main(arguments(tmp_path, "folder")) == 0
