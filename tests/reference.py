@@ -200,8 +200,10 @@ def region_vote(P, D, ratio):
     while True:
         regions = {c: [] for c in range(m)}
         for i in range(N):
-            winner = max((c for c in range(m) if left[c]), key=lambda c: (D[c, i], -c))
-            regions[winner].append(i)
+            best = max(D[c, i] for c in range(m) if left[c])
+            for c in range(m):
+                if left[c] and D[c, i] == best:  # all that tie
+                    regions[c].append(i)
         stay = list(left)
         for c in range(m):
             if left[c] and regions[c]:

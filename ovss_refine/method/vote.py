@@ -30,8 +30,9 @@ def region_vote(
     """Drop the classes that others outvote on their own region, until there are none.
 
     The region of a class are the patches at which its score is the largest of those that are
-    left. A class is outvoted if its geometric mean confidence there is below `ratio` times the
-    largest such mean there of the classes that are left. Where all are outvoted, they stay.
+    left; a patch where several tie is in the region of each. A class is outvoted if its geometric
+    mean confidence there is below `ratio` times the largest such mean there of the classes that are
+    left. Where all are outvoted, they stay.
 
     Args:
         P: [B, m, N] confidence; at least `LEAST` is counted.
@@ -47,8 +48,8 @@ def region_vote(
     slack = ROUNDING - math.log(max(ratio, sys.float_info.min))
 
     def drop(_: int, left: Tensor) -> State:
-        winner = D.masked_fill(~left[:, :, None], -torch.inf).argmax(dim=1, keepdim=True)
-        region = torch.zeros_like(P).scatter_(1, winner, 1)
+        scores = D.masked_fill(~left[:, :, None], -torch.inf)
+        region = (scores == scores.amax(dim=1, keepdim=True)).to(P.dtype)
         # Sums in place of means: whoever is compared has the same region. It may be empty.
         votes = logarithms @ region.mT  # [B, m, m], of each class over each region
         best = votes.masked_fill(~left[:, :, None], -torch.inf).amax(dim=1)  # [B, m]

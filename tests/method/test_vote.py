@@ -19,7 +19,7 @@ def vote(P, D, ratio=1.0, taking_part=None):
 # Class 1 has one sure patch, and its map spreads over the object of class 0.
 INSIDE = {
     "P": [[0.9, 0.9, 0.8, 0.4, 0.1], [0.1, 0.1, 0.2, 0.6, 0.9]],
-    "D": [[1.0, 0.5, 0.3, 0.3, 0.1], [0.1, 0.6, 0.7, 1.0, 0.1]],
+    "D": [[1.0, 0.5, 0.3, 0.3, 0.2], [0.1, 0.6, 0.7, 1.0, 0.1]],
 }
 
 
@@ -75,6 +75,19 @@ def test_equals_the_reference_in_batches_and_permuted(ratio, rng):
     assert torch.equal(region_vote(P, D, everybody, ratio, test_every=0), left)
     assert left.any(dim=1).all()
     assert left.all() == (ratio == 0)
+
+
+def test_a_tied_patch_is_in_the_region_of_all_that_tie(rng):
+    P = torch.from_numpy(rng.random((8, 5, 30))).float().softmax(dim=1)
+    D = torch.from_numpy(rng.integers(0, 3, (8, 5, 30))).float()
+    everybody = torch.ones(8, 5, dtype=torch.bool)
+    left = region_vote(P, D, everybody, 1.0)
+    assert not left.all()
+    order = torch.tensor([4, 2, 0, 3, 1])
+    assert torch.equal(region_vote(P[:, order], D[:, order], everybody, 1.0), left[:, order])
+    for b in range(8):
+        expected = reference.region_vote(P[b].double().numpy(), D[b].double().numpy(), 1.0)
+        assert left[b].tolist() == expected.tolist()
 
 
 def test_it_ends():
