@@ -155,6 +155,8 @@ def _rounding(rng):
             # Sums of many terms are wrong by a share of the largest: zeros, too.
             size = np.abs(P) + 1e-3 * P.max() if name == "propagation" else P
             P = P + size * ROUNDING * rng.normal(size=P.shape)
+            if name == "propagation":
+                P = np.maximum(P, 0)  # sums of what is not negative
             return (P, *rest) if rest else P
 
         return spoiled
