@@ -25,7 +25,7 @@ MODES = {
     "maximum velocity": {"mode": "maximum_velocity"},
     "calibrated": {
         "logit_scale": "auto",
-        "seed_quantile": 0.6,
+        "seed_quantile": 0.3,
         "vote": 0.9,
         "confidence_power": 0.4,
     },

@@ -112,8 +112,8 @@ for name, found in (("by default", result), ("seed_quantile=0.75", strict)):
 # ----------------
 #
 # Every class that wins somewhere has seeds, noise included. The vote drops a class if another one
-# explains the region that the attention gives to it better, by its confidences. Left: without the vote. Right: as
-# the paper reads it, with one threshold for all classes and no vote.
+# explains the region that the attention gives to it better, by its confidences. Left: without the
+# vote. Right: as the paper reads it, with one threshold for all classes and no vote.
 
 voteless = Refiner(vote=0)(weak, attention, image)
 paper = Refiner.paper()(weak, attention, image)

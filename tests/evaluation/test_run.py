@@ -392,7 +392,9 @@ def test_real_photographs_give_the_numbers_of_the_benchmark(tmp_path, monkeypatc
         "anchored": ("own", "anchored, k = 3"),
     }
     theirs = {}
-    asked = argparse.Namespace(logits=["strong", "weak"], attention=["own"])
+    asked = argparse.Namespace(
+        logits=["strong", "weak"], attention=["own"], rows=list(benchmark.ROWS)
+    )
     for stem in folder.ids:
         measured = benchmark.measure_image(folder, folder.read(stem), NoModel(), {}, asked)
         for attention, logits, row, counts, _ in measured:
