@@ -172,14 +172,14 @@ def test_a_clicked_patch_shows_its_attention(visit):
     page.wait_for_function("document.querySelector('#photo img')?.naturalWidth > 0")
     box = photo.bounding_box()
     photo.click(position={"x": box["width"] * 0.05, "y": box["height"] * 0.95})
-    expect(page.locator("#patch")).to_contain_text("column 2, row 32")
+    expect(page.locator("#patch")).to_contain_text("column 2, row 36")
     (second,) = sources_of(page, "#patch")
     assert first != second
     # The same from the keyboard.
     slider = page.get_by_role("slider", name=re.compile("Patch column"))
     slider.focus()
     slider.press("ArrowRight")
-    expect(page.locator("#patch")).to_contain_text("column 3, row 32")
+    expect(page.locator("#patch")).to_contain_text("column 3, row 36")
 
 
 def fetch(page, name):

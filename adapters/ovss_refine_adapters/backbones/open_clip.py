@@ -191,6 +191,11 @@ def _check_weights(library: ModuleType, name: str, pretrained: str | Path | None
     if pretrained is None:
         raise ValueError(f"`pretrained` must be one of {tags} or a file for {name!r}; got None.")
     if Path(pretrained).is_file():
+        if Path(pretrained).suffix in {".npz", ".npy"}:
+            raise ValueError(
+                "`pretrained` must be a .safetensors file or a state dict; got arrays of NumPy, "
+                f"`{pretrained}`."
+            )
         return
     wanted = library.get_pretrained_cfg(name, str(pretrained))
     if not wanted:
