@@ -81,13 +81,16 @@ def _number(default: float, help: str, low: float, high: float, **ends: bool) ->
 
 
 def _count(default: int, help: str, low: int, high: int = MOST_STEPS) -> Any:
-    check: Callable[[str, Any], int] = lambda name, x: check_count(name, x, low, high)  # noqa: E731
-    return _field(default, f"{help}, in [{low}, {high}]", check)
+    return _field(
+        default,
+        f"{help}, in [{low}, {high}]",
+        lambda name, x: check_count(name, x, low, high),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefineConfig:
-    """How to refine. The defaults are the paper's, where the paper has one.
+    """How to refine. The defaults are the paper's but for `nms`, `vote` and `confidence_power`.
 
     Attributes:
         mode: how classes are scored: a row of `method.modes.MODES`, of the paper's or of the two

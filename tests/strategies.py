@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
+import reference
 from ovss_refine import Attention
 
 
@@ -51,6 +52,17 @@ class Case:
     @property
     def N(self):
         return self.grid[0] * self.grid[1]
+
+    def expected(self):
+        """What the reference gives."""
+        return reference.refine(
+            self.logits,
+            self.attention,
+            self.image,
+            self.grid,
+            prompt_index=self.prompt_index,
+            **self.options,
+        )
 
     def tensors(self, dtype=torch.float32):
         """Logits, `Attention` and image as tensors."""

@@ -55,14 +55,7 @@ def test_the_refinement_equals_the_reference(mode):
             *case.tensors(), prompt_index=case.prompt_index
         )
         assert result.discrepancy.dtype == result.scores.dtype == torch.float32
-        expected = reference.refine(
-            case.logits,
-            case.attention,
-            case.image,
-            case.grid,
-            prompt_index=case.prompt_index,
-            **case.options,
-        )
+        expected = case.expected()
         np.testing.assert_array_equal(result.seeds.numpy(), expected["seeds"])
         if expected["kept"].sum() > 1 or mode.get("criterion") != "increment":
             for name in ("discrepancy", "scores"):

@@ -54,8 +54,9 @@ def find_grid(N: int, logits_size: tuple[int, int], image_size: tuple[int, int])
             f"all are patches, pass {NAMED_GRID}."
         )
     aspect = image_size[0] / image_size[1]
-    squashed = _is_square(side, h / w) and not _may_have_aspect(N, aspect)
-    if side * side == N and (_is_square(side, aspect) or squashed):
+    if side * side == N and (
+        _is_square(side, aspect) or (_is_square(side, h / w) and not _may_have_aspect(N, aspect))
+    ):
         return side, side
     raise ValueError(
         f"`attn` must have N = h * w = {h * w} tokens (the logits' grid), or a square number for a "
