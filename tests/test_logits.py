@@ -83,3 +83,10 @@ def test_protocol_is_about_the_method():
 
     assert isinstance(Good(), LogitsSource)
     assert not isinstance(object(), LogitsSource)
+
+
+def test_classes_are_bounded_by_the_prompts():
+    assert Logits(torch.zeros(3, 2, 2), prompt_index=[0, 1, 258]).prompt_index.max() == 258
+    for most in (259, 10**9):
+        with pytest.raises(ValueError, match=f"`prompt_index` must be at most 258, .*; got {most}"):
+            Logits(torch.zeros(3, 2, 2), prompt_index=[0, 1, most])

@@ -169,3 +169,10 @@ def test_a_source_of_attention_tells_its_grid():
 
     logits, _, image = inputs((14, 14, 3), (64, 64), (14, 14))
     assert advice_of(lambda: Refiner()(logits, Source(), image)) == "logits.permute(2, 0, 1)"
+
+
+def test_a_square_must_agree_with_the_image_within_a_patch():
+    """16 x 14 patches and a class token are 15 x 15, of an image that is longer than wide."""
+    with pytest.raises(ValueError, match=r"`attn` must have N = h \* w = 400 tokens"):
+        find_grid(225, (20, 20), (250, 225))
+    assert find_grid(225, (20, 20), (230, 225)) == (15, 15)
