@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "method": "checks images modes tensors values",
     "images": "checks folders",
     "folders": "",
-    "baseline": "checks values",
+    "baseline": "checks images values",
     "sources": "folders values",
     "door": "baseline checks folders images method modes sources tensors values",
     "testing": "values",

@@ -1,4 +1,9 @@
-"""The size that published pipelines resize an image to."""
+"""How published pipelines resize images and maps."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
 
 # The longest side that the published settings allow, whatever the short side.
 LONG_SIDE = 2048
@@ -11,3 +16,8 @@ def resized_size(H: int, W: int, short_side: int) -> tuple[int, int]:
     """
     factor = min(LONG_SIDE / max(H, W), short_side / min(H, W))
     return int(H * factor + 0.5), int(W * factor + 0.5)
+
+
+def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize [B, K, h, w] bilinearly to `size`, without antialiasing."""
+    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)

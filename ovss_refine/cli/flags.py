@@ -174,6 +174,8 @@ class _Flag:
             return f"{text} (default: yes)"
         if default == self.metadata.get("choices"):
             return f"{text} (default: all)"
+        if isinstance(default, tuple):
+            return f"{text} (default: {', '.join(map(str, default))})"
         many = isinstance(default, int) and default > 99_999
         return f"{text} (default: {f'{default:_}' if many else default})"
 

@@ -8,4 +8,5 @@ from ovss_refine.method.modes import CONTROLS
 
 # Here because the command line needs them before torch is imported.
 ROWS = ("baseline", "upsampling", "refined", "paper", *CONTROLS)
+RIVALS = ("lposs", "lposs+")  # other methods' refinements, slower, on request
 CONVERSIONS = ("coco-object", "coco-stuff", "cityscapes", "context")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ovss_refine.checks import check_choice, check_count
 from ovss_refine.config import RefineConfig
-from ovss_refine.evaluation import ROWS
+from ovss_refine.evaluation import RIVALS, ROWS
 from ovss_refine.evaluation.dataset import DataSet
 from ovss_refine.labels import Labels
 
@@ -114,7 +114,12 @@ class EvaluateRequest:
     )
     rows: tuple[str, ...] = field(
         default=ROWS,
-        metadata=flag("protocol", f"some of {', '.join(ROWS)}", choices=ROWS, metavar="ROW"),
+        metadata=flag(
+            "protocol",
+            f"some of {', '.join((*ROWS, *RIVALS))}",
+            choices=(*ROWS, *RIVALS),
+            metavar="ROW",
+        ),
     )
     variants: "Mapping[str, Variant]" = field(default_factory=dict)  # rows besides `rows`, by name
     prompts: str | None = field(
@@ -163,5 +168,5 @@ class EvaluateRequest:
         """Check the choices and counts."""
         check_work(self.limit, self.on_error, self.batch_size, self.workers)
         check_count("pictures", self.pictures, 0)
-        if taken := [name for name in self.variants if name in ROWS]:
+        if taken := [name for name in self.variants if name in (*ROWS, *RIVALS)]:
             raise ValueError(f"`variants` must not have the names of rows; got {taken}.")

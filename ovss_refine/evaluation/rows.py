@@ -3,19 +3,19 @@
 Axes: B images, K prompts, M classes, (h, w) grid, (H, W) pixels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ovss_refine.attention import Attention
 from ovss_refine.baseline.decision import decide
+from ovss_refine.baseline.lposs import Lposs
 from ovss_refine.baseline.pamr import pamr
-from ovss_refine.baseline.resize import resized_size
+from ovss_refine.baseline.resize import resize, resized_size
 from ovss_refine.checks import check_choice
 from ovss_refine.config import PAPER, RefineConfig
 from ovss_refine.logits import Logits
@@ -66,8 +66,8 @@ class Baseline:
         values = logits.values.float()
         for size in (through, images.shape[2:]):
             if size is not None:
-                values = _resize(values, size)
-        guide = _resize(images, resized).to(values.device)
+                values = resize(values, size)
+        guide = resize(images, resized).to(values.device)
         return replace(logits, values=pamr(values, guide, iterations=self.pamr_iterations))
 
 
@@ -88,18 +88,13 @@ class Variant:
         """Label [B, 3, H, W] images: [B, H, W]."""
         if self.upsampling == "edges":
             return refine(logits, attention, images, self.config).labels
-        guide = _resize(images, attention.grid)  # affects the labels only, which are not used
+        guide = resize(images, attention.grid)  # affects the labels only, which are not used
         result = refine(logits, attention, guide, self.config)
         classes = result.kept.any(dim=0).nonzero()[:, 0]  # kept in any of the images
-        large = _resize(result.discrepancy[:, classes], images.shape[2:])  # [B, m, H, W]
+        large = resize(result.discrepancy[:, classes], images.shape[2:])  # [B, m, H, W]
         # The discrepancy of other classes is -inf, and -inf times a weight of 0 is NaN.
         rejected = ~result.kept[:, classes, None, None]
         return classes[large.masked_fill(rejected, -torch.inf).argmax(dim=1)]
-
-
-def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize bilinearly, without antialiasing, as the published pipelines do."""
-    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
 
 
 def make_rows(config: RefineConfig, baseline: Baseline) -> dict[str, Row]:
@@ -109,7 +104,8 @@ def make_rows(config: RefineConfig, baseline: Baseline) -> dict[str, Row]:
     * upsampling: the classes' confidence, upsampled along the image's edges and nothing else;
     * refined: `config`;
     * paper: `config` with the paper's own reading of seeds, see `Refiner.paper`;
-    * the controls, with the other options of `config`.
+    * the controls, with the other options of `config`;
+    * lposs, lposs+: label propagation along the same attention, as published otherwise.
     """
     scale = config.logit_scale
     return {
@@ -118,7 +114,13 @@ def make_rows(config: RefineConfig, baseline: Baseline) -> dict[str, Row]:
         "refined": Variant(config=config).label,
         "paper": Variant(config=replace(config, **PAPER)).label,
         **{name: Variant(config=replace(config, mode=name)).label for name in CONTROLS},
+        "lposs": partial(_propagated, Lposs()),
+        "lposs+": partial(_propagated, Lposs(pixels=True)),
     }
+
+
+def _propagated(lposs: Lposs, logits: Logits, attention: Attention, images: Tensor) -> Tensor:
+    return lposs(logits, attention, images).labels
 
 
 def _upsampled(

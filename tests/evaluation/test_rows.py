@@ -1,6 +1,7 @@
 """The rows: what each computes from one forward pass, and the published decision."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import torch.nn.functional as F
 
 from ovss_refine import Logits, RefineConfig, Refiner, joint_bilateral_upsample
 from ovss_refine.attention import affinity
+from ovss_refine.baseline.lposs import Lposs
 from ovss_refine.baseline.pamr import pamr
-from ovss_refine.evaluation import ROWS
+from ovss_refine.evaluation import RIVALS, ROWS
+from ovss_refine.evaluation import rows as rows_module
 from ovss_refine.evaluation.rows import (
     Baseline,
     choose,
@@ -99,12 +102,33 @@ def test_refined_rows_are_the_refiner_of_that_mode(given, name):
     assert torch.equal(labels, refiner(*given).labels)
 
 
+@pytest.fixture
+def small_rivals(monkeypatch):
+    """Label propagation on images as they are: at a short side of 448 it takes seconds."""
+    monkeypatch.setattr(rows_module, "Lposs", partial(Lposs, short_side=None))
+
+
+@pytest.mark.usefixtures("small_rivals")
 def test_all_rows_exist_and_differ(given):
     table = make_rows(RefineConfig(), Baseline())
-    assert tuple(table) == ROWS
+    assert tuple(table) == (*ROWS, *RIVALS)
     labels = [row(*given) for row in table.values()]
     assert all(x.shape == (2, *SIZE) for x in labels)
-    assert len({x.numpy().tobytes() for x in labels}) == len(ROWS)
+    assert len({x.numpy().tobytes() for x in labels}) == len(table)
+
+
+@pytest.mark.usefixtures("small_rivals")
+@pytest.mark.parametrize("name", RIVALS)
+def test_rivals_are_label_propagation_along_the_same_attention(given, name):
+    logits, attention, images = given
+    labels = make_rows(RefineConfig(logit_scale=3.0), Baseline())[name](*given)
+    wanted = Lposs(pixels=name == "lposs+", short_side=None)(logits, attention, images)
+    assert torch.equal(labels, wanted.labels)
+
+
+def test_rivals_have_the_published_options():
+    table = make_rows(RefineConfig(), Baseline())
+    assert [table[name].args for name in RIVALS] == [(Lposs(),), (Lposs(pixels=True),)]
 
 
 def test_the_paper_s_row_reads_the_paper_whatever_the_options(given):
