@@ -14,6 +14,11 @@ Attention: `last` (the ViT's last layer), `keys` (its k-k attention), `affinity`
 0.1), `own` (of the features in the arrays, the segmenter's). Logits: `strong`, `weak`, `weak0.4`
 (multiplied by 0.4), `head` (the open-vocabulary head's), `probe` (a linear probe on the ViT's
 features, fitted on the other half of the images).
+
+Rows besides the modes: `lposs` and, on request, `lposs+`, which takes seconds for each image and
+kind of logits. They are label propagation (V. Stojnić et al., CVPR 2025) with the published
+options, along the cosines of the ViT's features or, in cells of `own`, of those in the arrays, and
+with an upsampling of their own. Their seconds include everything.
 """
 
 import argparse
@@ -34,6 +39,7 @@ from tqdm import tqdm
 from machine import machine
 from ovss_refine import Attention, RefineConfig
 from ovss_refine.attention import affinity
+from ovss_refine.baseline.lposs import Lposs
 from ovss_refine.config import PAPER
 from ovss_refine.evaluation.dataset import load_dataset
 from ovss_refine.folders.arrays import read_arrays
@@ -65,6 +71,7 @@ ROWS = {
     "propagation, k = 3": RefineConfig(mode="propagation"),
     "anchored, k = 3": RefineConfig(mode="anchored"),
 }
+RIVALS = {"lposs": Lposs(), "lposs+": Lposs(pixels=True)}
 BOOTSTRAPS = 1000
 
 
@@ -246,6 +253,12 @@ def measure_image(
         seen["own"] = affinity(sample.arrays["features"], folder.temperature)
     given = logits_of(sample, args.logits, seen, vit, probe)
     every = torch.arange(folder.M)
+    modes = [row for row in args.rows if row in ROWS]
+    rivals = {
+        own: rival_labels(sample, given, features, args.rows)
+        for own, features in ((False, seen["features"]), (True, sample.arrays.get("features")))
+        if features is not None and any((kind == "own") == own for kind in args.attention)
+    }
     for name, (x, index) in given.items():
         P = _confidence(x, index, tuple(x.shape[2:]), folder.M)
         (labels,) = upsample_labels([(P[0].view(-1, *x.shape[2:]), every)], sample.image)
@@ -262,7 +275,7 @@ def measure_image(
         for name, (x, index) in given.items():
             P = _confidence(x, index, attention.grid, folder.M)
             assigned = torch.zeros_like(P[:, 0], dtype=torch.bool)
-            for row in args.rows:
+            for row in modes:
                 start = time.perf_counter()
                 scored = score_classes(P, assigned, attention, chain, ROWS[row])
                 seconds.append(time.perf_counter() - start)
@@ -271,6 +284,24 @@ def measure_image(
         labelled = upsample_labels(maps, sample.image)
         for (name, row), labels, spent in zip(keys, labelled, seconds, strict=True):
             yield kind, name, row, confusion(sample.mask, labels, folder.M), spent
+        for name, row, labels, spent in rivals[kind == "own"]:
+            yield kind, name, row, confusion(sample.mask, labels, folder.M), spent
+
+
+def rival_labels(
+    sample: Sample,
+    given: dict[str, tuple[Tensor, Tensor | None]],
+    features: Tensor,
+    rows: Sequence[str],
+) -> list[tuple[str, str, Tensor, float]]:
+    """Return logits, row, labels [H, W] and seconds of the rivals, which have no attention."""
+    found = []
+    for name, (x, index) in given.items():
+        for row in (row for row in rows if row in RIVALS):
+            start = time.perf_counter()
+            result = RIVALS[row](x[0], features, sample.image, prompt_index=index)
+            found.append((name, row, result.labels, time.perf_counter() - start))
+    return found
 
 
 def _maps(scored: Scored, attention: Attention) -> tuple[Tensor, Tensor]:
@@ -402,7 +433,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", default=sets)
     parser.add_argument("--attention", nargs="+", choices=ATTENTION, default=ATTENTION[:3])
     parser.add_argument("--logits", nargs="+", choices=LOGITS, default=LOGITS)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", choices=[*ROWS, *RIVALS], default=[*ROWS, "lposs"])
     parser.add_argument("--model", type=Path, default=SHARED / "dinov2_s14")
     parser.add_argument("--limit", type=int, help="only the first N images")
     parser.add_argument("--part", choices=("all", "even", "odd"), default="all")
