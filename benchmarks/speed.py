@@ -19,7 +19,8 @@ import torch
 
 from machine import machine
 from ovss_refine import Refiner, RefineResult
-from problems import problem
+from ovss_refine.baseline.lposs import Lposs
+from problems import problem, smooth_field
 from timing import peak, reset_peak, seconds, wait
 
 MODES = {
@@ -32,6 +33,7 @@ MODES = {
     "anchored": {"mode": "anchored"},
 }
 PAPER = ("optimal path", "maximum velocity")
+RIVALS = {"LPOSS": Lposs(), "LPOSS+": Lposs(pixels=True)}  # of 64 channels, on images of 448 x 597
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Row:
 
     Attributes:
         name: name of the row.
-        mode: a key of `MODES`.
+        mode: a key of `MODES` or `RIVALS`.
         side: side of the square grid, N = side * side.
         classes: M.
         size: (height, width) of the image.
@@ -84,6 +86,9 @@ SECTIONS: dict[str, list[Row]] = {
     "pixels": [
         *(Row(f"{h} x {w}, kl", "kl", size=(h, w)) for h, w in ((512, 512), (1024, 2048))),
         Row("M = 171, 8 present, 1024 x 1024, kl", "kl", 64, 171, (1024, 1024), 8),
+    ],
+    "rivals: N = 1369, M = 21, 375 x 500": [
+        Row(name, name, side=37, size=(375, 500)) for name in ("maximum velocity", *RIVALS)
     ],
     "batch": [
         Row(f"B = {B}, N = {s * s}, {m}", m, side=s, batch=B)
@@ -134,6 +139,24 @@ def measure(row: Row, device: str, repeats: int) -> dict[str, object]:
     return {**times, "classes_kept": kept, "peak_gib_above_start": memory / 2**30}
 
 
+def measure_rival(row: Row, device: str, repeats: int) -> dict[str, object]:
+    """Check and time label propagation on one image in this process."""
+    grid, generator = (row.side, row.side), torch.Generator().manual_seed(1)
+    logits, _, image = problem(grid, row.classes, row.size, device)
+    inputs = logits, smooth_field(64, grid, generator, 12).to(device), image
+    before = reset_peak(device)
+    result = RIVALS[row.mode](*inputs)
+    wait(device)
+    memory = peak(device) - before
+    best = result.scores.amax(dim=0)
+    if not bool(best.isfinite().all()) or not torch.equal(
+        result.scores.gather(0, result.labels[None])[0], best
+    ):
+        raise SystemExit("a label does not have the largest score")
+    times = seconds(lambda: RIVALS[row.mode](*inputs), device, repeats)
+    return {**times, "classes_kept": row.classes, "peak_gib_above_start": memory / 2**30}
+
+
 def in_own_process(row: Row, device: str, repeats: int) -> dict[str, object]:
     """Measure a row in a fresh process."""
     command = [sys.executable, __file__, "--device", device, "--repeats", str(repeats)]
@@ -160,7 +183,9 @@ def main() -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("speed.py: this machine has no CUDA GPU that torch can use.")
     if args.row:
-        print(json.dumps(measure(Row(**json.loads(args.row)), args.device, args.repeats)))
+        row = Row(**json.loads(args.row))
+        run = measure_rival if row.mode in RIVALS else measure
+        print(json.dumps(run(row, args.device, args.repeats)))
         return
     report: dict[str, object] = {"machine": machine(args.device)}
     for name, rows in SECTIONS.items():

@@ -22,6 +22,7 @@ RAISES_NOTHING = {
     "RefineResult": "made by the refinement",
     "Segmentation": "made by the segmenter",
     "Decision": "made by the decision",
+    "Propagation": "made by `Lposs`",
     "Published": "made by the look-up",
     "DataSet": "made by `load_dataset`",
     "RefineModule": "checks nothing, as it says",

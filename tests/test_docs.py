@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import MISSING
 from doc_pages import PAGES, ROOT, all_commands, blocks, read, split
@@ -167,6 +168,10 @@ def for_readme():
     return usual() | {"logits": logits, "attn": attn, "image": image}
 
 
+def for_modes():
+    return usual() | {"features": torch.rand(8, 6, 9)}
+
+
 def for_logits():
     images = usual()["images"].clone()
     images[1] = images[1].flip(-1)
@@ -175,10 +180,16 @@ def for_logits():
 
 PREPARED = {
     "README.md": for_readme,
+    "docs/modes.md": for_modes,
     "docs/logits.md": for_logits,
     "docs/logits_proxies.md": for_logits,
 }
-WITHOUT_MODELS = ("docs/usage.md", "docs/index.md", "docs/writing_an_adapter.md")
+WITHOUT_MODELS = (
+    "docs/usage.md",
+    "docs/index.md",
+    "docs/modes.md",
+    "docs/writing_an_adapter.md",
+)
 
 
 def elsewhere(block):
