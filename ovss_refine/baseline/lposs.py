@@ -24,7 +24,7 @@ from ovss_refine.baseline.lposs_inputs import (
     Size,
     as_features,
     as_logits,
-    check_size,
+    check_pair,
     check_windows,
     coverage,
     grid_of,
@@ -163,7 +163,7 @@ class Lposs:
         known = {"B": len(guide)} if several else {}
         prompts = as_logits(logits, prompt_index, known)
         held = as_features(features, known)
-        out = check_size(size, guide)
+        out = check_pair("size", guide.shape[2:] if size is None else size, 1)
         with torch.no_grad(), torch.autocast(held.device.type, enabled=False):
             values, work = self._prepare(prompts, held, guide)
             at = places(grid_of(held), self._cell(work, grid_of(held)))
@@ -216,16 +216,17 @@ class Lposs:
             raise ValueError(f"`image` must be one image; got {len(guide)}.")
         if isinstance(features, Attention):
             raise TypeError("`features` must be features; attention ends at its window's border.")
-        known = {"n": len(origins)}
+        window, known = check_pair("window", window, 1), {"n": len(origins)}
         prompts = as_logits(logits, prompt_index, known)
         held = as_features(features, known)
-        out = check_size(size, guide)
+        out = check_pair("size", guide.shape[2:] if size is None else size, 1)
         with torch.no_grad(), torch.autocast(held.device.type, enabled=False):
             values, work = self._prepare(prompts, held, guide)
             slices = check_windows(origins, window, work.shape[2:])
             cell = self._cell(work[..., : window[0], : window[1]], grid_of(held))
             inside = places(grid_of(held), cell)
-            at = torch.cat([inside + inside.new_tensor([*origin]) for origin in origins])
+            starts = [inside.new_tensor([y.start, x.start]) for y, x in slices]
+            at = torch.cat([inside + start for start in starts])
             tokens = torch.cat([rows_of(held, one) for one in range(len(origins))])
             maps = resize(self._over_patches(values, tokens, at), window)
             total = maps.new_zeros(maps.shape[1], *work.shape[2:])

@@ -72,10 +72,11 @@ def places(grid: Size, cell: tuple[float, float]) -> Tensor:
     return at.view(-1, 2) * torch.tensor(cell, dtype=torch.float64, device="cpu")
 
 
-def check_size(size: Size | None, guide: Tensor) -> Size:
-    """Return the (H, W) of the result."""
-    H, W = guide.shape[2:] if size is None else size
-    return check_count("size[0]", H, 1), check_count("size[1]", W, 1)
+def check_pair(name: str, pair: Sequence[int], low: int) -> Size:
+    """Return two whole numbers of at least `low`, or raise."""
+    if not isinstance(pair, Sequence) or len(pair) != 2:
+        raise ValueError(f"`{name}` must be two whole numbers; got {pair!r}.")
+    return check_count(f"{name}[0]", pair[0], low), check_count(f"{name}[1]", pair[1], low)
 
 
 def check_windows(
@@ -83,17 +84,15 @@ def check_windows(
 ) -> list[tuple[slice, slice]]:
     """Return the rows and columns of each window in an image of this size."""
     found = []
-    for origin in origins:
-        ends = [
-            (check_count("origins", first, 0), first + check_count("window", side, 1))
-            for first, side in zip(origin, window, strict=True)
-        ]
-        if any(stop > whole for (_, stop), whole in zip(ends, size, strict=True)):
+    for n, origin in enumerate(origins):
+        top, left = check_pair(f"origins[{n}]", origin, 0)
+        bottom, right = top + window[0], left + window[1]
+        if bottom > size[0] or right > size[1]:
             raise ValueError(
                 f"`origins` must be of windows {list(window)} inside the image {list(size)}; got "
-                f"{list(origin)}."
+                f"{[top, left]}."
             )
-        found.append((slice(*ends[0]), slice(*ends[1])))
+        found.append((slice(top, bottom), slice(left, right)))
     return found
 
 

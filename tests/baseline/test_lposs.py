@@ -95,6 +95,15 @@ def test_pixels_equal_dense_algebra(rng, window):
     assert_close(found.flatten(1), solve(W, 0.95, y), atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("size", [(1, 9), (7, 1), (1, 1), (2, 3)])
+def test_images_smaller_than_the_window(rng, size):
+    image, n = rng.random((3, *size)), size[0] * size[1]
+    unit = torch.eye(n, dtype=torch.float64).view(n, *size)
+    found = PixelGraph(torch.from_numpy(image), 13, 0.1).times(unit)
+    wanted = torch.from_numpy(dense_pixels(image, 13, 0.1))
+    assert_close(found.flatten(1), wanted, atol=1e-12, rtol=0)
+
+
 def test_colours_of_known_names():
     colours = torch.tensor([[1, 1, 1], [0, 0, 0], [1, 0, 0], [0, 0, 1]]).double()
     found = lab(colours.T[..., None])[..., 0].T
@@ -306,6 +315,7 @@ def test_numbers_of_other_libraries_become_plain():
         ({"image": torch.rand(3, 20, 33)}, r"`logits` must have shape \[K, h, w\]"),
         ({"prompt_index": [0, 1]}, "`prompt_index` must have shape"),
         ({"size": (0, 3)}, r"`size\[0\]` must be at least 1; got 0"),
+        ({"size": (3, 4, 5)}, "`size` must be two whole numbers"),
     ],
 )
 def test_bad_input(given, change, message):
@@ -320,7 +330,9 @@ def test_bad_input(given, change, message):
         ({"origins": [(0, 0), (0, 14)]}, r"`origins` must be of windows \[20, 20\] inside"),
         ({"origins": [(0, 0), (0, 0)]}, "`origins` must cover the image; got 260 pixels in no"),
         ({"origins": [(0, 0)]}, r"`logits` must have shape \[n=1, K, h, w\]"),
-        ({"origins": [(0, 0), (0, -1)]}, "`origins` must be at least 0; got -1"),
+        ({"origins": [(0, 0), (0, -1)]}, r"`origins\[1\]\[1\]` must be at least 0; got -1"),
+        ({"origins": [(0, 0), 13]}, r"`origins\[1\]` must be two whole numbers; got 13"),
+        ({"window": (20,)}, r"`window` must be two whole numbers; got \(20,\)"),
         ({"image": torch.rand(2, 3, 20, 33)}, "`image` must be one image; got 2"),
     ],
 )

@@ -96,3 +96,11 @@ def test_thresholds_of_the_baseline(tmp_path):
     columns = np.sum(with_bar["baseline"], axis=0)
     assert columns[0] > 0.9 * columns.sum()  # hardly a pixel is that sure
     assert with_bar["refined"] == without["refined"]
+
+
+def test_rivals_on_request(tmp_path):
+    make(tmp_path, "folder", count=2)
+    assert main(arguments(tmp_path, "folder", "--rows", "lposs", "upsampling")) == 0
+    _, found = numbers(tmp_path / "out")
+    assert list(found) == ["upsampling", "lposs"]
+    assert found["lposs"] != found["upsampling"]
