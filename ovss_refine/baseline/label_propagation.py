@@ -93,7 +93,7 @@ def patch_graph(
     max(cos(i, j), 0)^gamma * exp(-sigma * distance(i, j)^power). The weight of a pair is the sum of
     what both give, so that mutual neighbours count twice; a patch has no weight with itself.
 
-    Memory: about 100 * N * k bytes. No N x N matrix is formed.
+    Memory: about 200 * N * k bytes. No N x N matrix is formed.
 
     Args:
         features: [N, C] float64, any length; a patch without features joins nothing.

@@ -138,7 +138,7 @@ class Lposs:
         Either all inputs have the leading batch axis or none has. The work is done in float64, on
         the features' device if it has that and else on the CPU; the result is on the logits'
         device.
-        Memory: about 100 * N * `neighbours` bytes; with `pixels` 700 * H * W of the resized image
+        Memory: about 200 * N * `neighbours` bytes; with `pixels` 700 * H * W of the resized image
         more, and 8 * K * H * W for each of several copies of the maps.
 
         Args:
