@@ -138,8 +138,9 @@ class Lposs:
         Either all inputs have the leading batch axis or none has. The work is done in float64, on
         the features' device if it has that and else on the CPU; the result is on the logits'
         device.
-        Memory: about 200 * N * `neighbours` bytes; with `pixels` 700 * H * W of the resized image
-        more, and 8 * K * H * W for each of several copies of the maps.
+        Memory: about 200 * N * `neighbours` bytes, with attention 16 * N * N more; with `pixels`
+        700 * H * W of the resized image more, and 8 * K * H * W for each of several copies of the
+        maps.
 
         Args:
             logits: [B, K, h, w] or [K, h, w] of any segmenter, a tensor or an array of any float
