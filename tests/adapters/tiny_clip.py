@@ -38,3 +38,10 @@ def make(producer, classes=CLASSES, model=None, **options):
 
 def images(B=2, H=48, W=80):
     return torch.rand(B, 3, H, W, generator=torch.Generator().manual_seed(1))
+
+
+def halves(images):
+    """Return two masks of each image: its left half, and the rest."""
+    B, _, H, W = images.shape
+    left = torch.arange(W).expand(B, H, W) < W // 2
+    return torch.stack([left, ~left], dim=1)

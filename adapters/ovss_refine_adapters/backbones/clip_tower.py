@@ -89,19 +89,21 @@ class Tower:
             )
         return h, w
 
-    def stem(self, pixels: Tensor) -> Tensor:
+    def stem(self, pixels: Tensor, positions: Tensor | None = None) -> Tensor:
         """Cut into patches, add class token and positions, normalise: the input of block 0.
 
         [B, 3, H, W] pixels, normalised for the model, to [B, T, C] in the dtype of the weights.
+        `positions` [T, C] replaces the tower's own table, resized as SCLIP's code does.
         """
         sizes = check_shape("pixels", pixels, "B C H W", C=3)
         grid = self.grid(sizes["H"], sizes["W"])
         visual = self.visual
         x = visual.conv1(pixels.to(visual.conv1.weight.dtype)).flatten(2).mT  # [B, N, C]
         first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
-        skip: Skip = "count" if self.faithful else "count and square"
-        table = resize_positions(visual.positional_embedding, grid, skip=skip)
-        x = torch.cat([first, x], dim=1) + table.to(x.dtype)  # [B, T, C]
+        if positions is None:
+            skip: Skip = "count" if self.faithful else "count and square"
+            positions = resize_positions(visual.positional_embedding, grid, skip=skip)
+        x = torch.cat([first, x], dim=1) + positions.to(x.dtype)  # [B, T, C]
         normal: Tensor = visual.ln_pre(x)
         return normal
 
@@ -125,13 +127,18 @@ class Tower:
                 kept[i] = tokens
         return tokens, kept
 
+    def attended(self, i: int, tokens: Tensor) -> Tensor:
+        """Normalise what the attention of block `i` reads: [B, T, C] to [B, T, C]."""
+        normal: Tensor = self.visual.transformer.resblocks[i].ln_1(tokens)
+        return normal
+
     def qkv(self, i: int, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute q, k, v of block `i`, [B, A, T, d] float32 each, from its input [B, T, C].
 
         The class token may be left out.
         """
-        block = self.visual.transformer.resblocks[i]
-        joint = F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias)
+        attn = self.visual.transformer.resblocks[i].attn
+        joint = F.linear(self.attended(i, tokens), attn.in_proj_weight, attn.in_proj_bias)
         B, T, _ = tokens.shape
         q, k, v = joint.float().view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         return q, k, v

@@ -1,6 +1,6 @@
-"""Bilinear resizing of 8-bit images in the fixed-point arithmetic of OpenCV.
+"""Resizing of 8-bit images as other libraries do it: OpenCV (bilinear) and Pillow (bicubic).
 
-The published data pipelines resize with `cv2.resize(..., INTER_LINEAR)`. Its weights are
+Bilinear: most published data pipelines resize with `cv2.resize(..., INTER_LINEAR)`. Its weights are
 multiples of 1/2048 and its products are truncated twice, so that a tenth of its values differ from
 rounded exact interpolation by one grey level. Bit-identical to OpenCV 5.0.0.
 
@@ -8,6 +8,7 @@ Axes: B images, (H, W) pixels before, (h, w) after.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Weights have 11 bits. Sums along rows, of 8 + 11 bits, drop 4, so that the columns' products have
@@ -29,6 +30,19 @@ def resize_8bit(images: Tensor, size: tuple[int, int]) -> Tensor:
     upper = (rows[..., top, :] * near[:, None]) >> 16
     lower = (rows[..., bottom, :] * far[:, None]) >> 16
     return ((upper + lower + 2) >> 2).float() / 255
+
+
+def resize_like_pillow(levels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize [B, 3, H, W] whole grey levels of 0 to 255, float32, like Pillow's bicubic filter.
+
+    The filter widens as the image shrinks. Columns are resized first and rounded, then rows. Equal
+    to within one level; `size` is (h, w).
+    """
+    for between in ((levels.shape[-2], size[1]), size):
+        if levels.shape[-2:] != between:
+            levels = F.interpolate(levels, between, mode="bicubic", antialias=True)
+            levels = levels.round().clamp(0, 255)
+    return levels
 
 
 def _weights(

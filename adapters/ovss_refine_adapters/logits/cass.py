@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovss_refine.checks import check_count, check_number, check_shape
 from ovss_refine.labels import LabelsLike
 from ovss_refine_adapters.backbones.clip_tower import to_map
+from ovss_refine_adapters.backbones.resize import resize_like_pillow
 from ovss_refine_adapters.backbones.timm import TimmBackbone
 from ovss_refine_adapters.logits.cass_graph import (
     assign,
@@ -231,8 +231,4 @@ def released_view(pixels: Tensor) -> Tensor:
     mean, std = (pixels.new_tensor(x).view(3, 1, 1) for x in (RELEASED_MEAN, RELEASED_STD))
     levels = ((pixels * std + mean).clamp(0, 1) * 255).floor()
     side = min(pixels.shape[-2:])
-    if pixels.shape[-2:] != (side, side):
-        # Like Pillow's bicubic filter, which widens with the factor; equal to within one level.
-        resized = F.interpolate(levels, (side, side), mode="bicubic", antialias=True)
-        levels = resized.round().clamp(0, 255)
-    return levels / 255
+    return resize_like_pillow(levels, (side, side)) / 255

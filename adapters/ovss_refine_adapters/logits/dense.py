@@ -40,7 +40,8 @@ class ClipOptions:
         pretrained: tag or file of the weights, for an open_clip name.
         tokenizer: texts to token ids, for a ready model whose vocabulary is not CLIP's.
         device: device to load onto; None: the CPU. A ready model stays where it is.
-        templates: "imagenet" (80), "single" ("a photo of a {}.") or a list with "{}" in each.
+        templates: "imagenet" (80), "imagenet-scene" (85), "single" ("a photo of a {}."), or a list
+            with "{}" in each.
         text_features: [K, D], one row per prompt, instead of the text tower's.
         cache_dir: folder that caches text features; "default": ovss_refine in the user's cache
             folder; None: no cache.
@@ -48,9 +49,9 @@ class ClipOptions:
         window: side of the sliding windows in pixels of the resized image; None: whole image.
         stride: step between windows in pixels, in [1, window].
         logit_scale: factor on the cosines before a softmax over prompts, > 0.
-        faithful: reproduce the oddities of the released code: resize like OpenCV, in 8 bits and
-            without antialiasing; round mean and deviation to 0.001 of a grey level; add the
-            position table unchanged to any grid with as many patches. False: none of these.
+        faithful: reproduce the oddities of the released code, for most: resize like OpenCV, in 8
+            bits and without antialiasing; round mean and deviation to 0.001 of a grey level; add
+            the position table unchanged to any grid with as many patches. False: none of these.
 
     Raises:
         TypeError, ValueError: if a numeric option is not a number or out of range.
@@ -108,6 +109,9 @@ class DenseClip(ABC):
     """
 
     defaults: ClassVar[dict[str, Any]] = {}
+    # Whether the released code prepares images in MMSegmentation: resized by OpenCV, mean and
+    # deviation rounded. Reproduced if `faithful`.
+    in_mmseg: ClassVar[bool] = True
     # Windows are padded with zeros to a multiple of this many pixels.
     window_multiple: int = 1
 
@@ -123,7 +127,8 @@ class DenseClip(ABC):
         )
         self.tower = Tower(getattr(clip.model, "visual", None), self.options.faithful)
         self.text = self._text()
-        self._mean, self._std = _statistics(clip, self.options.faithful, self.tower.device)
+        rounded = self.options.faithful and self.in_mmseg
+        self._mean, self._std = _statistics(clip, rounded, self.tower.device)
         if self.options.window is not None:
             self.tower.grid(self.options.window, self.options.window)
 
@@ -170,15 +175,18 @@ class DenseClip(ABC):
 
     def prepare(self, images: Tensor) -> Tensor:
         """Resize and normalise: [B, 3, H, W] in [0, 1] to [B, 3, H', W'] pixels, float32."""
-        pixels = images.to(self.tower.device)
-        if self.options.short_side is not None:
-            size = resized_size(images.shape[2], images.shape[3], self.options.short_side)
-            if self.options.faithful and pixels.shape[-2:] != size:
-                pixels = resize_8bit(pixels, size)
-            else:
-                pixels = resize(pixels, size).clamp(0, 1)
+        pixels = self.resized(images.to(self.tower.device))
         self.tower.grid(*pixels.shape[-2:])
         return (pixels * 255 - self._mean) / self._std
+
+    def resized(self, images: Tensor) -> Tensor:
+        """Resize [B, 3, H, W] images in [0, 1] to the working size [B, 3, H', W']."""
+        if self.options.short_side is None:
+            return images
+        size = resized_size(images.shape[2], images.shape[3], self.options.short_side)
+        if self.options.faithful and self.in_mmseg and images.shape[-2:] != size:
+            return resize_8bit(images, size)
+        return resize(images, size).clamp(0, 1)
 
     def context(self, pixels: Tensor) -> Any:
         """Return what `cosines` needs from the whole resized images; nothing by default."""
@@ -212,11 +220,11 @@ class DenseClip(ABC):
         return F.normalize(given.detach().to(self.tower.device).float(), dim=-1)
 
 
-def _statistics(clip: Clip, faithful: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+def _statistics(clip: Clip, rounded: bool, device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the pixels in grey levels of 0 to 255, [1, 3, 1, 1] each."""
     mean, std = (
         torch.tensor(
-            [round(255 * x, 3) if faithful else 255 * x for x in row],
+            [round(255 * x, 3) if rounded else 255 * x for x in row],
             dtype=torch.float32,
             device=device,
         )

@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from adapters.peer_vectors import TOLERANCE, load
-from ovss_refine_adapters.backbones.positions import resize_positions
+from ovss_refine_adapters.backbones.positions import resize_positions, resize_positions_to
 
 
 def cubic(t):
@@ -94,3 +94,51 @@ def test_bad_input(change, error, message):
     given = {"table": torch.zeros(17, 3), "grid": (4, 4), "skip": "count", "prefix": 1} | change
     with pytest.raises(error, match=message):
         resize_positions(given.pop("table"), given.pop("grid"), **given)
+
+
+def linear(t):
+    return max(1 - abs(t), 0.0)
+
+
+def widened(t):
+    """The cubic kernel with a = -0.5, which antialiased resizing uses."""
+    t, a = abs(t), -0.5
+    if t <= 1:
+        return (a + 2) * t**3 - (a + 3) * t**2 + 1
+    return a * (t**3 - 5 * t**2 + 8 * t - 4) if t < 2 else 0.0
+
+
+def sampling_to(old, new, kernel, antialias):
+    """[new, old] float64 weights of one axis with half-pixel centres."""
+    weights, wide = np.zeros((new, old)), max(old / new, 1) if antialias else 1
+    for i in range(new):
+        at = (i + 0.5) * old / new - 0.5
+        for j in range(0, old) if antialias else range(-2, old + 2):
+            # Cells outside repeat the border, or do not count.
+            weights[i, min(max(j, 0), old - 1)] += kernel((at - j) / wide)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+@pytest.mark.parametrize("grid", [(6, 9), (4, 4), (2, 8), (12, 3)])
+@pytest.mark.parametrize(
+    ("mode", "antialias", "kernel"),
+    [("bilinear", False, linear), ("bicubic", False, cubic), ("bicubic", True, widened)],
+)
+def test_resizing_to_a_size_equals_the_formula(mode, antialias, kernel, grid, prefix):
+    g, C = 4, 3
+    table = np.random.default_rng(0).normal(size=(prefix + g * g, C))
+    rows, columns = (sampling_to(g, n, kernel, antialias) for n in grid)
+    wanted = np.einsum("ia,jb,abc->ijc", rows, columns, table[prefix:].reshape(g, g, C))
+    how = {"mode": mode, "antialias": antialias, "prefix": prefix}
+    got = resize_positions_to(torch.tensor(table).float(), grid, **how)
+    assert_close(got[:prefix].numpy(), table[:prefix].astype(np.float32))
+    assert_close(got[prefix:].double().numpy(), wanted.reshape(-1, C), atol=1e-5, rtol=0)
+
+
+def test_resizing_to_a_size_checks_its_arguments():
+    table = torch.rand(17, 3)
+    with pytest.raises(ValueError, match="`mode` must be one of"):
+        resize_positions_to(table, (2, 2), mode="nearest")
+    with pytest.raises(ValueError, match="square number of tokens after its prefix of 0; got 17"):
+        resize_positions_to(table, (2, 2), prefix=0)

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from adapters import tiny_models
-from adapters.tiny_clip import images, make, tiny_clip
+from adapters.tiny_clip import halves, images, make, tiny_clip
 from ovss_refine import load_logits
 from ovss_refine.testing.logits import check_logits_source
 from ovss_refine_adapters.logits.sc_clip import Calibration
@@ -18,6 +18,10 @@ BLOCKS = Calibration(pre_adjust=1, post_adjust=0, multi_start=0, multi_end=2, cl
 # Prompts are so similar that the default distance groups all of them; this one does not.
 GROUPS = {"cluster_distance": 0.02}
 OWN = {
+    "gem": {"blocks": 2},
+    "clip-surgery": {"blocks": 2},
+    "cliptrase": {"eps": 1.15, "min_samples": 2},
+    "lavg": {"masks": halves},
     "sc-clip": {"calibration": BLOCKS},
     "rf-clip": {"sink_channels": (1, 5), **GROUPS},
     "cass": {"proxy": functools.partial(tiny_models.tiny_vit, "dino"), **GROUPS},
@@ -26,7 +30,7 @@ OWN = {
 
 
 def source(name, model, **options):
-    own = {k: v() if callable(v) else v for k, v in OWN.get(name, {}).items()}
+    own = {k: v() if k == "proxy" else v for k, v in OWN.get(name, {}).items()}
     return make(functools.partial(load_logits, name), model=model, **(own | options))
 
 
