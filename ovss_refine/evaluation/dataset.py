@@ -186,7 +186,8 @@ class DataSet:
         """Return the published settings of a method on this data set.
 
         Args:
-            method: "sclip", "clearclip", "naclip", "proxyclip", "sc-clip", "cass" or "rf-clip".
+            method: "sclip", "clearclip", "naclip", "proxyclip", "sc-clip", "cass", "rf-clip" or
+                "lavg"; "cliptrase" on VOC 20 only.
 
         Raises:
             ValueError: if that method has none.
@@ -200,8 +201,8 @@ class DataSet:
         """Return the classes with the prompts of a family of published methods.
 
         Args:
-            family: "names", the data set's own; "sclip" (also NACLIP, SC-CLIP, CASS and RF-CLIP),
-                "clearclip" or "proxyclip".
+            family: "names", the data set's own; "sclip" (also NACLIP, SC-CLIP, CASS, RF-CLIP and
+                LaVG), "clearclip" or "proxyclip".
 
         Raises:
             ValueError: if there is no such family.

@@ -235,6 +235,21 @@ def test_an_unknown_method_has_the_usual_prompts_in_an_evaluation_only():
         load_dataset("voc")
 
 
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_settings_of_lavg_are_those_of_sclip(name):
+    ours, sclip = (load_dataset(name).published(method) for method in ("lavg", "sclip"))
+    own = {"no_object_is_background": True} if name == "voc21" else {}
+    assert dict(ours.source) == {**sclip.source, **own}
+    assert (ours.prompts, ours.decision) == (sclip.prompts, sclip.decision)
+    assert (ours.enlarged_twice, ours.pamr_iterations) == (False, 0)
+
+
+def test_cliptrase_differs_on_voc20_only():
+    for name in OFFICIAL:
+        own = {"class_factor": True} if name == "voc20" else {}
+        assert load_dataset(name).method("cliptrase") == {"prompts": "sclip", **own}
+
+
 def clip_options(method, model, **options):
     """The options that the producer of a method has on a tiny model, of those in the tables."""
     import torch
