@@ -48,6 +48,15 @@ def test_templates():
     assert len(set(templates)) == 80
     assert templates[0] == "a bad photo of a {}."
     assert templates[-1] == "a tattoo of the {}."
+    scenes = as_templates("imagenet-scene")
+    assert scenes[:80] == templates
+    assert [x.replace("{}", "X") for x in scenes[80:]] == [
+        "there is a X in the scene.",
+        "there is the X in the scene.",
+        "this is a X in the scene.",
+        "this is the X in the scene.",
+        "this is one X in the scene.",
+    ]
     assert as_templates("single") == ("a photo of a {}.",)
     assert as_templates(["{}", "my {}"]) == ("{}", "my {}")
 
@@ -55,7 +64,7 @@ def test_templates():
 @pytest.mark.parametrize(
     ("templates", "message"),
     [
-        ("image", r"must be 'imagenet', 'single' or a list of strings; got 'image'"),
+        ("image", r"'imagenet-scene', 'single' or a list of strings; got 'image'"),
         ([], r"or a list of strings; got \[\]"),
         (["a {} and a {}"], r"exactly one '\{\}' each; got 'a \{\} and a \{\}'"),
         (["a photo"], r"exactly one '\{\}' each; got 'a photo'"),

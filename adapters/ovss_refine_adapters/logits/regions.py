@@ -89,7 +89,8 @@ def median_filter(image: Tensor, side: int) -> Tensor:
     reach = side // 2
     rows, columns = (_mirrored(n, reach, image.device) for n in image.shape)
     windows = image[rows][:, columns].unfold(0, side, 1).unfold(1, side, 1)  # [H, W, side, side]
-    return windows.flatten(2).median(dim=-1).values
+    # By sorting: `median` is not deterministic on every device.
+    return windows.flatten(2).sort(dim=-1).values[..., side * side // 2]
 
 
 def _mirrored(n: int, reach: int, device: torch.device) -> Tensor:
