@@ -213,7 +213,7 @@ def real(root: Path) -> dict[str, dict[str, list[float]]]:
                     )
                 )
             report[f"{folder}, {strength}"] = {
-                row: [found["rows"][row]["miou"], kept[folder][strength][same]["miou"]]  # type: ignore[index]
+                row: [found.rows[row]["miou"], kept[folder][strength][same]["miou"]]  # type: ignore[index]
                 for row, same in SAME.items()
             }
     return report

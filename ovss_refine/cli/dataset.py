@@ -7,7 +7,7 @@ from typing import Any
 
 from ovss_refine.cli.flags import add_command, request_of
 from ovss_refine.evaluation import CONVERSIONS
-from ovss_refine.evaluation.dataset import FOLDER, DataSet, list_datasets, load_dataset
+from ovss_refine.evaluation.dataset import FOLDER, list_datasets, load_from
 
 _NAMED = list_datasets()
 DATASET: dict[str, Any] = {"choices": _NAMED, "metavar": "NAME", "help": ", ".join(_NAMED)}
@@ -69,16 +69,9 @@ def add_dataset(commands: Any) -> None:
     add_command(dataset, "convert", _convert, ConvertRequest, help="convert published label maps")
 
 
-def load(name: str, root: Path, names: Path | None, first_is_ignored: bool) -> DataSet:
-    """Load a data set; for one's own folder, `names` is by default `names.txt` in the root."""
-    if name == FOLDER and names is None:
-        names = root / "names.txt"
-    return load_dataset(name, names=names, first_is_ignored=first_is_ignored)
-
-
 def _check(args: argparse.Namespace) -> None:
     request = request_of(args, CheckRequest)
-    dataset = load(request.name, request.root, request.names, request.first_is_ignored)
+    dataset = load_from(request.name, request.root, request.names, request.first_is_ignored)
     from ovss_refine.evaluation.check import check, expected, report
 
     try:

@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ovss_refine.cli.dataset import DATASET, FIRST_IS_IGNORED, NAMES, load
+from ovss_refine.cli.dataset import DATASET, FIRST_IS_IGNORED, NAMES
 from ovss_refine.cli.flags import add_command, add_flags, request_of
+from ovss_refine.evaluation.dataset import load_from
 from ovss_refine.evaluation.request import EvaluateRequest
 
 
@@ -28,11 +29,10 @@ def add_evaluate(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    dataset = load(args.dataset, args.root, args.names, args.first_is_ignored)
+    dataset = load_from(args.dataset, args.root, args.names, args.first_is_ignored)
     request = request_of(args, EvaluateRequest, dataset=dataset)
-    from ovss_refine.evaluation.report import summary
     from ovss_refine.evaluation.run import run_evaluate
 
     found = run_evaluate(request)
     if found is not None:
-        print(f"{summary(found)}\n\nclass by class: {found['out']}/results.md")
+        print(f"{found}\n\nclass by class: {found.out}/results.md")

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ovss_refine.evaluation.dataset import FOLDER, IGNORE, DataSet, Item
+from ovss_refine.evaluation.dataset import FOLDER, IGNORE, DataSet
+from ovss_refine.evaluation.items import Item
 from ovss_refine.evaluation.notes import of_orientation, of_truth, some
 from ovss_refine.evaluation.reading import read_truth
 from ovss_refine.images.read import upright_size

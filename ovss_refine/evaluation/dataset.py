@@ -7,7 +7,6 @@ This file imports neither torch nor numpy, because the command line needs the na
 """
 
 import difflib
-import hashlib
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,22 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from ovss_refine.checks import check_flag
+from ovss_refine.evaluation.items import IGNORE as IGNORE
+from ovss_refine.evaluation.items import Item, fingerprint
+from ovss_refine.evaluation.own import own_classes
 from ovss_refine.evaluation.published import Published
 from ovss_refine.images.formats import IMAGE_SUFFIXES, left_out
 from ovss_refine.labels import Labels, read_labels, read_lines
 
 DESCRIPTIONS = Path(__file__).parent / "data_sets"
-FOLDER = "folder"
-IGNORE = 255
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One image and its mask; the files need not exist."""
-
-    id: str  # name without suffix, relative to the folder of images, "/" between folders
-    image: Path
-    mask: Path
+FOLDER, PAIRS = "folder", "pairs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +73,11 @@ class DataSet:
         return len(self.names)
 
     @property
+    def own(self) -> bool:
+        """Whether images and masks are the user's own, and so is the meaning of the values."""
+        return self.name in (FOLDER, PAIRS)
+
+    @property
     def highest(self) -> int:
         """Highest raw value of a mask that is a class."""
         return self.M if self.first_is_ignored else self.M - 1
@@ -120,6 +117,15 @@ class DataSet:
         suffix = dict.fromkeys(ids, self.image_suffix[0]) | found
         of_mask = dict.fromkeys(ids, self.mask_suffix) | own
         return [Item(id, images / f"{id}{suffix[id]}", masks / f"{id}{of_mask[id]}") for id in ids]
+
+    def missing(self, items: Sequence[Item]) -> list[Path]:
+        """List the files of some images that do not exist."""
+        paths = [path for item in items for path in (item.image, item.mask)]
+        return [path for path in paths if not path.is_file()]
+
+    def fingerprint(self, items: Sequence[Item]) -> str:
+        """Hash what identifies some images: the ids and the sizes of their files."""
+        return fingerprint(items)
 
     def left_out(self, root: Path) -> str:
         """Name the image files that are beside the images, but not of the data set; "" if none."""
@@ -227,13 +233,13 @@ def list_datasets() -> list[str]:
 
 
 def load_dataset(
-    name: str, *, names: str | Path | None = None, first_is_ignored: bool = False
+    name: str, *, names: str | Path | Labels | None = None, first_is_ignored: bool = False
 ) -> DataSet:
     """Read the description of a data set.
 
     Args:
         name: one of `list_datasets()`. "folder" is your own images/ and masks/.
-        names: for "folder": the file of class names, as `read_labels` reads it.
+        names: for "folder": the file of class names, as `read_labels` reads it, or `Labels`.
         first_is_ignored: for "folder": 0 in the masks is not labelled, and 1 is the first class.
 
     Raises:
@@ -261,40 +267,28 @@ def load_dataset(
     return DataSet(name=name, **values)
 
 
-def _own_folder(names: str | Path | None, first_is_ignored: bool) -> DataSet:
+def load_from(
+    name: str, root: Path, names: str | Path | Labels | None, first_is_ignored: bool
+) -> DataSet:
+    """Do `load_dataset`; for one's own folder, `names` is by default `names.txt` in the root."""
+    if name == FOLDER and names is None:
+        names = root / "names.txt"
+    return load_dataset(name, names=names, first_is_ignored=first_is_ignored)
+
+
+def _own_folder(names: str | Path | Labels | None, first_is_ignored: bool) -> DataSet:
     if names is None:
         raise ValueError(
             "`names` must be a file with one class name a line for the data set 'folder'; got None."
         )
-    labels, most = read_labels(names), IGNORE - first_is_ignored
-    if not 2 <= len(labels) <= most:
-        raise ValueError(
-            f"`{names}` must name at least 2 and at most {most} classes, as {IGNORE} marks ignored "
-            f"pixels; got {len(labels)}. A background is a class."
-        )
+    labels = names if isinstance(names, Labels) else read_labels(names)
+    origin = "names" if isinstance(names, Labels) else str(names)
     return DataSet(
+        **own_classes(labels, origin, first_is_ignored),
         name=FOLDER,
         title=f"your own images and masks, {len(labels)} classes",
-        names=labels.names,
         images="images",
         masks="masks",
         image_suffix=IMAGE_SUFFIXES,
         mask_suffix=".png",
-        first_is_ignored=first_is_ignored,
-        prompts={"names": dict(zip(labels.names, labels.synonyms, strict=True))},
     )
-
-
-def fingerprint(items: Sequence[Item]) -> str:
-    """Hash the ids and the sizes of all files; a missing file has size -1."""
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(f"{item.id}\t{_size(item.image)}\t{_size(item.mask)}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return -1

@@ -23,16 +23,20 @@ from tqdm import tqdm
 
 from ovss_refine.attention import Attention
 from ovss_refine.evaluation.batches import Batch, Sample, batches
-from ovss_refine.evaluation.dataset import IGNORE, Item
+from ovss_refine.evaluation.dataset import IGNORE
+from ovss_refine.evaluation.given import WithAttention
 from ovss_refine.evaluation.inputs import AttentionFrom, LogitsFrom, PerImage, read_ahead
+from ovss_refine.evaluation.items import Item
 from ovss_refine.evaluation.metric import confusion, pack
+from ovss_refine.evaluation.pairs import read_any
 from ovss_refine.evaluation.processes import ProcessGroup
-from ovss_refine.evaluation.reading import ahead, read_pair
+from ovss_refine.evaluation.reading import ahead
 from ovss_refine.evaluation.request import EvaluateRequest
 from ovss_refine.evaluation.rows import Row, without_background
 from ovss_refine.evaluation.totals import Totals, add_up
 from ovss_refine.folders.records import Record, Records
 from ovss_refine.logits import Logits
+from ovss_refine.refiner import as_attention
 
 # What reading a damaged file may raise; anything else is an error elsewhere.
 READ_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -124,7 +128,7 @@ def _readable(
 
 def _read(job: Job, item: Item) -> Callable[[], Sample]:
     """Read the files of an image, in another thread; return a function that makes the sample."""
-    image, truth = read_pair(job.request.dataset, item)
+    image, truth = read_any(job.request.dataset, item)
     logits = read_ahead(job.logits, item.id) if isinstance(job.logits, PerImage) else None
     attention = read_ahead(job.attention, item.id) if isinstance(job.attention, PerImage) else None
     own = item.id, image, truth.labels
@@ -163,25 +167,33 @@ def _forward(
     job: Job, batch: Batch, images: Tensor, seconds: dict[str, float]
 ) -> tuple[Logits, Attention]:
     """Get logits and attention on the device of the images, with a batch axis; note seconds."""
+    own = None
     with _timed(seconds, "logits", images.device):
         if isinstance(job.logits, PerImage):
             logits = batch.logits(images.device)
+        elif isinstance(job.logits, WithAttention):
+            logits, own = job.logits.both(images)
         else:
             logits = job.logits.logits(images)
         if job.request.drop_background:
             logits = without_background(logits)
         _check_classes(logits, job.request)
     with _timed(seconds, "attention", images.device):
-        if isinstance(job.attention, PerImage):
-            h, w = logits.values.shape[-2:]
-            return logits, batch.attention(images.device, (h, w))
-        return logits, job.attention.attention(images)
+        h, w = logits.values.shape[-2:]
+        if own is not None:
+            made = own
+        elif isinstance(job.attention, PerImage):
+            made = batch.attention(images.device, (h, w))
+        else:
+            made = job.attention.attention(images)
+        return logits, as_attention(made, (h, w), (images.shape[2], images.shape[3]))
 
 
 def _check_classes(logits: Logits, request: EvaluateRequest) -> None:
     index, dataset = logits.prompt_index, request.dataset
     M = logits.values.shape[1] if index is None else int(torch.as_tensor(index).max()) + 1
     if M == dataset.M:
+        _check_order(logits.names, dataset.names)
         return
     hint = ""
     if index is None and logits.values.shape[-1] == dataset.M:
@@ -193,6 +205,15 @@ def _check_classes(logits: Logits, request: EvaluateRequest) -> None:
     raise ValueError(
         f"`logits` must have the M={dataset.M} classes of {dataset.name}; got {M}.{hint}"
     )
+
+
+def _check_order(names: Sequence[str], wanted: Sequence[str]) -> None:
+    if tuple(names) != tuple(wanted) and sorted(names) == sorted(wanted):
+        first = next(c for c, (a, b) in enumerate(zip(names, wanted, strict=True)) if a != b)
+        raise ValueError(
+            f"`logits` must have the classes in the order of the data set, {wanted[first]!r} at "
+            f"{first}; got {names[first]!r} there."
+        )
 
 
 @contextmanager

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ovss_refine.attention import Attention, AttentionSource
 from ovss_refine.checks import SCALES, check_number
+from ovss_refine.evaluation import functions
 from ovss_refine.folders.paths import local_path
 from ovss_refine.logits import Logits, LogitsSource
 from ovss_refine.sources.files import read_attention
@@ -37,9 +39,17 @@ class PerImage(Protocol[Value]):
         ...
 
 
+class MapSource(Protocol):
+    """An `AttentionSource` that need not know its grid."""
+
+    def attention(self, images: Tensor) -> Attention | Tensor:
+        """Return B maps for [B, 3, H, W] `images`."""
+        ...
+
+
 LogitsFrom = LogitsSource | PerImage[Logits]
 # A tensor is a map without its grid, which depends on the logits: `checks.find_grid`.
-AttentionFrom = AttentionSource | PerImage[Attention | Tensor]
+AttentionFrom = MapSource | PerImage[Attention | Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +97,14 @@ class NpzAttention:
         return read_attention(path, self.temperature, self.key)
 
 
+class NoAttention(AttentionSource):
+    """Attention of a single patch to itself, for rows that use none."""
+
+    def attention(self, images: Tensor) -> Attention:
+        """Return [B, 1, 1] attention for [B, 3, H, W] `images`."""
+        return Attention(torch.ones(len(images), 1, 1, device=images.device), (1, 1))
+
+
 def read_ahead(source: PerImage[Value], image_id: str) -> Callable[[], Value]:
     """Read the value for an image; return a function that completes it."""
     if hasattr(source, "read"):
@@ -102,7 +120,7 @@ def weights_digest(source: object) -> str | None:
     Equal digests mean equal weights, whatever the names of the sources.
     """
     digest = hashlib.blake2b(digest_size=8)
-    parts = list(_weights(source, depth=4, seen=set()))
+    parts = list(weights_of(source))
     for part in parts:
         tensors = {"": part} if isinstance(part, Tensor) else part.state_dict()
         for key, value in sorted(tensors.items()):
@@ -123,6 +141,11 @@ def files_digest(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
+def weights_of(source: object) -> Iterator[nn.Module | Tensor]:
+    """Yield the models and tensors that a source holds, or that a function refers to."""
+    return _weights(source, depth=4, seen=set())
+
+
 def _weights(thing: object, depth: int, seen: set[int]) -> Iterator[nn.Module | Tensor]:
     """Yield the models and tensors among the attributes of an object, and of its attributes."""
     if depth < 0 or id(thing) in seen:
@@ -131,6 +154,10 @@ def _weights(thing: object, depth: int, seen: set[int]) -> Iterator[nn.Module | 
     if isinstance(thing, (nn.Module, Tensor)):
         yield thing
         return
+    if isinstance(thing, np.ndarray):
+        if thing.dtype.kind in "biuf":
+            yield torch.from_numpy(np.ascontiguousarray(thing))
+        return
     for part in _parts(thing):
         if not isinstance(part, PLAIN):  # a vocabulary holds a hundred thousand of them
             yield from _weights(part, depth - 1, seen)
@@ -138,6 +165,8 @@ def _weights(thing: object, depth: int, seen: set[int]) -> Iterator[nn.Module | 
 
 def _parts(thing: object) -> Iterable[object]:
     """Return the members of a collection, or the attributes of any other object."""
+    if (own := functions.parts(thing)) is not None:
+        return own.values()
     if isinstance(thing, Mapping):
         return thing.values()
     if isinstance(thing, (list, tuple)):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ovss_refine.evaluation.dataset import FOLDER, IGNORE, DataSet
+from ovss_refine.evaluation.dataset import IGNORE, DataSet
 from ovss_refine.evaluation.metric import Counts, scores
 
 ZERO = "If 0 is not labelled in the masks and the classes count from 1, pass --first-is-ignored"
@@ -21,7 +21,7 @@ def some(names: Sequence[str]) -> str:
 
 def is_binary(dataset: DataSet, truth: Sequence[int], ignored: int) -> bool:
     """Whether masks of one's own hold 0 and 255 only, like binary masks of drawing programs."""
-    own = dataset.name == FOLDER and not dataset.first_is_ignored
+    own = dataset.own and not dataset.first_is_ignored
     return own and ignored > 0 and truth[0] > 0 and not any(truth[1:])
 
 
@@ -38,7 +38,7 @@ def of_truth(dataset: DataSet, truth: Sequence[int], ignored: int) -> list[str]:
         return []
     verb = "class does" if len(absent) == 1 else "classes do"
     made = [f"{len(absent)} {verb} not occur in the masks: {some(absent)}."]
-    if dataset.name != FOLDER:
+    if not dataset.own:
         return made
     if ignored:
         share = ignored / (sum(truth) + ignored)
@@ -64,7 +64,7 @@ def of_shift(dataset: DataSet, counts: Mapping[str, Counts]) -> list[str]:
         dataset: names the classes.
         counts: [M, M] pixels by true and predicted class, for each row.
     """
-    if dataset.name != FOLDER or dataset.first_is_ignored:
+    if not dataset.own or dataset.first_is_ignored:
         return []
     found = [
         (row, scores(own).miou, scores(np.vstack([own[1:], np.zeros_like(own[:1])])).miou)

@@ -47,6 +47,11 @@ class ProcessGroup:
             self.state.destroy_process_group()
 
 
+def world_size() -> int:
+    """Return how many processes torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def join(device: str = "auto") -> ProcessGroup:
     """Join the group of processes that torchrun's environment variables describe.
 
@@ -59,7 +64,7 @@ def join(device: str = "auto") -> ProcessGroup:
         ValueError: if several processes are given one device, or it is unknown or unavailable.
         RuntimeError: if accelerate does not find the other processes.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = world_size()
     if world == 1:
         return ProcessGroup(0, 1, resolve_device(device))
     if device not in ("auto", "cpu"):

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ovss_refine.evaluation.dataset import FOLDER, IGNORE, DataSet, Item
+from ovss_refine.evaluation.dataset import IGNORE, DataSet
+from ovss_refine.evaluation.items import Item
 from ovss_refine.evaluation.notes import ZERO
 from ovss_refine.images.read import open_image, orientation_of, read_oriented, upright
 
@@ -43,19 +44,41 @@ def read_mask(path: Path) -> Mask:
     """
     if not path.is_file():
         raise ValueError(f"`{path}` must be the mask of an image; it does not exist.")
-    try:
-        with open_image(path) as image:
-            orientation = orientation_of(image)
-            mode, values = image.mode, np.asarray(upright(image))
-            greys = _greys(image, values) if mode == "P" else {}
-    except (OSError, SyntaxError, ValueError) as err:
-        raise ValueError(f"`{path}` must be a readable label map; got {err}.") from err
+    with _readable(str(path)):
+        image = open_image(path)
+    with image:
+        return decode_mask(image, str(path))
+
+
+def decode_mask(image: Image.Image, name: str) -> Mask:
+    """Decode a label map.
+
+    Args:
+        image: of one channel.
+        name: of the argument or file, for messages.
+
+    Raises:
+        ValueError: if it is damaged, or has colours instead of labels.
+    """
+    with _readable(name):
+        orientation = orientation_of(image)
+        mode, values = image.mode, np.asarray(upright(image))
+        greys = _greys(image, values) if mode == "P" else {}
     if mode not in MASK_MODES:
         raise ValueError(
-            f"`{path}` must have one label for each pixel; got an image of mode {mode!r}. Write "
+            f"`{name}` must have one label for each pixel; got an image of mode {mode!r}. Write "
             "the number of its class at each pixel, as 8-bit grey or palette."
         )
     return Mask(values.astype(np.int64), orientation, greys)
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Convert the exceptions of a decoder to a ValueError."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError) as err:
+        raise ValueError(f"`{name}` must be a readable label map; got {err}.") from err
 
 
 def _greys(image: Image.Image, indices: NDArray[np.uint8]) -> dict[int, int]:
@@ -92,7 +115,7 @@ def to_labels(raw: NDArray[np.int64], dataset: DataSet, origin: str) -> LabelMap
 
 
 def _advice(dataset: DataSet, wrong: Sequence[int]) -> str:
-    if dataset.name != FOLDER:
+    if not dataset.own:
         return " Masks have such values before conversion." if max(wrong) < IGNORE else ""
     advice = f" Write {IGNORE} for pixels that are not labelled."
     if dataset.highest + 1 in wrong and not dataset.first_is_ignored:
@@ -136,17 +159,23 @@ def read_truth(dataset: DataSet, item: Item, size: tuple[int, int], orientation:
         ValueError: if the mask is missing or damaged, the sizes differ, a value is not a class, or
             the values and the colours of a palette could both be the classes.
     """
-    mask = read_mask(item.mask)
-    _check_size(item, mask.values.shape, size, orientation)
-    labels = to_labels(mask.values, dataset, str(item.mask))
-    _check_palette(dataset, item, mask.greys)
+    return as_truth(dataset, read_mask(item.mask), str(item.mask), size, orientation)
+
+
+def as_truth(
+    dataset: DataSet, mask: Mask, name: str, size: tuple[int, int], orientation: int
+) -> Truth:
+    """Do `read_truth` for a mask that has been read; `name` is what messages call it."""
+    _check_size(name, mask.values.shape, size, orientation)
+    labels = to_labels(mask.values, dataset, name)
+    _check_palette(dataset, name, mask.greys)
     # Orientations from 5 on swap the sides.
     same_size = orientation < 5 or size[0] == size[1]
     unclear = orientation > 1 and mask.orientation == 1 and same_size
     return Truth(mask.values, labels, unclear)
 
 
-def _check_size(item: Item, shape: Sequence[int], size: tuple[int, int], orientation: int) -> None:
+def _check_size(name: str, shape: Sequence[int], size: tuple[int, int], orientation: int) -> None:
     (W, H), (h, w) = size, shape
     if (w, h) == size:
         return
@@ -154,12 +183,10 @@ def _check_size(item: Item, shape: Sequence[int], size: tuple[int, int], orienta
     if (h, w) == size:
         hint = " Its sides are swapped: rotate the mask"
         hint += ", as the image is, by its EXIF orientation." if orientation > 1 else "."
-    raise ValueError(
-        f"`{item.mask}` must have the size of its image, {W} x {H}; got {w} x {h}.{hint}"
-    )
+    raise ValueError(f"`{name}` must have the size of its image, {W} x {H}; got {w} x {h}.{hint}")
 
 
-def _check_palette(dataset: DataSet, item: Item, greys: dict[int, int]) -> None:
+def _check_palette(dataset: DataSet, name: str, greys: dict[int, int]) -> None:
     """Raise ValueError if grey levels are a reordering of labels, as programs make to save bytes.
 
     Black and white are left alone: they show two classes.
@@ -173,7 +200,7 @@ def _check_palette(dataset: DataSet, item: Item, greys: dict[int, int]) -> None:
         and any(index != level for index, level in greys.items())
     ):
         raise ValueError(
-            f"`{item.mask}` must have labels of one meaning; its palette has the grey levels "
+            f"`{name}` must have labels of one meaning; its palette has the grey levels "
             f"{[*greys.values()][:5]} at the indices {[*greys][:5]}, and both could be classes. "
             "Save it in 8-bit grey, without a palette."
         )

@@ -83,23 +83,31 @@ def summary(found: dict[str, Any]) -> str:
     return "\n".join([table, *[f"\nNote: {note}" for note in found["notes"]]])
 
 
+def class_rows(found: dict[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the IoU of each class in all rows: {"class": name, row: percentage or None ...}."""
+    ious = {name: row["iou"] for name, row in found["rows"].items()}
+    return [{"class": one, **{name: iou[one] for name, iou in ious.items()}} for one in names]
+
+
+def class_table(by_class: Sequence[dict[str, Any]]) -> str:
+    """Lay out what `class_rows` returns as a Markdown table."""
+    cells = [[name, *map(_cell, values)] for name, *values in (row.values() for row in by_class)]
+    return markdown_table([[*by_class[0]], *cells], text_columns=1)
+
+
 def write_results(
     out: Path, dataset: DataSet, totals: Totals, notes: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Write results.json, results.md, per_class.csv and confusion.npz; return the first."""
     found = results(dataset, totals, notes)
-    rows = found["rows"].values()
-    header = ["class", *found["rows"]]
-    by_class = [[name, *(row["iou"][name] for row in rows)] for name in dataset.names]
-    cells = [header, *([name, *map(_cell, values)] for name, *values in by_class)]
-    text = f"# {dataset.title}\n\n{summary(found)}\n\n## IoU by class\n\n"
-    text += f"{markdown_table(cells, text_columns=1)}\n"
+    by_class = class_rows(found, dataset.names)
+    text = f"# {dataset.title}\n\n{summary(found)}\n\n## IoU by class\n\n{class_table(by_class)}\n"
     if found["skipped"]:
         lines = "\n".join(f"- {id}: {why}" for id, why in found["skipped"].items())
         text += f"\n## Skipped\n\n{lines}\n"
     write_text(out / "results.json", json.dumps(found, indent=1) + "\n")
     write_text(out / "results.md", text)
-    write_csv(out / "per_class.csv", [header, *by_class])
+    write_csv(out / "per_class.csv", [[*by_class[0]], *([*row.values()] for row in by_class)])
     counts: dict[str, Any] = dict(totals.counts)
     write_whole(out / "confusion.npz", lambda file: np.savez_compressed(file, **counts))
     return found

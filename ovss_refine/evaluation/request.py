@@ -46,6 +46,11 @@ class Chosen:
         """The folder of the files; None for a registered source."""
         return self.name.removeprefix(FILES) if self.name.startswith(FILES) else None
 
+    @property
+    def takes_classes(self) -> bool:
+        """Whether the source is made for the classes of the data set; files are made already."""
+        return self.folder is None
+
     def logits(self, labels: Labels, device: "torch.device") -> "LogitsFrom":
         """Make a source of logits for these classes; logits from files are already made."""
         from ovss_refine.registry import load_logits

@@ -8,12 +8,13 @@ from typing import Any
 from ovss_refine import __version__
 from ovss_refine.evaluation import report
 from ovss_refine.evaluation.batches import Sample
-from ovss_refine.evaluation.dataset import Item, fingerprint
 from ovss_refine.evaluation.engine import Job, LabelMaps, evaluate
 from ovss_refine.evaluation.inputs import AttentionFrom, LogitsFrom, files_digest, weights_digest
+from ovss_refine.evaluation.items import Item
 from ovss_refine.evaluation.processes import ProcessGroup, join
 from ovss_refine.evaluation.published import OF_DECISION, Published
 from ovss_refine.evaluation.request import Chosen, EvaluateRequest
+from ovss_refine.evaluation.result import EvaluationResult
 from ovss_refine.evaluation.rows import Baseline, choose, make_rows
 from ovss_refine.evaluation.totals import Totals
 from ovss_refine.folders.manifest import digest
@@ -27,7 +28,7 @@ OF_LABELS = ("name", "names", "first_is_ignored", "mask_suffix", "split")
 
 def run_evaluate(
     request: EvaluateRequest, group: ProcessGroup | None = None
-) -> dict[str, Any] | None:
+) -> EvaluationResult | None:
     """Evaluate, as a single process or as one of several.
 
     Args:
@@ -51,7 +52,7 @@ def run_evaluate(
         group.leave()
 
 
-def _run(request: EvaluateRequest, group: ProcessGroup) -> dict[str, Any] | None:
+def _run(request: EvaluateRequest, group: ProcessGroup) -> EvaluationResult | None:
     dataset = request.dataset
     items = dataset.items(request.root)[: request.limit]
     if request.on_error == "stop":
@@ -87,7 +88,8 @@ def _run(request: EvaluateRequest, group: ProcessGroup) -> dict[str, Any] | None
         return None
     _check_results(items, totals, out)
     lost = dataset.left_out(request.root)
-    return report.write_results(out, dataset, totals, [lost] * bool(lost)) | {"out": str(out)}
+    found = report.write_results(out, dataset, totals, [lost] * bool(lost))
+    return EvaluationResult(found, totals.counts, dataset.names, out)
 
 
 def _make_sources(
@@ -95,12 +97,13 @@ def _make_sources(
 ) -> tuple[LogitsFrom, AttentionFrom, dict[str, Any]]:
     """Make both sources and their settings."""
     chosen = request.logits
-    if chosen.folder is not None and request.prompts is not None:
-        raise ValueError("`prompts` must be left out if logits are read from files.")
+    if not chosen.takes_classes and request.prompts is not None:
+        made = "are read from files" if chosen.folder is not None else "come from your own source"
+        raise ValueError(f"`prompts` must be left out if logits {made}.")
     family = request.prompts or published.prompts
     labels = request.dataset.labels(family)
     settings: dict[str, Any] = {}
-    if chosen.folder is None:
+    if chosen.takes_classes:
         chosen = replace(chosen, options=published.source)
         settings = {"prompts": family, "classes": list(labels.prompts)}
     logits = chosen.logits(labels, group.device)
@@ -140,7 +143,7 @@ def _settings(
         "ovss_refine": __version__,
         **{f"dataset {key}": getattr(request.dataset, key) for key in OF_LABELS},
         "dataset images": len(items),
-        "dataset files": fingerprint(items),
+        "dataset files": request.dataset.fingerprint(items),
         "limit": request.limit,
         "rows": rows,
         "drop_background": request.drop_background,
@@ -159,8 +162,7 @@ def _started(request: EvaluateRequest) -> dict[str, Any]:
 
 def _check_files(request: EvaluateRequest, items: Sequence[Item]) -> None:
     """Raise ValueError if an image has no mask, or the reverse."""
-    paths = [path for item in items for path in (item.image, item.mask)]
-    if lacking := [path for path in paths if not path.is_file()]:
+    if lacking := request.dataset.missing(items):
         raise ValueError(
             f"`root` must have an image and a mask for each of {len(items)} images; "
             f"{len(lacking)} are missing, `{lacking[0]}` the first. `ovss-refine dataset check "

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ovss_refine.attention import Attention, AttentionSource
-from ovss_refine.evaluation.dataset import DataSet, fingerprint, load_dataset
-from ovss_refine.evaluation.inputs import AttentionFrom, LogitsFrom
+from ovss_refine.evaluation.dataset import DataSet, load_dataset
+from ovss_refine.evaluation.inputs import AttentionFrom, LogitsFrom, NoAttention
 from ovss_refine.evaluation.request import Chosen
 from ovss_refine.labels import Labels
 from ovss_refine.registry import load_attention, require
@@ -59,7 +57,7 @@ def find_data(name: str, data: Path | None, roots: Mapping[str, Path]) -> Found:
         except ValueError as err:
             return Found(dataset, lack=f"data set `{name}`: {err}")
         if any(item.mask.is_file() for item in items):
-            return Found(dataset, root, len(items), fingerprint(items))
+            return Found(dataset, root, len(items), dataset.fingerprint(items))
         none = f"`{items[0].mask.parent}` must have a mask for some image; got none."
         reasons[dataset.without_masks(dataset.locate(root)) or none] = None
     looked = f"looked in {', '.join(f'`{path}`' for path in tried)}" if tried else "no folder given"
@@ -192,14 +190,6 @@ class RowSource(Chosen):
             "attention", key, lambda: Chosen(self.name, options).attention(device)
         )
         return source
-
-
-class NoAttention(AttentionSource):
-    """Attention of a single patch to itself, for rows that use none."""
-
-    def attention(self, images: Tensor) -> Attention:
-        """Return [B, 1, 1] attention for [B, 3, H, W] `images`."""
-        return Attention(torch.ones(len(images), 1, 1, device=images.device), (1, 1))
 
 
 def missing_libraries() -> str:

@@ -7,7 +7,6 @@ import pytest
 from evaluation.trees import CLASSES, LAYOUTS, write_tree
 from ovss_refine.evaluation.dataset import (
     DESCRIPTIONS,
-    fingerprint,
     list_datasets,
     load_dataset,
 )
@@ -140,12 +139,12 @@ def test_an_unknown_name_suggests_the_nearest():
 def test_fingerprint_changes_with_a_file(tmp_path):
     write_tree(tmp_path, "ade20k")
     dataset = load_dataset("ade20k")
-    before = fingerprint(dataset.items(tmp_path))
-    assert fingerprint(dataset.items(tmp_path)) == before
-    assert fingerprint(dataset.items(tmp_path)[:2]) != before
+    before = dataset.fingerprint(dataset.items(tmp_path))
+    assert dataset.fingerprint(dataset.items(tmp_path)) == before
+    assert dataset.fingerprint(dataset.items(tmp_path)[:2]) != before
     mask = dataset.items(tmp_path)[1].mask
     mask.write_bytes(mask.read_bytes() + b"x")
-    changed = fingerprint(dataset.items(tmp_path))
+    changed = dataset.fingerprint(dataset.items(tmp_path))
     assert changed != before
     mask.unlink()
-    assert fingerprint(dataset.items(tmp_path)) not in (before, changed)
+    assert dataset.fingerprint(dataset.items(tmp_path)) not in (before, changed)

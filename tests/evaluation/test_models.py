@@ -44,7 +44,7 @@ def test_coco_object_with_models(tmp_path):
     if root is tmp_path:  # the photographs are missing; noise in the same layout is enough
         write_tree(root, "coco-object", count=2, size=(64, 80))
     found = run_evaluate(request("coco-object", root, tmp_path / "out", limit=2))
-    assert (found["images"], tuple(found["rows"])) == (2, ROWS)
+    assert (found.to_dict()["images"], tuple(found.rows)) == (2, ROWS)
     with np.load(tmp_path / "out/confusion.npz") as counts:
         totals = {int(counts[name].sum()) for name in counts}
     items = load_dataset("coco-object").items(root)[:2]
@@ -68,7 +68,7 @@ def test_other_weights_are_other_settings(tmp_path):
     asked = request("voc20", tmp_path, tmp_path / "out", rows=("baseline", "refined"))
     first = run_evaluate(asked)
     again = run_evaluate(request("voc20", tmp_path, tmp_path / "out", rows=asked.rows))
-    assert first["rows"] == again["rows"]  # the same weights, made again
+    assert first.rows == again.rows  # the same weights, made again
     model = asked.attention.options["model"]
     next(model.parameters()).data.mul_(1.5)
     with pytest.raises(ValueError, match=r"attention weights was '\w{16}', is '\w{16}'"):

@@ -66,7 +66,7 @@ def test_variants_are_rows_of_an_evaluation(tmp_path):
                 out=tmp_path / out,
                 device="cpu",
             )
-        )["rows"]
+        ).rows
 
     variants = {"o": RefineConfig(mode="optimal_path"), "tau": RefineConfig(tau=0.8)}
     rows = found("variants", variants)

@@ -3,9 +3,11 @@
 Axes: B images, K prompts, (h, w) grid.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +15,10 @@ from torch import Tensor
 
 from ovss_refine.folders.arrays import read_arrays
 from ovss_refine.folders.paths import local_path
-from ovss_refine.images.convert import ImagesLike
+from ovss_refine.images.convert import ImagesLike, as_tensor
 from ovss_refine.labels import Labels, LabelsLike
 from ovss_refine.logits import Logits
+from ovss_refine.postprocess import semantic_logits
 from ovss_refine_adapters.backbones.capture import check_images
 from ovss_refine_adapters.text import as_classes
 
@@ -25,7 +28,8 @@ class CallableLogits:
 
     Args:
         fn: [B, 3, H, W] float32 images in [0, 1] to [B, K, h, w] logits, K prompts in the order of
-            `classes`. Called without gradient or autocast.
+            `classes`: a tensor, an array, or what a Hugging Face segmenter returns. Or, without
+            `classes` and `scale`, to `Logits`. Called without gradient or autocast.
         classes: names with synonyms, a file, or `Labels`; None: K classes without names.
         scale: factor on the logits before a softmax over prompts, > 0: 1 for a segmenter's logits,
             40 to 100 for CLIP's cosines.
@@ -35,7 +39,7 @@ class CallableLogits:
     """
 
     def __init__(
-        self, fn: Callable[[Tensor], Tensor], classes: LabelsLike | None = None, scale: float = 1.0
+        self, fn: Callable[[Tensor], Any], classes: LabelsLike | None = None, scale: float = 1.0
     ) -> None:
         """Store the function and read the classes."""
         self.fn = fn
@@ -50,10 +54,11 @@ class CallableLogits:
         """
         images = check_images(images)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            values = self.fn(images)
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        if not isinstance(values, Tensor) or values.ndim != 4 or len(values) != len(images):
-            raise ValueError(f"`fn` must return [B={len(images)}, K, h, w] logits; got {got}.")
+            made = self.fn(images)
+        if isinstance(made, Logits) and self.classes is None and self.scale == 1:
+            _check_values(made.values, len(images))
+            return replace(made, values=made.values.to(images.device))
+        values = _check_values(made, len(images))
         return _logits(values.to(images.device), self.scale, self.classes, "fn")
 
 
@@ -144,6 +149,28 @@ class NpzLogits:
             )
         values = torch.stack([one.values for one in read]).to(images.device)
         return Logits(values, self.scale, read[0].prompt_index, read[0].names)
+
+
+def _check_values(made: object, B: int) -> Tensor:
+    """Return the logits of B images among what a function returned."""
+    values = as_tensor(made, "fn") if isinstance(made, np.ndarray) else made
+    if hasattr(values, "logits") or hasattr(values, "masks_queries_logits"):
+        values = semantic_logits(values)
+    if isinstance(values, Tensor) and values.ndim == 4 and len(values) == B:
+        return values
+    got, hint = type(values).__name__, ""
+    if isinstance(values, Tensor):
+        got = str(tuple(values.shape))
+        if values.ndim == 3 and B == 1:
+            hint = " Add the batch axis: `logits[None]`."
+    elif isinstance(values, Mapping):
+        got, hint = (
+            f"{got} of {[*values]}",
+            f" Return one entry, such as `[{next(iter(values))!r}]`.",
+        )
+    elif isinstance(values, Sequence) and values and hasattr(values[0], "seg_logits"):
+        hint = " Return `torch.stack([sample.seg_logits.data for sample in samples])`."
+    raise ValueError(f"`fn` must return [B={B}, K, h, w] logits; got {got}.{hint}")
 
 
 def _logits(values: Tensor, scale: float, classes: Labels | None, origin: str) -> Logits:
