@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "images": "checks folders",
     "folders": "",
     "baseline": "checks images values",
-    "sources": "folders values",
+    "sources": "checks folders images tensors values",
     "door": "baseline checks folders images method modes sources tensors values",
     "testing": "values",
     "examples": "checks door folders images sources values",
