@@ -21,6 +21,7 @@ RAISES_NOTHING = {
     "LogitsSource": "a protocol",
     "RefineResult": "made by the refinement",
     "Segmentation": "made by the segmenter",
+    "EvaluationResult": "made by `evaluate`",
     "Decision": "made by the decision",
     "Propagation": "made by `Lposs`",
     "Published": "made by the look-up",

@@ -41,6 +41,7 @@ RUN_ELSEWHERE = [
     ("docs/logits.md", "AutoModelForSemanticSegmentation", "tests/adapters/logits/test_own.py"),
     ("docs/logits.md", "from mmseg", "tests/adapters/logits/test_own.py"),
     ("docs/recipes.md", "", "tests/test_recipes.py"),
+    ("docs/evaluation.md", "", "tests/adapters/test_evaluate_examples.py"),
     ("docs/attention.md", "from_hugging_face", "tests/adapters/attention/test_outputs.py"),
     ("docs/attention.md", "timm_model", "tests/adapters/attention/test_outputs.py"),
     ("docs/attention.md", "Parts(", "tests/adapters/attention/test_outputs.py"),

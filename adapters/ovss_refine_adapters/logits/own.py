@@ -163,6 +163,8 @@ def _check_values(made: object, B: int) -> Tensor:
         got = str(tuple(values.shape))
         if values.ndim == 3 and B == 1:
             hint = " Add the batch axis: `logits[None]`."
+    elif isinstance(values, Logits):
+        hint = " They have their own classes and scale: leave `classes` and `scale` out."
     elif isinstance(values, Mapping):
         got, hint = (
             f"{got} of {[*values]}",

@@ -11,7 +11,8 @@ import transformers
 from torch.testing import assert_close
 
 from adapters.tiny_clip import images
-from ovss_refine import LogitsSource, Refiner, load_logits
+from ovss_refine import Logits, LogitsSource, Refiner, load_logits
+from ovss_refine.postprocess import semantic_logits
 from ovss_refine.testing.logits import check_logits_source
 from ovss_refine_adapters.logits.own import CallableLogits, NpzLogits
 
@@ -46,6 +47,27 @@ def test_callable():
     assert out.prompt_index.tolist() == [0, 0, 1]
     assert_close(out.values, colours(images(2, 48, 80)))
     assert CallableLogits(colours).logits(images(1)).names == ()
+
+
+def test_callable_may_return_arrays_outputs_and_logits():
+    batch = images(2, 48, 80)
+    expected = colours(batch)
+    outputs = SimpleNamespace(logits=expected)
+    made = Logits(expected, 40.0, prompt_index=[0, 0, 1], names=["red", "blue"])
+    for fn in (lambda x: colours(x).numpy(), lambda x: outputs, lambda x: made):
+        assert_close(CallableLogits(fn).logits(batch).values, expected)
+    out = CallableLogits(lambda x: made).logits(batch)
+    assert (out.scale, out.names, out.prompt_index.tolist()) == (40.0, ("red", "blue"), [0, 0, 1])
+    queries = SimpleNamespace(  # of MaskFormer
+        class_queries_logits=torch.randn(2, 4, 4), masks_queries_logits=torch.randn(2, 4, 6, 10)
+    )
+    got = CallableLogits(lambda x: queries).logits(batch).values
+    assert_close(got, semantic_logits(queries))
+    for more in ({"classes": ["a/b", "c"]}, {"scale": 2.0}):
+        with pytest.raises(ValueError, match=r"got Logits\. They have their own classes"):
+            CallableLogits(lambda x: made, **more).logits(batch)
+    with pytest.raises(ValueError, match=r"\[B=1, K, h, w\] logits; got \(2, 3, 6, 10\)"):
+        CallableLogits(lambda x: made).logits(batch[:1])
 
 
 def test_callable_without_gradient():
