@@ -17,6 +17,7 @@ from ovss_refine.checks import check_count
 from ovss_refine.images import draw, rle
 from ovss_refine.images.convert import ImageLike, as_rgb
 from ovss_refine.images.read import RGB
+from ovss_refine.registry import require
 
 if TYPE_CHECKING:
     from ovss_refine.result import RefineResult
@@ -84,13 +85,34 @@ class Segmentation:
         Returns:
             {"category": name, "category_id": index, "segmentation": {"size": [H, W], "counts":
             str}, "area": pixels, "bbox": [x, y, width, height]}. The counts are COCO's compressed
-            run lengths, column by column.
+            run lengths, column by column; `pycocotools.mask.decode` reads "segmentation".
         """
         labels = self.labels.numpy()
         return [
             {"category": self.names[index], "category_id": index, **rle.entry(labels == index)}
             for index in np.unique(labels).tolist()
         ]
+
+    def to_supervision(self) -> Any:
+        """Convert the masks to `supervision.Detections`, one for each class that occurs.
+
+        Returns:
+            n detections, by class index: `mask` [n, H, W] bool, `xyxy` [n, 4] boxes of the first
+            and last pixels, `class_id` [n], and the names in `data["class_name"]`.
+
+        Raises:
+            ModuleNotFoundError: if supervision is not installed; names the extra.
+        """
+        supervision = require("supervision", "bridges")
+        labels = self.labels.numpy()
+        present = np.unique(labels)  # [n]
+        masks = labels == present[:, None, None]  # [n, H, W]
+        return supervision.Detections(
+            xyxy=supervision.mask_to_xyxy(masks),
+            mask=masks,
+            class_id=present,
+            data={"class_name": np.array([self.names[index] for index in present])},
+        )
 
     def overlay(self) -> RGB:
         """Draw the classes over the image, with a legend below."""

@@ -1,6 +1,7 @@
 """What a segmentation tells, draws and saves."""
 
 import io
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -41,6 +42,26 @@ def test_mask_marks_a_class():
     assert not FOUND.mask("cat").any()
     with pytest.raises(ValueError, match=r"`name` must be one of \['sky', .*; got 'cow'"):
         FOUND.mask("cow")
+
+
+def test_supervision_has_every_class_that_occurs():
+    sv = pytest.importorskip("supervision", reason="the extra `bridges` is not installed")
+    found = FOUND.to_supervision()
+    assert isinstance(found, sv.Detections)
+    assert found.class_id.tolist() == [0, 2, 3]
+    assert found["class_name"].tolist() == ["sky", "dog", "sea"]
+    for mask, index in zip(found.mask, (0, 2, 3), strict=True):
+        assert_array_equal(mask, LABELS.numpy() == index)
+    assert found.xyxy.tolist() == [[0, 0, 7, 5], [2, 1, 6, 3], [0, 5, 0, 5]]
+    assert found.area.tolist() == [32, 15, 1]
+    drawn = sv.MaskAnnotator().annotate(FOUND.image.copy(), found)
+    assert drawn.shape == FOUND.image.shape
+
+
+def test_supervision_may_be_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(ModuleNotFoundError, match=r"`supervision` .*'ovss-refine\[bridges\]'"):
+        FOUND.to_supervision()
 
 
 def test_rle_has_every_class_that_occurs():
