@@ -2,17 +2,20 @@
 
 import functools
 import hashlib
+import sysconfig
 from collections.abc import Iterator
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+# Where functions come from that a version identifies.
+INSTALLED = tuple(map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))
 PLAIN = (str, bytes, int, float, complex, type(None))
 
 
 def referenced(function: FunctionType) -> dict[str, Any]:
     """Return what a function refers to by name: defaults, variables around it and global ones.
 
-    Modules, classes and the functions of other packages are left out.
+    Modules, classes and functions of installed packages are left out.
     """
     names = {name for code in _codes(function.__code__) for name in code.co_names}
     found = {name: function.__globals__[name] for name in names & function.__globals__.keys()}
@@ -23,7 +26,7 @@ def referenced(function: FunctionType) -> dict[str, Any]:
             found[name] = cell.cell_contents
         except ValueError:  # not assigned yet
             continue
-    return {name: value for name, value in found.items() if not _foreign(value, function)}
+    return {name: value for name, value in found.items() if not _foreign(value)}
 
 
 def parts(thing: object) -> dict[str, Any] | None:
@@ -41,7 +44,10 @@ def parts(thing: object) -> dict[str, Any] | None:
 def code_digest(function: object) -> str | None:
     """Hash the code of a function, and the numbers and texts that it refers to.
 
-    Functions of the same package that it calls are hashed too; None for other callable objects.
+    Functions that it calls are hashed too, but not those of installed packages.
+
+    Returns:
+        16 hexadecimal digits; None for other objects that can be called.
     """
     if parts(function) is None:
         return None
@@ -73,9 +79,8 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(one)
 
 
-def _foreign(value: object, function: FunctionType) -> bool:
-    """Whether a value is code of others, which its version says enough about."""
+def _foreign(value: object) -> bool:
+    """Whether a value is a module, a class, or a function that was installed."""
     if isinstance(value, FunctionType):
-        home, own = (str(f.__module__).partition(".")[0] for f in (value, function))
-        return home != own
+        return value.__code__.co_filename.startswith(INSTALLED)
     return isinstance(value, (ModuleType, type))

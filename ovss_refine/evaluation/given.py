@@ -36,6 +36,7 @@ class Given(Chosen):
     """A source that the caller made; it knows its classes and stays where it is."""
 
     source: Any = field(kw_only=True)
+    pair: bool = field(default=False, kw_only=True)  # a function may return attention as well
 
     @property
     def takes_classes(self) -> bool:
@@ -47,7 +48,7 @@ class Given(Chosen):
         if _is_source(self.source, LogitsSource, "logits") or isinstance(self.source, PerImage):
             source: LogitsFrom = self.source
             return source
-        return WithAttention(self.source)
+        return WithAttention(self.source, self.pair)
 
     def attention(self, device: torch.device) -> AttentionFrom:
         """Return the source of attention."""
@@ -72,17 +73,20 @@ class Given(Chosen):
         return None
 
 
-def as_given(source: object, name: str) -> Given:
+def as_given(source: object, name: str, *, pair: bool = False) -> Given:
     """Check a source that the caller made.
 
     Args:
         source: a function, a model, or an object with the method `name` or `for_image`.
         name: "logits" or "attention".
+        pair: a function of `name` "logits" may return attention as well.
 
     Raises:
         TypeError: on something else.
         ValueError: on a model in training mode.
     """
+    if isinstance(source, type):
+        raise TypeError(f"`{name}` must be an object; got the class {source.__name__}. Make one.")
     protocol = LogitsSource if name == "logits" else AttentionSource
     ready = _is_source(source, protocol, name) or isinstance(source, PerImage)
     if not ready:
@@ -93,15 +97,15 @@ def as_given(source: object, name: str) -> Given:
             )
         _check_evaluating(source, name)
     thing = source if hasattr(source, "__qualname__") else type(source)
-    return Given(f"{thing.__module__}.{thing.__qualname__}", source=source)
+    return Given(f"{thing.__module__}.{thing.__qualname__}", source=source, pair=pair)
 
 
 class WithAttention:
-    """A function that returns logits, or logits and attention."""
+    """A function that returns logits, or, if `pair`, logits and attention."""
 
-    def __init__(self, fn: Callable[[Tensor], Any]) -> None:
+    def __init__(self, fn: Callable[[Tensor], Any], pair: bool) -> None:
         """Keep the function, and what checks its results."""
-        self.fn = fn
+        self.fn, self.pair = fn, pair
         self._checked = find("logits", "callable").load()
 
     def logits(self, images: Tensor) -> Logits:
@@ -121,6 +125,10 @@ class WithAttention:
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             made = self.fn(images)
         pair = isinstance(made, tuple) and len(made) == 2
+        if pair and not self.pair:
+            raise ValueError(
+                "`logits` must return logits alone where `attention` is given; got a pair."
+            )
         values, attention = made if pair else (made, None)
         logits: Logits = self._checked(fn=lambda _: values).logits(images)
         return logits, _attention(attention, images) if pair else None

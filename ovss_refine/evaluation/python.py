@@ -131,7 +131,7 @@ def evaluate(
     """
     config = config_of({"mode": mode, **options})
     wanted = _rows(rows)
-    of_logits = _chosen(logits, "logits", logits_options)
+    of_logits = _chosen(logits, "logits", logits_options, pair=attention is None)
     if attention is None:
         own: Chosen = without_attention(wanted, needed=not set(wanted) <= {*OF_LOGITS})
     else:
@@ -169,12 +169,14 @@ def _rows(rows: Sequence[str]) -> tuple[str, ...]:
     return tuple(rows)
 
 
-def _chosen(source: Any, name: str, options: Mapping[str, Any] | None) -> Chosen:
+def _chosen(
+    source: Any, name: str, options: Mapping[str, Any] | None, *, pair: bool = False
+) -> Chosen:
     if isinstance(source, str):
         return Chosen(source, options or {})
     if options:
         raise ValueError(f"`{name}_options` must be left out unless `{name}` is a name.")
-    return as_given(source, name)
+    return as_given(source, name, pair=pair)
 
 
 def _data(
@@ -186,6 +188,8 @@ def _data(
     limit: int | None,
 ) -> tuple[DataSet, Path]:
     """Describe the data set; return its root too."""
+    if isinstance(names, Mapping):
+        raise TypeError("`names` must be a list; got a mapping. Pass `list(names.values())`.")
     labels = None if names is None else as_labels(names)
     folder = isinstance(dataset, (str, Path)) and dataset not in list_datasets()
     if isinstance(dataset, (str, Path, DataSet)):
@@ -204,6 +208,11 @@ def _data(
             )
         base = Path(dataset if folder else root)  # type: ignore[arg-type]
         if isinstance(dataset, DataSet):
+            if labels is not None or first_is_ignored:
+                raise ValueError(
+                    "`names` and `first_is_ignored` must be left out with a `DataSet`, which has "
+                    "its own."
+                )
             return dataset, base
         return load_from(FOLDER if folder else str(dataset), base, labels, first_is_ignored), base
     if root is not None:
@@ -225,7 +234,9 @@ def _device(device: str | torch.device | None, *sources: Chosen) -> str:
     given = [source for source in sources if isinstance(source, Given)]
     for source in given:
         if (found := source.device) is not None:
-            return str(found)
+            # Each of several processes has a device of its own.
+            alone = world_size() == 1 or found.type == "cpu"
+            return str(found) if alone else "auto"
     return "auto" if len(given) < len(sources) else "cpu"
 
 

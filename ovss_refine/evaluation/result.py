@@ -14,7 +14,7 @@ from ovss_refine.evaluation.metric import Counts
 from ovss_refine.registry import require
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class EvaluationResult:
     """Baseline against refined on one data set. Scores are percentages, None where undefined.
 
@@ -84,6 +84,12 @@ class EvaluationResult:
     def __str__(self) -> str:
         """Lay out the rows as a Markdown table, followed by the notes."""
         return report.summary(self.found)
+
+    def __repr__(self) -> str:
+        """Show the mIoU of each row."""
+        scores = [f"{row} {'-' if x is None else f'{x:.2f}'}" for row, x in self.miou.items()]
+        found = f"{self.found['dataset']}, {self.found['images']} images"
+        return f"EvaluationResult({found}, mIoU: {', '.join(scores)})"
 
     def _repr_markdown_(self) -> str:
         """Return the table for notebooks."""

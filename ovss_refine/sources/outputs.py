@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ovss_refine.attention import Attention
-from ovss_refine.checks import ROW_SUM_TOLERANCE, check_count, check_number, check_weights_shape
+from ovss_refine.checks import ROW_SUM_TOLERANCE, check_count, check_weights_shape
 from ovss_refine.images.convert import as_tensor
 from ovss_refine.tensors.layout import MOST_EXTRA_TOKENS
 
@@ -20,6 +20,8 @@ EAGER = (
     'Load the model with `attn_implementation="eager"`, as other implementations compute no map, '
     "and call it with `output_attentions=True`."
 )
+# Of a row on all patches: in float32, so that its entries still have digits.
+LEAST = 1e-30
 # Models with tokens in front of the patches besides class and registers, and how many.
 MORE_TOKENS = {"deit": 1}
 
@@ -179,7 +181,11 @@ def _patches(weights: Tensor, grid: tuple[int, int]) -> Tensor:
     extra = weights.shape[-1] - grid[0] * grid[1]
     weights = weights[..., extra:, extra:]  # [..., N, N]
     sums = weights.sum(dim=-1, keepdim=True)
-    check_number("weights of a patch on all patches", float(sums.detach().amin()), 1e-30)
+    if not float(sums.detach().amin()) > LEAST:
+        raise ValueError(
+            "every patch must attend to patches in the attention maps; got a row of which other "
+            "tokens have everything. Compute attention in float32, or take another layer."
+        )
     return weights / sums
 
 

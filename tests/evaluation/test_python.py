@@ -236,6 +236,8 @@ def test_the_result(tmp_path):
     assert [row["refined"] for row in by_class if row["refined"] is not None] == pytest.approx(iou)
     assert f" {iou.mean():.2f} |" in str(result)
     assert str(result) == result._repr_markdown_()
+    assert repr(result).startswith("EvaluationResult(pairs, 2 images, mIoU: baseline ")
+    assert f", refined {iou.mean():.2f}, " in repr(result)
     assert result.to_markdown().startswith(str(result))
     assert all(name in result.to_markdown() for name in NAMES)
     content = result.to_dict()
@@ -418,6 +420,14 @@ def predicted(images):
             {"attention": lambda x: attend(x)[0]},
             ValueError,
             r"must have shape \[B=1, N, N\]",
+        ),
+        ({"logits": lambda x: (segment(x), attend(x))}, ValueError, "alone where `attention` is"),
+        ({"logits": Model}, TypeError, "`logits` must be an object; got the class Model"),
+        ({"names": dict(enumerate(NAMES))}, TypeError, r"Pass `list\(names\.values\(\)\)`"),
+        (
+            {"dataset": load_dataset("voc21"), "root": "."},
+            ValueError,
+            "must be left out with a `DataSet`",
         ),
         ({"rows": "refined"}, TypeError, "`rows` must be a list"),
         ({"rows": ["best"]}, ValueError, r"`rows` must be some of .*; got \['best'\]"),

@@ -52,7 +52,7 @@ def test_tokens_are_dropped_and_rows_renormalised(extra):
         (maps(7, 7), (6,), ValueError, r"`grid` must be \(gh, gw\)"),
         (maps(7, 7), (2.0, 3), TypeError, "`grid` must be a whole number"),
         (torch.eye(7)[:, [0] * 7], (2, 3), ValueError, "sum to one"),
-        (torch.eye(7)[[0] * 7], (2, 3), ValueError, "weights of a patch on all patches"),
+        (torch.eye(7)[[0] * 7], (2, 3), ValueError, "every patch must attend to patches"),
     ],
 )
 def test_bad_maps(weights, grid, error, message):
