@@ -3,7 +3,10 @@
 import functools
 import inspect
 import json
+import os
+import sys
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import ovss_refine.evaluation
+from evaluation.test_processes import torchrun
 from evaluation.test_run import arguments, make, numbers
 from evaluation.trees import LAYOUTS, read_labels, write_tree
 from ovss_refine import Attention, Logits, Refiner
@@ -20,7 +24,9 @@ from ovss_refine.attention import affinity
 from ovss_refine.cli import main
 from ovss_refine.evaluation import ROWS, EvaluationResult, evaluate
 from ovss_refine.evaluation.dataset import load_dataset
-from ovss_refine.evaluation.request import EvaluateRequest
+from ovss_refine.evaluation.given import as_given
+from ovss_refine.evaluation.python import _device as device_for
+from ovss_refine.evaluation.request import Chosen, EvaluateRequest
 
 NAMES = ["sky", "road", "tree", "car", "sign"]
 PROJECTION = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
@@ -252,7 +258,7 @@ def test_pandas(tmp_path, monkeypatch):
     asked = {"dataset": files(tmp_path, ids), "names": NAMES, "rows": ["baseline"]}
     result = evaluate(segment, **asked)
     with monkeypatch.context() as patch:
-        patch.setitem(__import__("sys").modules, "pandas", None)
+        patch.setitem(sys.modules, "pandas", None)
         with pytest.raises(ModuleNotFoundError, match=r"pip install 'ovss-refine\[bridges\]'"):
             result.to_pandas()
     pandas = pytest.importorskip("pandas", reason="the extra `bridges` is not installed")
@@ -512,3 +518,44 @@ def test_hugging_face_datasets(tmp_path):
         result = evaluate(segment, attend, dataset=one, **asked)
         for row in asked["rows"]:
             np.testing.assert_array_equal(result.counts[row], expected.counts[row])
+
+
+def test_the_device_is_that_of_the_models(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    model = nn.Conv2d(3, 5, 8, device="meta")
+    ours = as_given(lambda images: model(images), "logits")
+    plain, named = as_given(attend, "attention"), Chosen("dinov2-b14-reg")
+    assert device_for(None, ours, named) == device_for(None, plain, ours) == "meta"
+    assert device_for(None, plain, plain) == "cpu"
+    assert device_for(None, plain, named) == device_for(None, named, named) == "auto"
+    assert device_for(torch.device("cpu"), ours, named) == "cpu"
+    monkeypatch.setenv("WORLD_SIZE", "2")  # each process has a device of its own
+    assert device_for(None, ours, named) == "auto"
+    with pytest.raises(ValueError, match=r"`out` must be a folder .* that all processes share"):
+        evaluate(segment, dataset=[(image(), mask())], names=NAMES, rows=["baseline"])
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from evaluation.test_python import NAMES, attend, files, segment
+from ovss_refine.evaluation import evaluate
+
+root, *ids = sys.argv[1:]
+found = evaluate(segment, attend, dataset=files(Path(root), ids), names=NAMES,
+                 rows=["refined"], out=root + "/two")
+print("found", None if found is None else found.miou, flush=True)
+"""
+
+
+@pytest.mark.slow("two processes import torch")
+def test_two_processes_share_the_pairs(tmp_path, monkeypatch):
+    ids = write_tree(tmp_path, "folder", 3)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*sys.path, str(Path(__file__).parents[1])]))
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = torchrun(2, [str(tmp_path), *ids], command=(str(tmp_path / "script.py"),))
+    assert done.returncode == 0, done.stderr
+    one = evaluate(segment, attend, dataset=files(tmp_path, ids), names=NAMES, rows=["refined"])
+    lines = [line for line in done.stdout.splitlines() if line.startswith("found")]
+    assert sorted(lines) == sorted(["found None", f"found {one.miou}"])
+    assert len([*(tmp_path / "two").glob("records.*.jsonl")]) == 2
