@@ -44,9 +44,8 @@ from ovss_refine.config import PAPER
 from ovss_refine.evaluation.dataset import load_dataset
 from ovss_refine.folders.arrays import read_arrays
 from ovss_refine.images.read import read_image
-from ovss_refine.method.distribution import confidence
 from ovss_refine.method.markov import doubly_stochastic
-from ovss_refine.method.steps import Scored, score_classes
+from ovss_refine.method.steps import Confidence, Scored, score_classes, weigh_logits
 from ovss_refine.method.upsample import upsample_bands
 from ovss_refine.tensors.cells import resize
 from ovss_refine_adapters.backbones.capture import mix_attention
@@ -260,7 +259,7 @@ def measure_image(
         if features is not None and any((kind == "own") == own for kind in args.attention)
     }
     for name, (x, index) in given.items():
-        P = _confidence(x, index, tuple(x.shape[2:]), folder.M)
+        P = _weigh(x, index, tuple(x.shape[2:]), folder.M, RefineConfig()).P
         (labels,) = upsample_labels([(P[0].view(-1, *x.shape[2:]), every)], sample.image)
         yield "-", name, "upsampling alone", confusion(sample.mask, labels, folder.M), 0.0
         up = F.interpolate(x, sample.mask.shape, mode="bilinear")
@@ -273,11 +272,10 @@ def measure_image(
         chain = doubly_stochastic(attention, RefineConfig().ipf_rounds, many_steps=True)
         keys, maps, seconds = [], [], []
         for name, (x, index) in given.items():
-            P = _confidence(x, index, attention.grid, folder.M)
-            assigned = torch.zeros_like(P[:, 0], dtype=torch.bool)
             for row in modes:
+                weighed = _weigh(x, index, attention.grid, folder.M, ROWS[row])
                 start = time.perf_counter()
-                scored = score_classes(P, assigned, attention, chain, ROWS[row])
+                scored = score_classes(weighed, attention, chain, ROWS[row])
                 seconds.append(time.perf_counter() - start)
                 keys.append((name, row))
                 maps.append(_maps(scored, attention))
@@ -308,11 +306,14 @@ def _maps(scored: Scored, attention: Attention) -> tuple[Tensor, Tensor]:
     return scored.D[0].view(-1, *attention.grid), scored.classes[0]
 
 
-def _confidence(x: Tensor, index: Tensor | None, grid: tuple[int, ...], M: int) -> Tensor:
-    """Return P [1, M, N] on a grid."""
+def _weigh(
+    x: Tensor, index: Tensor | None, grid: tuple[int, ...], M: int, config: RefineConfig
+) -> Confidence:
+    """Return what `weigh_logits` does, on a grid, with the classes that have no prompt."""
     values = x if tuple(x.shape[2:]) == grid else resize(x, *grid)
-    P, _ = confidence(values.flatten(2), index, 1.0, None)
-    return F.pad(P, (0, 0, 0, M - P.shape[1]))  # classes without a prompt
+    P, assigned, votes = weigh_logits(values.flatten(2), index, config)
+    pad = (0, 0, 0, M - P.shape[1])  # they have no confidence, so that nobody asks for their votes
+    return Confidence(F.pad(P, pad), assigned, None if votes is None else F.pad(votes, pad))
 
 
 def confusion(mask: Tensor, labels: Tensor, M: int) -> Tensor:

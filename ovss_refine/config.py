@@ -106,9 +106,9 @@ class RefineConfig:
         nms_threshold: the bar of "relative" and "absolute", in [0, 1].
         seed_quantile: the bar of "classwise", in [0, 1]: the share of a class's patches that are
             no seeds.
-        vote: a class is dropped if its geometric mean confidence over its own region is below this
-            share of the best class's there, in [0, 1]; the others are then scored again. 0: no
-            vote.
+        vote: a class is dropped if giving its region to the best of the others costs the image
+            less than this in log confidence, in nats per patch, in [0, 1]; the others are then
+            scored again. 0: no vote.
         confidence_power: the power of a patch's confidence that multiplies the score of maximum
             velocity, in [0, 1]; 0: the score alone.
         pre_propagation: steps of the attention's Markov chain that the confidence takes
@@ -152,7 +152,7 @@ class RefineConfig:
     nms: NMS = _choice("classwise", "which bar the seeds of a class have to reach", NMS)
     nms_threshold: float = _number(0.5, "bar of nms relative and absolute", 0, 1)
     seed_quantile: float = _number(0.25, "bar of nms classwise, a quantile", 0, 1)
-    vote: float = _number(1.0, "share of the best that a class needs on its own region", 0, 1)
+    vote: float = _number(0.006, "evidence that a class needs, in nats per patch", 0, 1)
     confidence_power: float = _number(0.25, "power of the confidence in maximum velocity", 0, 1)
     pre_propagation: int = _count(0, "Markov steps of the confidence before all else", 0)
     min_area: float = _number(0.0, "share of the patches a class must win", 0, 1)

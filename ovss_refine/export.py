@@ -18,8 +18,7 @@ from ovss_refine.attention import Attention
 from ovss_refine.config import RefineConfig
 from ovss_refine.folders.files import check_replaceable, write_whole
 from ovss_refine.folders.paths import local_path
-from ovss_refine.method.distribution import confidence
-from ovss_refine.method.steps import refine_confidence
+from ovss_refine.method.steps import refine_confidence, weigh_logits
 from ovss_refine.registry import require
 from ovss_refine.tensors.cells import resize
 
@@ -64,13 +63,8 @@ class RefineModule(nn.Module):
         """
         _, gh, gw, _, _ = attention.shape
         held = _Unchecked(attention.flatten(3).flatten(1, 2), (gh, gw), early_stop=self.early_stop)
-        P, assigned = confidence(
-            resize(logits, gh, gw).flatten(2),
-            prompt_index,
-            self.config.logit_scale,
-            self.config.background,
-        )
-        result = refine_confidence(P, assigned, held, image, self.config)
+        weighed = weigh_logits(resize(logits, gh, gw).flatten(2), prompt_index, self.config)
+        result = refine_confidence(weighed, held, image, self.config)
         tensors = (getattr(result, name) for name in OUTPUTS)
         return tuple(x for x in tensors if x is not None)
 

@@ -27,9 +27,8 @@ from ovss_refine.checks import (
 from ovss_refine.config import PAPER, RefineConfig, RefineOptions, config_of
 from ovss_refine.images.convert import ImagesLike, as_image_batch, as_tensor
 from ovss_refine.logits import Logits, check_prompt_index, doubt_about
-from ovss_refine.method.distribution import confidence
 from ovss_refine.method.modes import ModeName
-from ovss_refine.method.steps import refine_confidence
+from ovss_refine.method.steps import Confidence, refine_confidence, weigh_logits
 from ovss_refine.postprocess import post_process_semantic_segmentation
 from ovss_refine.result import RefineResult
 from ovss_refine.tensors.cells import resize
@@ -245,10 +244,10 @@ def _run(given: _Checked) -> RefineResult:
         prompts = None if given.prompts is None else given.prompts.to(device)
         if values.shape[2:] != given.attention.grid:
             values = resize(values, *given.attention.grid)
-        P, assigned = confidence(values.flatten(2), prompts, config.logit_scale, config.background)
-        if doubt := doubt_about(given.logits, P, config.logit_scale):
+        weighed = weigh_logits(values.flatten(2), prompts, config)
+        if doubt := doubt_about(given.logits, weighed.P, config.logit_scale):
             warnings.warn(doubt, stacklevel=3)
-        result = _refine_in_memory(P, assigned, given.attention, given.guide.to(device), config)
+        result = _refine_in_memory(weighed, given.attention, given.guide.to(device), config)
     return (result if given.batched else result[0]).to(given.logits.device)
 
 
@@ -266,7 +265,7 @@ def _check_prompts(
 
 
 def _refine_in_memory(
-    P: Tensor, assigned: Tensor, attention: Attention, guide: Tensor, config: RefineConfig
+    given: Confidence, attention: Attention, guide: Tensor, config: RefineConfig
 ) -> RefineResult:
     """Do `refine_confidence`, in smaller blocks while memory does not suffice.
 
@@ -277,12 +276,12 @@ def _refine_in_memory(
     for divisor in BLOCK_DIVISORS:
         try:
             held = attention if divisor == 1 else attention.in_blocks(divisor)
-            return refine_confidence(P, assigned, held, guide, config)
+            return refine_confidence(given, held, guide, config)
         except RuntimeError as error:  # on a CPU the allocator raises nothing more specific
             reason = str(error)
             if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate" in reason):
                 raise
-    B, M, N = P.shape
+    B, M, N = given.P.shape
     raise torch.OutOfMemoryError(
         f"out of memory for B={B} images of N={N} patches and M={M} classes, also in blocks "
         f"{BLOCK_DIVISORS[-1]} times smaller than usual; refine fewer images at a time, hold the "

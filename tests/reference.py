@@ -183,37 +183,77 @@ def seeds(P, assigned, nms, nms_threshold, min_area, seed_quantile=0.25, suppres
     return kept, seed
 
 
-def region_vote(P, D, ratio):
-    """Drop classes that others outvote on their own region (the method, section 6.5).
+def log_confidence(logits, prompt_index, P, assigned):
+    """Log confidence at the scale of the vote: the best prompt's mean probability is 0.75.
 
     Args:
-        P: [m, N] confidence of the kept classes.
+        logits: [K, N] on the attention's grid.
+        prompt_index: [K] class of each prompt, or None.
+        P: [M, N] confidence, which holds where the background rule decided.
+        assigned: [N] bool, where it did.
+
+    Returns:
+        [M, N] in nats; a confidence below 1e-4 counts as that.
+    """
+    logits = logits - logits.max(axis=0)
+
+    def softmax(log_scale):
+        e = np.exp(np.exp(log_scale) * logits)
+        return e / e.sum(axis=0)
+
+    low, high = -70.0, 70.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        if softmax(middle).max(axis=0).mean() < 0.75:
+            low = middle
+        else:
+            high = middle
+    own = softmax((low + high) / 2)
+    if prompt_index is not None:
+        own = np.stack([own[np.asarray(prompt_index) == c].sum(axis=0) for c in range(len(P))])
+    return np.log(np.maximum(np.where(assigned, P, own), 1e-4))
+
+
+def region_vote(logarithms, D, bar):
+    """Drop the classes for which there is too little evidence on their regions.
+
+    Args:
+        logarithms: [m, N] log confidence of the kept classes.
         D: [m, N] their scores.
-        ratio: a class goes if its geometric mean confidence, of 1e-3 or more each, over its region
-            is below this share of the largest there.
+        bar: evidence that a class needs, in nats per patch of the image.
 
     Returns:
         [m] bool, the classes that are left; never all False.
     """
-    m, N = P.shape
+    m, N = D.shape
     left = [True] * m
     while True:
-        regions = {c: [] for c in range(m)}
-        for i in range(N):
-            best = max(D[c, i] for c in range(m) if left[c])
-            for c in range(m):
-                if left[c] and D[c, i] == best:  # all that tie
-                    regions[c].append(i)
-        stay = list(left)
-        for c in range(m):
-            if left[c] and regions[c]:
-                logs = np.log(np.maximum(P[:, regions[c]], 1e-3))
-                means = np.exp(logs.mean(axis=1))  # geometric
-                best = max(means[d] for d in range(m) if left[d])
-                stay[c] = means[c] >= (1 - 1e-6) * ratio * best
-        if stay == left or not any(stay):
+        evidence, rivals = {}, {}
+        for c in (c for c in range(m) if left[c]):
+            region = [i for i in range(N) if D[c, i] == max(D[d, i] for d in range(m) if left[d])]
+            total = logarithms[:, region].sum(axis=1)
+            others = [d for d in range(m) if left[d] and d != c]
+            if not others:
+                return np.array(left)
+            rivals[c] = max(others, key=lambda d: total[d])  # the first of equal ones
+            evidence[c] = total[c] - total[rivals[c]]
+        gone = []
+        for c, rival in rivals.items():
+            margin = 1e-6 * N if rival < c else -1e-6 * N
+            fails, rival_fails = (evidence[x] < (bar - 1e-6) * N for x in (c, rival))
+            if fails and not (rival_fails and evidence[rival] + margin <= evidence[c]):
+                gone.append(c)
+        if not gone:
             return np.array(left)
-        left = stay
+        for c in gone:
+            left[c] = False
+
+
+def of_classes(P, classes):
+    """Return the confidences [M, N] of `classes` among themselves; the others win nowhere."""
+    alone = np.full_like(P, -1.0)
+    alone[classes] = P[classes] / np.maximum(P[classes].sum(axis=0), 1e-38)
+    return alone
 
 
 def normalise(P, kept, seed):
@@ -490,7 +530,7 @@ def refine(
     nms="classwise",
     nms_threshold=0.5,
     seed_quantile=0.25,
-    vote=1.0,
+    vote=0.006,
     confidence_power=0.25,
     pre_propagation=0,
     min_area=0.0,
@@ -523,7 +563,7 @@ def refine(
         nms: see `seeds`.
         nms_threshold: see `seeds`.
         seed_quantile: see `seeds`.
-        vote: `ratio` of `region_vote`; 0: none. If it drops a class, the confidences of those left
+        vote: `bar` of `region_vote`; 0: none. If it drops a class, the confidences of those left
             are divided by their sum and scored once more.
         confidence_power: the scores of maximum velocity are multiplied by the confidence, 1e-6 or
             more, to this power.
@@ -560,8 +600,10 @@ def refine(
         A = A.mean(axis=0)  # [N, N]
     T = doubly_stochastic(A, ipf_rounds)
 
-    P, assigned = confidence(resample(logits, grid), logit_scale, prompt_index, background)
+    given = resample(logits, grid)
+    P, assigned = confidence(given, logit_scale, prompt_index, background)
     M, N = P.shape
+    decided = P
     if mode != "propagation":
         P = propagation(P, T, pre_propagation)
     has_seeds = mode not in ("propagation", "anchored")
@@ -584,12 +626,10 @@ def refine(
 
     kept, seed, D = score(P)
     if has_seeds and vote:
-        left = region_vote(P[kept], D, vote)  # [kept classes]
+        votes = log_confidence(given.reshape(-1, N), prompt_index, decided, assigned)
+        left = region_vote(votes[kept], D, vote)
         if not left.all():
-            alone = np.full((M, N), -1.0)  # those that are out win nowhere
-            classes = np.flatnonzero(kept)[left]
-            alone[classes] = P[classes] / np.maximum(P[classes].sum(0), 1e-38)
-            kept, seed, D = score(alone)
+            kept, seed, D = score(of_classes(P, np.flatnonzero(kept)[left]))
 
     D = D.reshape(-1, gh, gw)
     upsampled = joint_bilateral_upsample(D, image, sigma_spatial, sigma_range, radius)

@@ -19,7 +19,7 @@ DEFAULTS = {
     "nms": "classwise",
     "nms_threshold": 0.5,
     "seed_quantile": 0.25,
-    "vote": 1.0,
+    "vote": 0.006,
     "confidence_power": 0.25,
     "pre_propagation": 0,
     "min_area": 0.0,

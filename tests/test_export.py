@@ -26,7 +26,7 @@ MODES = {
     "calibrated": {
         "logit_scale": "auto",
         "seed_quantile": 0.3,
-        "vote": 0.9,
+        "vote": 0.01,
         "confidence_power": 0.4,
     },
     "the paper's": PAPER,

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from ovss_refine import Attention, Logits, RefineConfig, Refiner
-from ovss_refine import refiner as refiner_module
 from ovss_refine.attention import affinity
+from ovss_refine.method import steps
 from ovss_refine.method.modes import MODES, Solution
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -87,8 +87,8 @@ class TestTheGuardBeforeTheLabels:
             P[0, 1, 5] = bad
             return P, assigned
 
-        confidence = refiner_module.confidence
-        monkeypatch.setattr(refiner_module, "confidence", broken)
+        confidence = steps.confidence
+        monkeypatch.setattr(steps, "confidence", broken)
         for mode in MODES:
             with pytest.raises(
                 ValueError, match=r"^`class confidence` must be finite; got 1 NaN or infinite of"

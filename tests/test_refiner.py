@@ -269,11 +269,11 @@ def out_of_memory_unless(divisor, tried):
     """A `refine_confidence` that runs out of memory, as on a CPU, until blocks are small enough."""
     whole = refiner_module.refine_confidence
 
-    def refine(P, assigned, attention, guide, config):
+    def refine(given, attention, guide, config):
         tried.append(attention.block_divisor)
         if attention.block_divisor < divisor:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 64 bytes")
-        return whole(P, assigned, attention, guide, config)
+        return whole(given, attention, guide, config)
 
     return refine
 
@@ -321,9 +321,9 @@ N = 3600
 attention = Attention(torch.full((N, N), 1 / N) * (1 + torch.eye(N)) / (1 + 1 / N), (60, 60))
 logits, image = torch.randn(2, 60, 60), torch.rand(3, 60, 60)
 whole, tried = module.refine_confidence, []
-def note(P, assigned, attention, *rest):
+def note(given, attention, *rest):
     tried.append(attention.block_divisor)
-    return whole(P, assigned, attention, *rest)
+    return whole(given, attention, *rest)
 module.refine_confidence = note
 refiner = Refiner(mode="optimal_path")
 # In small blocks, so that no freed map is left in the heap for the next call to use.

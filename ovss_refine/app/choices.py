@@ -42,7 +42,7 @@ class Hyperparameter:
 
 HYPERPARAMETERS = (
     Hyperparameter("seed_quantile", "Seed quantile", 0, 1, 0.05, "Higher: fewer, safer seeds."),
-    Hyperparameter("vote", "Vote", 0, 1, 0.05, "Higher: fewer classes."),
+    Hyperparameter("vote", "Vote", 0, 0.05, 0.001, "Higher: fewer classes."),
     Hyperparameter("tau", "Reach", 0.05, 0.95, 0.05, "Lower: seeds spread further and sooner."),
     Hyperparameter("epsilon", "Entropy weight", 0.02, 1, 0.02, "Higher: smoother maps."),
     Hyperparameter("propagation_steps", "Steps", 0, 10, 1),

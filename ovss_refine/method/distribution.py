@@ -16,9 +16,11 @@ from torch import Tensor
 from ovss_refine.config import RefineConfig
 from ovss_refine.tensors.tracing import whole_number
 
-# What `logit_scale="auto"` aims at, and how often it halves a range of factors of e^20.
+# What `logit_scale="auto"` aims at.
 USUAL_CONFIDENCE = 0.9
-BISECTIONS = 22
+# Scales from e^-70 to e^70, the logarithms halved so often that 1e-5 of a scale is left.
+SCALE_REACH = 70.0
+BISECTIONS = 24
 # Confidences this close to each other, relatively, are equal.
 ROUNDING = 1e-6
 
@@ -58,11 +60,8 @@ def confidence(
     """
     # The softmax of the same, from differences <= 0, whose products may overflow to -inf unharmed.
     logits = logits - logits.amax(dim=1, keepdim=True)
-    P = ((calibrate(logits) if logit_scale == "auto" else logit_scale) * logits).softmax(dim=1)
-    if prompt_index is not None:
-        B, _, N = P.shape
-        M = whole_number(prompt_index.max() + 1)
-        P = P.new_zeros(B, M, N).index_add_(1, prompt_index, P)
+    scale = calibrate(logits, USUAL_CONFIDENCE) if logit_scale == "auto" else logit_scale
+    P = sum_prompts((scale * logits).softmax(dim=1), prompt_index)
     if background is None:
         return P, torch.zeros_like(P[:, 0], dtype=torch.bool)
     index, threshold = background
@@ -72,25 +71,34 @@ def confidence(
     return torch.where(assigned[:, None], one_hot, P), assigned
 
 
-def calibrate(logits: Tensor) -> Tensor:
-    """Find the scale at which an image's patches are as sure of their best prompt as is usual.
+def sum_prompts(P: Tensor, prompt_index: Tensor | None) -> Tensor:
+    """Sum the probabilities [B, K, N] of each class's prompts: [B, M, N]."""
+    if prompt_index is None:
+        return P
+    B, _, N = P.shape
+    M = whole_number(prompt_index.max() + 1)
+    return P.new_zeros(B, M, N).index_add_(1, prompt_index, P)
+
+
+def calibrate(logits: Tensor, aim: float) -> Tensor:
+    """Find the scale at which an image's patches are as sure of their best prompt as is asked.
 
     Args:
         logits: [B, K, N], the largest of every patch 0.
+        aim: in (0, 1).
 
     Returns:
         [B, 1, 1] scales at which the mean over patches of the best prompt's softmax probability is
-        `USUAL_CONFIDENCE`; as near to it as a factor of e^10 comes, where ties keep it away.
+        `aim`; where ties keep it away, as near to it as the reach of scales comes.
     """
-    gap = -logits.mean(dim=(1, 2), keepdim=True)
-    unit = 1 / gap.clamp_min(1e-30)
-    low, high = torch.full_like(unit, -10.0), torch.full_like(unit, 10.0)
+    low = torch.full_like(logits[:, :1, :1], -SCALE_REACH)
+    high = -low
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        best = 1 / (middle.exp() * (unit * logits)).exp().sum(dim=1, keepdim=True)  # [B, 1, N]
-        unsure = best.mean(dim=2, keepdim=True) < USUAL_CONFIDENCE
+        best = 1 / (middle.exp() * logits).exp().sum(dim=1, keepdim=True)  # [B, 1, N]
+        unsure = best.mean(dim=2, keepdim=True) < aim
         low, high = torch.where(unsure, middle, low), torch.where(unsure, high, middle)
-    return unit * ((low + high) / 2).exp()
+    return ((low + high) / 2).exp()
 
 
 def find_seeds(P: Tensor, assigned: Tensor, config: RefineConfig, *, suppress: bool) -> Seeds:

@@ -1,4 +1,4 @@
-"""The method's steps 3 to 8: from the confidence of classes to labels of pixels.
+"""The method's steps: from logits on the attention's grid to labels of pixels.
 
 Source: J. Li et al., CVPR 2026, section 3.
 
@@ -7,7 +7,7 @@ Axes: B images, M classes, m classes kept, N = gh * gw patches, (H, W) pixels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -15,23 +15,44 @@ from torch import Tensor
 from ovss_refine.attention import Attention
 from ovss_refine.checks import check_finite
 from ovss_refine.config import RefineConfig
-from ovss_refine.method.distribution import Seeds, find_seeds, kept_index, normalise
+from ovss_refine.method.distribution import Seeds, confidence, find_seeds, kept_index, normalise
 from ovss_refine.method.markov import Chain, doubly_stochastic, propagate
 from ovss_refine.method.modes import MODES, Problem, Solution
 from ovss_refine.method.upsample import upsample_bands
-from ovss_refine.method.vote import region_vote
+from ovss_refine.method.vote import log_confidence, region_vote
 from ovss_refine.result import RefineResult
 from ovss_refine.tensors.tracing import exporting
 
 
+class Confidence(NamedTuple):
+    """What the logits say of the classes.
+
+    Attributes:
+        P: [B, M, N] class confidence.
+        assigned: [B, N] bool, the patches that the background rule decided.
+        votes: [B, M, N] log confidence for the region vote, or None where there is none.
+    """
+
+    P: Tensor
+    assigned: Tensor
+    votes: Tensor | None
+
+
+def weigh_logits(logits: Tensor, prompt_index: Tensor | None, config: RefineConfig) -> Confidence:
+    """Do the method's steps 1 and 2 on logits [B, K, N], with the class of each prompt [K]."""
+    P, assigned = confidence(logits, prompt_index, config.logit_scale, config.background)
+    if not (config.vote and MODES[config.mode].has_seeds):
+        return Confidence(P, assigned, None)
+    return Confidence(P, assigned, log_confidence(logits, prompt_index, P, assigned))
+
+
 def refine_confidence(
-    P: Tensor, assigned: Tensor, attention: Attention, guide: Tensor, config: RefineConfig
+    given: Confidence, attention: Attention, guide: Tensor, config: RefineConfig
 ) -> RefineResult:
     """Do the method's steps 3 to 8.
 
     Args:
-        P: [B, M, N] class confidence.
-        assigned: [B, N] bool, the patches that the background rule decided.
+        given: what `weigh_logits` returns.
         attention: B maps over N patches.
         guide: [B, 3, H, W] float32 image in [0, 1].
         config: the options.
@@ -41,8 +62,9 @@ def refine_confidence(
     chain = None
     if mode.needs_chain or pre_propagation:
         chain = doubly_stochastic(attention, config.ipf_rounds, many_steps=mode.takes_many_steps)
-        P = propagate(P, chain, pre_propagation)
-    found = score_classes(P, assigned, attention, chain, config)
+        given = given._replace(P=propagate(given.P, chain, pre_propagation))
+    found = score_classes(given, attention, chain, config)
+    P = given.P
     labels, scores = _upsample(found.D, found.classes, P.shape[1], attention, guide, config)
     full = torch.full_like(P, -torch.inf)
     full.scatter_(1, found.classes[:, :, None].expand_as(found.D), found.D)
@@ -75,24 +97,24 @@ class Scored:
 
 
 def score_classes(
-    P: Tensor, assigned: Tensor, attention: Attention, chain: Chain | None, config: RefineConfig
+    given: Confidence, attention: Attention, chain: Chain | None, config: RefineConfig
 ) -> Scored:
     """Find seeds and score the classes, and again without those that the region vote drops.
 
     Args:
-        P: [B, M, N] class confidence.
-        assigned: [B, N] bool, the patches that the background rule decided.
+        given: what `weigh_logits` returns, propagated or not.
         attention: B maps over N patches.
         chain: the attention's chain; None for a mode that needs none.
         config: the options.
     """
+    P, assigned, votes = given
     found = _score(P, assigned, attention, chain, config)
-    if not (config.vote and MODES[config.mode].has_seeds):
+    if votes is None:
         return found
     kept, classes = found.seeds.kept, found.classes
     first = torch.arange(classes.shape[1], device=P.device) < kept.sum(dim=1, keepdim=True)
-    own = _take(P, classes)
-    left = region_vote(own, found.D, first, config.vote, attention.test_every)  # [B, m]
+    votes = _take(votes, classes)
+    left = region_vote(votes, found.D, first, config.vote, attention.test_every)  # [B, m]
     left = torch.zeros_like(kept, dtype=torch.int64).scatter_add_(1, classes, left.long()) > 0
     dropped = (left != kept).any(dim=1)  # [B]
     if not (exporting() or bool(dropped.any())):

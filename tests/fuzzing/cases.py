@@ -254,7 +254,7 @@ def _options(rng, M):
         "logit_scale": [1.0, 3.0, 0.05, 40.0],
         "nms": ["classwise", "relative", "absolute"],
         "seed_quantile": [0.0, 0.25, 0.5, 1.0, rng.random()],
-        "vote": [0.0, 0.5, 0.9, 1.0, rng.random()],
+        "vote": [0.0, 0.006, 0.05, 1.0, rng.random() ** 4],
         "confidence_power": [0.0, 0.25, 1.0, rng.random()],
         "nms_threshold": [0.0, 0.5, 0.8, 0.95, 1.0, rng.random()],
         "pre_propagation": [0, 1, 3],

@@ -70,7 +70,7 @@ def test_a_mode_reads_its_options_and_no_others(name, option, rng):
     # One round is exact on a chain that is doubly stochastic already, so this one is not.
     common = {
         "nms": {"nms_threshold": 0.9},
-        "nms_threshold": {"nms": "relative"},
+        "nms_threshold": {"nms": "relative", "vote": 0.0},
         "ipf_rounds": {"vote": 0.0},
         "seed_quantile": {"vote": 0.0},
         "vote": {"logit_scale": 0.3},

@@ -1,19 +1,21 @@
 """The region vote."""
 
+import numpy as np
 import pytest
 import torch
 
 import reference
 from ovss_refine import Attention, Refiner
-from ovss_refine.method.vote import ROUNDS, region_vote
+from ovss_refine.method.distribution import confidence
+from ovss_refine.method.vote import ROUNDS, log_confidence, region_vote
 from strategies import block_attention
 
 
-def vote(P, D, ratio=1.0, taking_part=None):
+def vote(P, D, bar=0.05, taking_part=None):
     P, D = torch.tensor(P)[None], torch.tensor(D)[None]
     if taking_part is None:
         taking_part = torch.ones(1, P.shape[1], dtype=torch.bool)
-    return region_vote(P, D, taking_part, ratio)[0].tolist()
+    return region_vote(P.log(), D, taking_part, bar)[0].tolist()
 
 
 # Class 1 has one sure patch, and its map spreads over the object of class 0.
@@ -21,30 +23,48 @@ INSIDE = {
     "P": [[0.9, 0.9, 0.8, 0.4, 0.1], [0.1, 0.1, 0.2, 0.6, 0.9]],
     "D": [[1.0, 0.5, 0.3, 0.3, 0.2], [0.1, 0.6, 0.7, 1.0, 0.1]],
 }
+# Class 1 has 1 patch of 4, which is log(0.6 / 0.3) / 4 = 0.173 nats per patch of evidence.
+SMALL = {
+    "P": [[0.9, 0.9, 0.9, 0.3], [0.05, 0.05, 0.05, 0.6], [0.05, 0.05, 0.05, 0.1]],
+    "D": [[1.0, 1.0, 1.0, 0.1], [0.1, 0.1, 0.1, 0.2], [0.0] * 4],
+}
 
 
 def test_a_class_inside_another_s_object_goes():
     assert vote(**INSIDE) == [True, False]
+    assert vote(**INSIDE, bar=0.0) == [True, False]  # it has less than no evidence
 
 
-def test_the_ratio_decides():
-    # Over its region, patches 1 to 3, class 1 has (0.1 * 0.2 * 0.6)^(1/3) = 0.23 and class 0 0.66.
-    assert vote(**INSIDE, ratio=0.34) == [True, True]
-    assert vote(**INSIDE, ratio=0.36) == [True, False]
-    assert vote(**INSIDE, ratio=0.0) == [True, True]
+def test_the_bar_decides():
+    assert vote(**SMALL, bar=0.173) == [True, True, False]
+    assert vote(**SMALL, bar=0.174) == [True, False, False]
 
 
-def test_a_small_unsure_class_stays_where_it_is_the_best():
-    P = [[0.9, 0.9, 0.9, 0.2], [0.05, 0.05, 0.05, 0.25], [0.05, 0.05, 0.05, 0.2]]
-    assert vote(P, [[1.0, 1.0, 1.0, 0.1], [0.1, 0.1, 0.1, 0.2], [0.0] * 4]) == [True] * 3
+def test_a_class_without_a_region_goes_where_anything_is_asked():
+    assert vote(**SMALL, bar=0.0) == [True] * 3
+    assert vote(**SMALL, bar=1e-3) == [True, True, False]
 
 
-def test_a_single_class_stays():
-    assert vote([[0.1, 0.2]], [[0.0, 0.0]]) == [True]
+def test_the_last_class_stays():
+    assert vote([[0.1, 0.2]], [[0.0, 0.0]], bar=1.0) == [True]
+    assert sum(vote([[0.9, 0.1], [0.1, 0.9]], [[0.0, 1.0], [1.0, 0.0]], bar=1.0)) == 1
 
 
-def test_where_all_are_outvoted_all_stay():
-    assert vote([[0.9, 0.1], [0.1, 0.9]], [[0.0, 1.0], [1.0, 0.0]]) == [True, True]
+def test_of_two_names_for_one_thing_the_better_stays():
+    """Neither has evidence beside the other; at once, both would go, and the thing with them."""
+    thing = [[0.02, 0.02, 0.5, 0.46, 0.5], [0.02, 0.02, 0.46, 0.5, 0.48]]
+    P = [[0.96, 0.96, 0.04, 0.04, 0.02], *thing]
+    D = [[1.0, 1.0, 0.1, 0.1, 0.1], [0.1, 0.1, 1.0, 0.2, 1.0], [0.1, 0.1, 0.2, 1.0, 0.2]]
+    assert vote(P, D) == [True, True, False]
+    assert vote([P[0], P[2], P[1]], [D[0], D[2], D[1]]) == [True, False, True]
+
+
+def test_of_equal_ones_the_first_stays():
+    P = [[0.9, 0.9, 0.2, 0.2], [0.05, 0.05, 0.4, 0.4], [0.05, 0.05, 0.4, 0.4]]
+    D = [[1.0, 1.0, 0.1, 0.1], [0.1, 0.1, 1.0, 1.0], [0.1, 0.1, 1.0, 1.0]]
+    assert vote(P, D) == [True, True, False]
+    P[2][3] *= 1 + 1e-7  # as if it were by rounding
+    assert vote(P, D) == [True, True, False]
 
 
 def test_those_who_take_no_part_neither_vote_nor_win():
@@ -53,40 +73,43 @@ def test_those_who_take_no_part_neither_vote_nor_win():
 
 
 def test_the_regions_of_those_who_went_are_given_to_others():
-    """Class 2 goes at first; on its region class 1 then is outvoted too."""
-    P = [[0.6, 0.5, 0.5, 0.5], [0.2, 0.45, 0.3, 0.3], [0.2, 0.05, 0.2, 0.2]]
+    """Class 2 goes at first; with its region class 1 then has less than no evidence."""
+    P = [[0.6, 0.5, 0.5, 0.5], [0.2, 0.55, 0.3, 0.3], [0.2, 0.05, 0.2, 0.2]]
     D = [[1.0, 0.1, 0.1, 0.1], [0.1, 0.9, 0.8, 0.8], [0.1, 0.1, 0.9, 0.9]]
-    P[1][1] = 0.55
-    assert vote(P, [D[0], D[1], [0.0] * 4]) == [True, False, True]
-    assert vote([P[0], [0.2, 0.55, 0.6, 0.6], P[2]], D) == [True, True, False]
+    assert vote(P, [*D[:2], [0.0] * 4], bar=0.0) == [True, False, True]
+    assert vote(P, D, bar=0.0) == [True, False, False]
+    assert vote([P[0], [0.2, 0.55, 0.6, 0.6], P[2]], D, bar=0.0) == [True, True, False]
 
 
-@pytest.mark.parametrize("ratio", [0.0, 0.5, 0.9, 1.0])
-def test_equals_the_reference_in_batches_and_permuted(ratio, rng):
-    P = torch.from_numpy(rng.random((6, 9, 40))).float().mul(3).softmax(dim=1)
-    D = torch.from_numpy(rng.random((6, 9, 40))).float() + 2 * P
+@pytest.mark.parametrize("bar", [0.0, 0.005, 0.05, 1.0])
+def test_equals_the_reference_in_batches_and_permuted(bar, rng):
+    logits = torch.from_numpy(rng.normal(size=(6, 9, 40))).float()
+    logarithms = logits.log_softmax(dim=1)
+    D = torch.from_numpy(rng.random((6, 9, 40))).float() + logits
     everybody = torch.ones(6, 9, dtype=torch.bool)
-    left = region_vote(P, D, everybody, ratio)
+    left = region_vote(logarithms, D, everybody, bar)
     for b in range(6):
-        expected = reference.region_vote(P[b].double().numpy(), D[b].double().numpy(), ratio)
+        expected = reference.region_vote(logarithms[b].double().numpy(), D[b].numpy(), bar)
         assert left[b].tolist() == expected.tolist()
     order = torch.from_numpy(rng.permutation(9))
-    assert torch.equal(region_vote(P[:, order], D[:, order], everybody, ratio), left[:, order])
-    assert torch.equal(region_vote(P, D, everybody, ratio, test_every=0), left)
+    permuted = region_vote(logarithms[:, order], D[:, order], everybody, bar)
+    assert torch.equal(permuted, left[:, order])
+    assert torch.equal(region_vote(logarithms, D, everybody, bar, test_every=0), left)
     assert left.any(dim=1).all()
-    assert left.all() == (ratio == 0)
+    assert left.all() == (bar == 0)
 
 
 def test_a_tied_patch_is_in_the_region_of_all_that_tie(rng):
-    P = torch.from_numpy(rng.random((8, 5, 30))).float().softmax(dim=1)
+    logarithms = torch.from_numpy(rng.random((8, 5, 30))).float().log_softmax(dim=1)
     D = torch.from_numpy(rng.integers(0, 3, (8, 5, 30))).float()
     everybody = torch.ones(8, 5, dtype=torch.bool)
-    left = region_vote(P, D, everybody, 1.0)
+    left = region_vote(logarithms, D, everybody, 0.0)
     assert not left.all()
     order = torch.tensor([4, 2, 0, 3, 1])
-    assert torch.equal(region_vote(P[:, order], D[:, order], everybody, 1.0), left[:, order])
+    permuted = region_vote(logarithms[:, order], D[:, order], everybody, 0.0)
+    assert torch.equal(permuted, left[:, order])
     for b in range(8):
-        expected = reference.region_vote(P[b].double().numpy(), D[b].double().numpy(), 1.0)
+        expected = reference.region_vote(logarithms[b].double().numpy(), D[b].numpy(), 0.0)
         assert left[b].tolist() == expected.tolist()
 
 
@@ -97,6 +120,28 @@ def test_it_ends():
     D = torch.eye(M) + torch.linspace(1, 0, M)[:, None] * 0.5
     left = vote(P.tolist(), D.tolist())
     assert 1 <= sum(left) < M
+
+
+class TestTheScaleOfTheVote:
+    def test_equals_the_reference(self, rng):
+        logits = torch.from_numpy(3 * rng.normal(size=(3, 7, 50))).float()
+        prompts = torch.tensor([0, 2, 1, 2, 2, 0, 3])
+        for index in (None, prompts):
+            P, assigned = confidence(logits, index, 1.0, (1, 0.5))
+            assert assigned.any()
+            found = log_confidence(logits, index, P, assigned)
+            for b in range(3):
+                given = (x[b].double().numpy() for x in (logits, P))
+                expected = reference.log_confidence(next(given), index, next(given), assigned[b])
+                np.testing.assert_allclose(found[b], expected, rtol=0, atol=1e-4)
+
+    @pytest.mark.parametrize("factor", [0.03, 3.0, 1e6])
+    def test_a_factor_on_the_logits_changes_nothing(self, factor, rng):
+        logits = torch.from_numpy(rng.normal(size=(2, 5, 40))).float()
+        P, assigned = confidence(logits, None, 1.0, None)
+        one = log_confidence(logits, None, P, assigned)
+        other = log_confidence(factor * logits, None, P, assigned)
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-4)
 
 
 class TestInTheRefinement:
@@ -159,10 +204,10 @@ class TestInTheRefinement:
     def test_where_those_left_have_no_confidence_nobody_has_a_seed(self, rule, nms):
         """Class 1 is alone in one patch of an unsure part of class 2's object, and goes."""
         P = torch.full((3, 45), 0.05)
-        P[2, 1:6], P[0, 1:6] = 0.55, 0.4
-        P[2, 6:35] = P[0, 35:] = 0.9
+        P[2, 1:9], P[0, 1:9] = 0.55, 0.4
+        P[2, 9:35] = P[0, 35:] = 0.9
         P[:, 0] = torch.tensor([0.33, 0.33, 0.34] if rule == "background" else [0.0, 1.0, 0.0])
-        attention = Attention(0.99 * block_attention([6, 29, 10]) + 0.01 / 45, (5, 9))
+        attention = Attention(0.99 * block_attention([9, 26, 10]) + 0.01 / 45, (5, 9))
         options = {"background": (1, 0.5)} if rule == "background" else {}
         refiner = Refiner(nms=nms, nms_threshold=0.65, **options)
         logits = P.log().clamp_min(-1e3).view(3, 5, 9)
