@@ -1,4 +1,4 @@
-"""Shared by all producers of logits on CLIP: text, image preparation, windows, the result.
+"""Shared by all producers of logits on CLIP: text, normalisation, cosines.
 
 A producer adds `features`: normalised pixels to patch features in the joint space with text.
 
@@ -6,9 +6,8 @@ Axes: B images, K prompts, D channels, (H, W) pixels, (h, w) grid.
 """
 
 import copy
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,23 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovss_refine.baseline.resize import resized_size
-from ovss_refine.checks import check_count, check_finite, check_float, check_number, check_shape
-from ovss_refine.images.convert import ImagesLike
+from ovss_refine.checks import check_finite, check_float, check_shape
 from ovss_refine.labels import LabelsLike
-from ovss_refine.logits import Logits
-from ovss_refine_adapters.backbones.capture import check_images, resize
 from ovss_refine_adapters.backbones.clip_tower import Tower
 from ovss_refine_adapters.backbones.open_clip import Clip, Tokenizer, load_clip
-from ovss_refine_adapters.backbones.plain import undisturbed
-from ovss_refine_adapters.backbones.resize import resize_8bit
-from ovss_refine_adapters.logits.windows import slide
+from ovss_refine_adapters.logits.windowed import WindowedLogits, WindowOptions
 from ovss_refine_adapters.text import Templates, as_classes, text_features
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ClipOptions:
+class ClipOptions(WindowOptions):
     """Options of all producers on CLIP.
+
+    Further arguments and exceptions are those of `WindowOptions`.
+    `faithful` also rounds mean and deviation to 0.001 of a grey level, and adds the position table
+    unchanged to any grid with as many patches.
 
     Attributes:
         model: "B/16", "L/14" (OpenAI's weights), an open_clip name, "hf-hub:owner/name", a folder
@@ -45,16 +42,6 @@ class ClipOptions:
         text_features: [K, D], one row per prompt, instead of the text tower's.
         cache_dir: folder that caches text features; "default": ovss_refine in the user's cache
             folder; None: no cache.
-        short_side: shorter side to resize images to, > 0; None: images keep their size.
-        window: side of the sliding windows in pixels of the resized image; None: whole image.
-        stride: step between windows in pixels, in [1, window].
-        logit_scale: factor on the cosines before a softmax over prompts, > 0.
-        faithful: reproduce the oddities of the released code, for most: resize like OpenCV, in 8
-            bits and without antialiasing; round mean and deviation to 0.001 of a grey level; add
-            the position table unchanged to any grid with as many patches. False: none of these.
-
-    Raises:
-        TypeError, ValueError: if a numeric option is not a number or out of range.
     """
 
     model: str | Path | nn.Module = "B/16"
@@ -64,28 +51,9 @@ class ClipOptions:
     templates: Templates = "imagenet"
     text_features: Tensor | None = None
     cache_dir: str | Path | None = "default"
-    short_side: int | None = 336
-    window: int | None = 224
-    stride: int = 112
-    logit_scale: float = 40.0
-    faithful: bool = True
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.short_side is not None:
-            check_count("short_side", self.short_side, 1)
-        check_count("stride", self.stride, 1)
-        if self.window is not None:
-            check_count("window", self.window, 1)
-            if self.stride > self.window:
-                raise ValueError(
-                    f"`stride` must be at most `window` = {self.window}, or pixels between the "
-                    f"windows get no logits; got {self.stride}."
-                )
-        check_number("logit_scale", self.logit_scale, 0, open_ends=True)
 
 
-class DenseClip(ABC):
+class DenseClip(WindowedLogits):
     """A source of logits on CLIP's image tower.
 
     A subclass defines `features`, or `cosines` if the text depends on the image, and the options
@@ -109,11 +77,7 @@ class DenseClip(ABC):
     """
 
     defaults: ClassVar[dict[str, Any]] = {}
-    # Whether the released code prepares images in MMSegmentation: resized by OpenCV, mean and
-    # deviation rounded. Reproduced if `faithful`.
-    in_mmseg: ClassVar[bool] = True
-    # Windows are padded with zeros to a multiple of this many pixels.
-    window_multiple: int = 1
+    options: ClipOptions
 
     def __init__(self, classes: LabelsLike, **options: Any) -> None:
         """Load the model and embed the classes."""
@@ -145,33 +109,15 @@ class DenseClip(ABC):
         other.text = other._text()
         return other
 
-    def logits(self, images: ImagesLike) -> Logits:
-        """Compute cosines in [-1, 1], [B, K, h, w] float32 on the device of `images`.
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The image tower."""
+        return (self.tower.visual,)
 
-        Images and exceptions are those of `LogitsSource`; images smaller than a patch raise too. On
-        whole images the grid is the producer's own. With windows it is the pixels of the resized
-        image, over which the windows were averaged: B * K * H' * W' floats.
-        """
-        images = check_images(images)
-        with undisturbed(self.tower.visual):
-            pixels = self.prepare(images)
-            score = partial(self.cosines, context=self.context(pixels))
-            if self.options.window is None:
-                values = score(pixels)
-            else:
-                values = slide(
-                    pixels,
-                    score,
-                    window=self.options.window,
-                    stride=self.options.stride,
-                    multiple=self.window_multiple,
-                )
-        return Logits(
-            values.to(images.device),
-            self.options.logit_scale,
-            self.classes.prompt_index,
-            self.classes.names,
-        )
+    @property
+    def device(self) -> torch.device:
+        """Device of the image tower."""
+        return self.tower.device
 
     def prepare(self, images: Tensor) -> Tensor:
         """Resize and normalise: [B, 3, H, W] in [0, 1] to [B, 3, H', W'] pixels, float32."""
@@ -179,18 +125,9 @@ class DenseClip(ABC):
         self.tower.grid(*pixels.shape[-2:])
         return (pixels * 255 - self._mean) / self._std
 
-    def resized(self, images: Tensor) -> Tensor:
-        """Resize [B, 3, H, W] images in [0, 1] to the working size [B, 3, H', W']."""
-        if self.options.short_side is None:
-            return images
-        size = resized_size(images.shape[2], images.shape[3], self.options.short_side)
-        if self.options.faithful and self.in_mmseg and images.shape[-2:] != size:
-            return resize_8bit(images, size)
-        return resize(images, size).clamp(0, 1)
-
-    def context(self, pixels: Tensor) -> Any:
-        """Return what `cosines` needs from the whole resized images; nothing by default."""
-        return None
+    def values(self, pixels: Tensor, context: Any) -> Tensor:
+        """Return the cosines."""
+        return self.cosines(pixels, context)
 
     def cosines(self, pixels: Tensor, context: Any) -> Tensor:
         """Compare patches with prompts: [B, K, h, w] float32 in [-1, 1], on the producer's grid.
