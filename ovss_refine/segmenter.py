@@ -26,6 +26,7 @@ from ovss_refine.refiner import refine
 from ovss_refine.segmentation import Segmentation
 from ovss_refine.sources.device import resolve_device
 from ovss_refine.sources.lazy import LazySource, check_models_dir
+from ovss_refine.sources.run import run_sources
 from ovss_refine.sources.stages import OnStage, Stages, announce_loading
 
 # Backbones resize the shorter side to some 500 pixels and keep the aspect ratio: beyond this limit
@@ -41,7 +42,8 @@ class Segmenter:
 
     Args:
         logits: name of a source of logits (`list_logits`), or a ready source.
-        attention: name of a source of attention (`list_attention`), or a ready source.
+        attention: name of a source of attention (`list_attention`), or a ready source. A ready one
+            given for both runs once if it has a method `logits_and_attention(images)`.
         mode: see `RefineConfig`.
         device: where models are loaded and run, such as "cpu" or "cuda:1"; None or "auto": the
             first GPU if there is one, else the CPU. Ready sources stay where they are.
@@ -247,11 +249,8 @@ class Segmenter:
         """Segment images of one size together."""
         pixels = torch.from_numpy(np.stack(arrays)).to(self.device).permute(0, 3, 1, 2)
         pixels = (pixels.float() / 255).contiguous()  # [B, 3, H, W]
-        with self._logits.lock, stages("logits"):
-            logits = sources[0].logits(pixels)
+        logits, attention = run_sources(self._logits, self._attention, sources, pixels, stages)
         names = _names(logits, labels)
-        with self._attention.lock, stages("attention"):
-            attention = sources[1].attention(pixels)
         plain: list[Tensor | None] = [None] * len(arrays)
         if with_baseline:
             with stages("baseline"):

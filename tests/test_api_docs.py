@@ -28,6 +28,7 @@ RAISES_NOTHING = {
     "DataSet": "made by `load_dataset`",
     "RefineModule": "checks nothing, as it says",
     "export_program": "traces with an example of its own",
+    "TextProjection": "layers of PyTorch",
     "list_attention": "takes nothing",
     "list_logits": "takes nothing",
 }

@@ -188,6 +188,7 @@ PREPARED = {
     "docs/modes.md": for_modes,
     "docs/logits.md": for_logits,
     "docs/logits_proxies.md": for_logits,
+    "docs/logits_trained.md": for_logits,
 }
 WITHOUT_MODELS = (
     "docs/usage.md",

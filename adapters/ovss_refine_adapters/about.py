@@ -51,6 +51,13 @@ _LOGITS = {
     "npz": _YOURS,
     "proxyclip": (*_CLIP_AND_DINO, "open_clip, timm"),
     "rf-clip": (*_CLIP_B[:-1], "open_clip, scipy"),
+    "talk2dino": (
+        "timm/vit_base_patch14_reg4_dinov2.lvd142m, as `clip`, and your vitb_mlp_infonce.pth",
+        "Apache-2.0 (DINOv2); as `clip`; none stated (vitb_mlp_infonce.pth)",
+        "151 M",
+        "0.9 GB",
+        "open_clip, timm",
+    ),
 }
 ABOUT = {
     kind: {name: dict(zip(COLUMNS, row, strict=True)) for name, row in table.items()}

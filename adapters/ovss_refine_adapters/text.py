@@ -113,8 +113,10 @@ def text_features(
     classes: Labels,
     templates: Templates = "imagenet",
     cache_dir: str | Path | Literal["default"] | None = None,
+    *,
+    unit: bool = True,
 ) -> Tensor:
-    """Embed the prompts as unit vectors.
+    """Embed the prompts, as unit vectors by default.
 
     Args:
         clip: the model and its tokenizer.
@@ -123,9 +125,11 @@ def text_features(
         cache_dir: as in `cached`. The file's name is a digest of the text tower's weights and
             modules and of all token ids, so that it is reused only for the same model, templates
             and names.
+        unit: average unit vectors over the templates and return unit vectors; False: average the
+            text tower's own vectors.
 
     Returns:
-        [K, D] float32 unit rows on the model's device.
+        [K, D] float32 rows on the model's device.
 
     Raises:
         ValueError: on wrong templates, or if a prompt in one has more tokens than the model takes.
@@ -137,8 +141,8 @@ def text_features(
     K = len(classes.all_prompts)
     return cached(
         cache_dir,
-        lambda: f"text-{_digest(clip.model, tokens, K)}",
-        lambda: _embed(clip.model, tokens.to(device), K),
+        lambda: f"text-{'' if unit else 'raw-'}{_digest(clip.model, tokens, K)}",
+        lambda: _embed(clip.model, tokens.to(device), K, unit),
     ).to(device)
 
 
@@ -165,13 +169,14 @@ def _check_length(
             )
 
 
-def _embed(model: Any, tokens: Tensor, K: int) -> Tensor:
-    """Embed [K * S, context] tokens, average over the S templates: [K, D] unit rows."""
+def _embed(model: Any, tokens: Tensor, K: int, unit: bool) -> Tensor:
+    """Embed [K * S, context] tokens and average over the S templates: [K, D]."""
     with undisturbed(model):
-        rows = [
-            F.normalize(model.encode_text(x).float(), dim=-1) for x in torch.split(tokens, CHUNK)
-        ]
-    return F.normalize(torch.cat(rows).reshape(K, len(tokens) // K, -1).mean(dim=1), dim=-1)
+        chunks = [model.encode_text(x).float() for x in torch.split(tokens, CHUNK)]
+    rows = torch.cat(chunks).reshape(K, len(tokens) // K, -1)  # [K, S, D]
+    if not unit:
+        return rows.mean(dim=1)
+    return F.normalize(F.normalize(rows, dim=-1).mean(dim=1), dim=-1)
 
 
 def _digest(model: nn.Module, tokens: Tensor, K: int) -> str:

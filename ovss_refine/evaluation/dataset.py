@@ -193,7 +193,7 @@ class DataSet:
 
         Args:
             method: "sclip", "clearclip", "naclip", "proxyclip", "sc-clip", "cass", "rf-clip" or
-                "lavg"; "cliptrase" on VOC 20 only.
+                "lavg" or "talk2dino"; "cliptrase" on VOC 20 only.
 
         Raises:
             ValueError: if that method has none.

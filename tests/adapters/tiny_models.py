@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ovss_refine_adapters.backbones.diffusion import Parts
+from ovss_refine_adapters.logits.talk2dino_projection import TextProjection
 
 FAMILIES = {
     "dino": "vit_base_patch8_224.dino",
@@ -38,6 +39,11 @@ def tiny_vit(family="dino", dynamic_img_size=True, **more):
 
 def images(B=2, H=64, W=96):
     return torch.rand(B, 3, H, W, generator=torch.Generator().manual_seed(1))
+
+
+def tiny_projection(patches=64):
+    """Talk2DINO's, from the text of `tiny_clip` to the patches of `tiny_vit`."""
+    return randomise(TextProjection(24, patches))
 
 
 def tiny_vae():

@@ -203,6 +203,19 @@ def test_published_settings(method, name):
     assert own == text
 
 
+# What the trained methods are given on data sets with a background; on others, nothing.
+TRAINED = {"talk2dino": {"background": 0.55, "clean_background": True}}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+@pytest.mark.parametrize("method", TRAINED)
+def test_published_settings_of_trained_methods(method, name):
+    background = name in ("voc21", "context60", "coco-object")
+    wanted = TRAINED[method] if background else {}
+    assert load_dataset(name).published(method) == Published(prompts="names", source=wanted)
+    assert (load_dataset(name).names[0] == "background") == background
+
+
 def test_every_setting_has_one_taker():
     every = {
         "prompts": "sclip",

@@ -127,14 +127,28 @@ class TimmBackbone:
         with plain attention, RuntimeError if a block ran without computing it.
         """
         indices = self.check_layers(layers)
+        return self._projections(images, indices, max(indices), norm=False)[1]
+
+    def features_and_projections(
+        self, images: Tensor, layer: int = -1
+    ) -> tuple[Tensor, Projections]:
+        """Return what `features` and `projections` return for a layer, from one pass."""
+        (index,) = self.check_layers([layer])
+        maps, found = self._projections(images, [index], index, norm=True)
+        return maps.float().to(images.device), found[0]
+
+    def _projections(
+        self, images: Tensor, indices: Sequence[int], last: int, *, norm: bool
+    ) -> tuple[Tensor, list[Projections]]:
+        """Run up to layer `last`; return its features, and queries and keys of blocks."""
         captured: dict[int, dict[str, Any]] = {index: {} for index in indices}
         with undisturbed(self.model), ExitStack() as stack:
             modules = {index: self._attention_of(index) for index in indices}
             for index, attn in modules.items():
                 for handle in add_hooks(attn, captured[index]):
                     stack.enter_context(handle)
-            self._run(images, max(indices), norm=False)
-        return [project(modules[index], captured[index], index) for index in indices]
+            maps = self._run(images, last, norm=norm)
+        return maps, [project(modules[index], captured[index], index) for index in indices]
 
     def check_layers(self, layers: Sequence[int]) -> list[int]:
         """Return `layers`, blocks or stages, counted from the start, or raise."""

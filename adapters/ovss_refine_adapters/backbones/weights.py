@@ -2,7 +2,7 @@
 
 import difflib
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,54 @@ def weight_file(path: str | Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise FileNotFoundError(f"`{path}` must hold {wanted}; got {listing(path)}.")
+
+
+def load_head(
+    path: str | Path,
+    argument: str,
+    make: Callable[[Mapping[str, Tensor]], nn.Module],
+    old_names: Mapping[str, str] | None = None,
+) -> nn.Module:
+    """Load a small module that was trained on a frozen model.
+
+    Args:
+        path: a safetensors file, or a pickle of nothing but tensors; in it, or under its key
+            "model_state_dict", the module's tensors. Others are ignored.
+        argument: the option that named it.
+        make: returns the module, given the file's tensors by name, for their shapes.
+        old_names: beginnings of tensors' names in older files, and what they are now.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged or of another kind, or its values are not finite.
+    """
+    path = local_path(argument, path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"`{argument}` must be an existing weight file; got `{path}`.")
+    try:
+        state = _read_tensors(path)
+        for old, new in (old_names or {}).items():
+            state = {
+                new + name.removeprefix(old) if name.startswith(old) else name: value
+                for name, value in state.items()
+            }
+        head = make(state)
+        head.load_state_dict({name: state[name] for name in head.state_dict()})
+    except Exception as error:  # damaged files raise whatever their reader raises
+        found = f"no {error}" if isinstance(error, KeyError) else _reason(error)
+        raise ValueError(
+            f"`{argument}` must hold the tensors of its module; got {found} in `{path}`."
+        ) from error
+    return check_finite_weights(head.float(), str(path)).requires_grad_(False).eval()
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        state: Any = require("safetensors.torch", "models").load_file(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    state = state.get("model_state_dict", state)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _fetch(repository: str, weights: Sequence[str]) -> Path:
