@@ -14,7 +14,7 @@ from ovss_refine.evaluation.dataset import load_dataset
 NAMES = ["background", "cat", "dog", "grass"]
 GRID, SIZE = (6, 8), (48, 64)
 # Where weights would come from; the tiny models take their place.
-FROM = ("model", "pretrained", "weights", "revision", "variant", "projection")
+FROM = ("model", "pretrained", "weights", "revision", "variant", "projection", "heads")
 OWN = ("npz", "callable")  # sources that take no weights
 
 
@@ -79,7 +79,7 @@ def write_published_maps(root):
 def tiny_options(kind, name):
     """Return what makes a source of that name tiny: the model, and sizes that suit it."""
     from adapters.tiny_clip import halves, tiny_clip
-    from adapters.tiny_models import tiny_parts, tiny_projection, tiny_vit
+    from adapters.tiny_models import tiny_heads, tiny_parts, tiny_projection, tiny_vit
 
     plain = {"short_side": None, "window": None, "templates": "single", "cache_dir": None}
     if name == "talk2dino":
@@ -89,6 +89,7 @@ def tiny_options(kind, name):
         more = {"proxyclip": {"proxy": tiny_vit("dino")}, "cass": {"proxy": tiny_vit("dino")}}
         more["rf-clip"] = {"sink_channels": []}
         more["gem"] = more["clip-surgery"] = {"blocks": 2}
+        more["clip-dinoiser"] = {"heads": tiny_heads()}
         more["lavg"] = {"masks": halves}
         # Large patches: the published settings resize to hundreds of pixels.
         clip = tiny_clip(patch_size=16, image_size=64)

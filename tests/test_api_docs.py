@@ -29,6 +29,7 @@ RAISES_NOTHING = {
     "RefineModule": "checks nothing, as it says",
     "export_program": "traces with an example of its own",
     "TextProjection": "layers of PyTorch",
+    "DinoiserHeads": "layers of PyTorch",
     "list_attention": "takes nothing",
     "list_logits": "takes nothing",
 }

@@ -48,6 +48,13 @@ _LOGITS = {
     "callable": _YOURS,
     "cass": (*_CLIP_AND_DINO, "open_clip, timm, scipy"),
     "lavg": ("as `sclip`, 0.6 GB, and your own masks", *_CLIP_B[1:3], "-", "open_clip"),
+    "clip-dinoiser": (
+        "open_clip ViT-B-16, laion2b_s34b_b88k, and your last.pt",
+        "MIT (LAION); Apache-2.0 (last.pt)",
+        "151 M",
+        "0.6 GB",
+        "open_clip",
+    ),
     "npz": _YOURS,
     "proxyclip": (*_CLIP_AND_DINO, "open_clip, timm"),
     "rf-clip": (*_CLIP_B[:-1], "open_clip, scipy"),

@@ -9,8 +9,14 @@ import torch.nn.functional as F
 from adapters import peer_vectors as pv
 from adapters import peer_vectors2 as pv2
 from ovss_refine.baseline.pamr import pamr
+from ovss_refine_adapters.backbones.positions import resize_positions_to
 from ovss_refine_adapters.backbones.timm_attention import Projections
-from ovss_refine_adapters.logits import talk2dino, talk2dino_maps, talk2dino_projection
+from ovss_refine_adapters.logits import (
+    clip_dinoiser,
+    talk2dino,
+    talk2dino_maps,
+    talk2dino_projection,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -112,3 +118,96 @@ def test_no_array_of_talk2dino_is_left_out():
         *("t2d_pamr4_bg_96x80", "t2d_voc21_clip_text", "t2d_real_vitb_voc21"),
     }
     assert set(pv2.load("talk2dino")) == inputs | layers | tested
+
+
+# CLIP-DINOiser.
+
+# Padded at the right and the bottom to whole patches, with zeros after normalisation.
+PADDED = {"224x224": (224, 224), "300x420": (304, 432)}
+
+
+def make_dinoiser(Q=30, **options):
+    golden = pv2.load("dinoiser")
+    heads = clip_dinoiser.heads_of(golden)
+    heads.load_state_dict({name: golden[name] for name in heads.state_dict()})
+    names = [f"class {i}" for i in range(Q)]
+    given = {"model": pv.model(), "text_features": pv.text(Q).features, "short_side": None}
+    return clip_dinoiser.ClipDinoiserLogits(names, heads=heads, **given, **options)
+
+
+def dinoiser_pixels(size):
+    H, W = map(int, size.split("x"))
+    high, wide = PADDED[size]
+    return F.pad(pv.image(H, W), (0, wide - W, 0, high - H))
+
+
+def rows(maps):
+    """[1, D, h, w] to [N, D]."""
+    return maps[0].flatten(1).mT
+
+
+def as_accurate(name, tolerance):
+    """The tolerance, unless the released code in float32 comes near it itself."""
+    own = pv2.metadata()["max_abs_difference_float32_run_to_stored"][name]
+    return max(tolerance, 2 * own)
+
+
+def test_dinoiser_settings():
+    settings, source = pv2.metadata()["settings"]["dinoiser"], make_dinoiser()
+    assert source.similarity_threshold == settings["gamma"]
+    assert source.confidence == settings["delta"]
+    assert source.options.logit_scale == 100
+
+
+@pytest.mark.parametrize("grid", ["21x28", "19x27", "10x12"])
+def test_dinoiser_positions(grid):
+    table = pv.model().visual.positional_embedding
+    resized = resize_positions_to(table, tuple(map(int, grid.split("x"))))
+    assert_golden(resized, pv2.load("dinoiser")[f"dinoiser_pos_{grid}"])
+
+
+@pytest.mark.parametrize("size", PADDED)
+def test_dinoiser_by_parts(size):
+    golden, source, pixels = pv2.load("dinoiser"), make_dinoiser(), dinoiser_pixels(size)
+    name = f"dinoiser_{size}"
+    patches, read = source.patches(pixels)
+    assert_golden(patches[0], golden[f"{name}_maskclip_feat"], pv2.FEATURES)
+    features, foreground = source.encode(pixels)
+    assert_golden(foreground[0], golden[f"{name}_bkg_logit"], pv2.FEATURES)
+    assert_golden(rows(features), golden[f"{name}_feat"], pv2.FEATURES)
+    if size == "224x224":
+        inter = f"{name}_inter"
+        assert_golden(read[0], golden[inter], as_accurate(inter, pv2.FEATURES))
+        cosines, _ = source.heads(read.mT.reshape(1, -1, 14, 14))
+        assert_golden(cosines[0, ::7], golden[f"{name}_corr"])
+
+
+@pytest.mark.parametrize("size", PADDED)
+def test_dinoiser_probabilities(size):
+    golden, pixels, name = pv2.load("dinoiser"), dinoiser_pixels(size), f"dinoiser_{size}"
+    source = make_dinoiser()
+    assert_golden(source.cosines(pixels, None)[0], golden[f"{name}_logits30"])
+    assert_golden(source.values(pixels, None)[0], golden[f"{name}_prob30"])
+    source = make_dinoiser(background=True)
+    values = source.values(pixels, None)
+    assert_golden(values[0], golden[f"{name}_prob30_bkg"])
+    changed = pv2.metadata()["statistics"]["dinoiser"][size]["patches_set_to_background"]
+    assert int((values[0, 0] == 1).sum()) == changed > 0
+
+
+def test_dinoiser_background_with_both_answers():
+    golden, source = pv2.load("dinoiser"), make_dinoiser()
+    how = pv2.metadata()["statistics"]["dinoiser"]["224x224_mid"]
+    pixels = dinoiser_pixels("224x224")
+    found = source.values(pixels, None), source.encode(pixels)[1]
+    values = clip_dinoiser.add_background(*found, how["delta"])
+    assert_golden(values[0], golden["dinoiser_224x224_prob30_bkg_mid"])
+    assert int((values[0, 0] == 1).sum()) == how["patches_set_to_background"]
+
+
+def test_no_array_of_dinoiser_is_left_out():
+    parts = ("maskclip_feat", "bkg_logit", "feat", "logits30", "prob30", "prob30_bkg")
+    tested = {f"dinoiser_{size}_{part}" for size in PADDED for part in parts}
+    tested |= {f"dinoiser_224x224_{part}" for part in ("inter", "corr", "prob30_bkg_mid")}
+    tested |= {f"dinoiser_pos_{grid}" for grid in ("21x28", "19x27", "10x12")}
+    assert set(pv2.load("dinoiser")) == tested | {*clip_dinoiser.DinoiserHeads(1).state_dict()}

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ovss_refine_adapters.backbones.diffusion import Parts
+from ovss_refine_adapters.logits.clip_dinoiser import DinoiserHeads
 from ovss_refine_adapters.logits.talk2dino_projection import TextProjection
 
 FAMILIES = {
@@ -44,6 +45,11 @@ def images(B=2, H=64, W=96):
 def tiny_projection(patches=64):
     """Talk2DINO's, from the text of `tiny_clip` to the patches of `tiny_vit`."""
     return randomise(TextProjection(24, patches))
+
+
+def tiny_heads(channels=64):
+    """CLIP-DINOiser's, for the width of `tiny_clip`."""
+    return randomise(DinoiserHeads(channels, 8), 0.1)
 
 
 def tiny_vae():

@@ -204,16 +204,29 @@ def test_published_settings(method, name):
 
 
 # What the trained methods are given on data sets with a background; on others, nothing.
-TRAINED = {"talk2dino": {"background": 0.55, "clean_background": True}}
+TRAINED = {
+    "talk2dino": {
+        name: {"background": 0.55, "clean_background": True}
+        for name in ("voc21", "context60", "coco-object")
+    },
+    "clip-dinoiser": {name: {"background": True} for name in ("voc21", "coco-object")},
+}
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
 @pytest.mark.parametrize("method", TRAINED)
 def test_published_settings_of_trained_methods(method, name):
-    background = name in ("voc21", "context60", "coco-object")
-    wanted = TRAINED[method] if background else {}
-    assert load_dataset(name).published(method) == Published(prompts="names", source=wanted)
-    assert (load_dataset(name).names[0] == "background") == background
+    own = method != "talk2dino" and name in ("voc20", "voc21")
+    wanted = Published(prompts=method if own else "names", source=TRAINED[method].get(name, {}))
+    assert load_dataset(name).published(method) == wanted
+    assert load_dataset(name).names[0] == "background" or not wanted.source
+
+
+@pytest.mark.parametrize("name", ["voc20", "voc21"])
+def test_prompts_of_trained_methods(name):
+    rows = prompts(name, "clip-dinoiser")
+    changed = {c: p for c, p in rows.items() if c != p}
+    assert changed == {"diningtable": "dining table", "pottedplant": "potted plant"}
 
 
 def test_every_setting_has_one_taker():

@@ -150,10 +150,15 @@ class Tower:
         out: Tensor = block.ls_1(block.attn.out_proj(joined.to(block.attn.out_proj.weight.dtype)))
         return out
 
+    def fed(self, i: int, tokens: Tensor) -> Tensor:
+        """Normalise what the feed-forward part of block `i` reads: [B, T, C] to [B, T, C]."""
+        normal: Tensor = self.visual.transformer.resblocks[i].ln_2(tokens)
+        return normal
+
     def feed_forward(self, i: int, tokens: Tensor) -> Tensor:
         """Compute what block `i` adds after its attention: [B, T, C] to [B, T, C]."""
         block = self.visual.transformer.resblocks[i]
-        out: Tensor = block.ls_2(block.mlp(block.ln_2(tokens)))
+        out: Tensor = block.ls_2(block.mlp(self.fed(i, tokens)))
         return out
 
     def head(self, tokens: Tensor) -> Tensor:

@@ -77,6 +77,8 @@ class DenseClip(WindowedLogits):
     """
 
     defaults: ClassVar[dict[str, Any]] = {}
+    # Whether the released code rounds mean and deviation; reproduced if `faithful`.
+    rounds_statistics: ClassVar[bool] = True
     options: ClipOptions
 
     def __init__(self, classes: LabelsLike, **options: Any) -> None:
@@ -91,7 +93,7 @@ class DenseClip(WindowedLogits):
         )
         self.tower = Tower(getattr(clip.model, "visual", None), self.options.faithful)
         self.text = self._text()
-        rounded = self.options.faithful and self.in_mmseg
+        rounded = self.options.faithful and self.in_mmseg and self.rounds_statistics
         self._mean, self._std = _statistics(clip, rounded, self.tower.device)
         if self.options.window is not None:
             self.tower.grid(self.options.window, self.options.window)

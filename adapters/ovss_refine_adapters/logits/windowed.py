@@ -91,6 +91,11 @@ class WindowedLogits(ABC):
         return self._result(values, images)
 
     @property
+    def scale(self) -> float:
+        """Factor on the logits before a softmax over prompts."""
+        return self.options.logit_scale
+
+    @property
     @abstractmethod
     def modules(self) -> tuple[nn.Module, ...]:
         """The modules that are run."""
@@ -140,7 +145,7 @@ class WindowedLogits(ABC):
     def _result(self, values: Tensor, images: Tensor) -> Logits:
         return Logits(
             values.to(images.device),
-            self.options.logit_scale,
+            self.scale,
             self.classes.prompt_index,
             self.classes.names,
         )

@@ -22,6 +22,7 @@ OWN = {
     "clip-surgery": {"blocks": 2},
     "cliptrase": {"eps": 1.15, "min_samples": 2},
     "lavg": {"masks": halves},
+    "clip-dinoiser": {"heads": tiny_models.tiny_heads()},
     "sc-clip": {"calibration": BLOCKS},
     "rf-clip": {"sink_channels": (1, 5), **GROUPS},
     "cass": {"proxy": functools.partial(tiny_models.tiny_vit, "dino"), **GROUPS},
