@@ -79,12 +79,20 @@ def write_published_maps(root):
 def tiny_options(kind, name):
     """Return what makes a source of that name tiny: the model, and sizes that suit it."""
     from adapters.tiny_clip import halves, tiny_clip
-    from adapters.tiny_models import tiny_heads, tiny_parts, tiny_projection, tiny_vit
+    from adapters.tiny_models import (
+        tiny_groupvit,
+        tiny_heads,
+        tiny_parts,
+        tiny_projection,
+        tiny_vit,
+    )
 
     plain = {"short_side": None, "window": None, "templates": "single", "cache_dir": None}
     if name == "talk2dino":
         models = {"model": tiny_vit("registers"), "clip": tiny_clip()}
         return {**plain, **models, "projection": tiny_projection()}
+    if name == "groupvit":
+        return {**plain, "model": tiny_groupvit()}
     if kind == "logits":
         more = {"proxyclip": {"proxy": tiny_vit("dino")}, "cass": {"proxy": tiny_vit("dino")}}
         more["rf-clip"] = {"sink_channels": []}

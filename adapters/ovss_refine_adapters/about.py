@@ -55,6 +55,13 @@ _LOGITS = {
         "0.6 GB",
         "open_clip",
     ),
+    "groupvit": (
+        "nvidia/groupvit-gcc-redcaps",
+        "NVIDIA Source Code License (non-commercial)",
+        "56 M",
+        "0.2 GB",
+        "open_clip, transformers",
+    ),
     "npz": _YOURS,
     "proxyclip": (*_CLIP_AND_DINO, "open_clip, timm"),
     "rf-clip": (*_CLIP_B[:-1], "open_clip, scipy"),

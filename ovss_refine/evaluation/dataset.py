@@ -192,8 +192,7 @@ class DataSet:
         """Return the published settings of a method on this data set.
 
         Args:
-            method: "sclip", "clearclip", "naclip", "proxyclip", "sc-clip", "cass", "rf-clip", "lavg",
-                "talk2dino" or "clip-dinoiser"; "cliptrase" on VOC 20 only.
+            method: such as "sclip"; most are there for every data set.
 
         Raises:
             ValueError: if that method has none.
@@ -208,7 +207,8 @@ class DataSet:
 
         Args:
             family: "names", the data set's own; "sclip" (also NACLIP, SC-CLIP, CASS, RF-CLIP and
-                LaVG), "clearclip" or "proxyclip"; on PASCAL VOC also "clip-dinoiser".
+                LaVG), "clearclip" or "proxyclip"; on PASCAL VOC also
+                "clip-dinoiser" and "groupvit".
 
         Raises:
             ValueError: if there is no such family.

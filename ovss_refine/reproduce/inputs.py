@@ -100,10 +100,10 @@ class WeightsFolder:
         looked = [] if self.models_dir is None else [f"the folder `{self.models_dir / name}`"]
         looked.append(f"the hub's cache `{_cache()}`")
         files = ", ".join(f"`{pattern.replace('|', '` or `')}`" for pattern in weights.in_folder)
+        load = f"import ovss_refine as o; o.load_attention('{name}')"
         return (
             f"weights `{name}` ({weights.repository}, {weights.size}; {files}): not in "
-            f'{" nor in ".join(looked)}; `python -c "import ovss_refine as o; '
-            f"o.load_attention('{name}')\"` downloads them"
+            f"{' nor in '.join(looked)}; " + (weights.get or f'`python -c "{load}"` downloads them')
         )
 
     def place(self, name: str) -> Path | None:
@@ -122,6 +122,13 @@ class WeightsFolder:
         """Find the folder of some weights under `models_dir`."""
         folder = self.models_dir and self.models_dir / name
         return folder if folder and _holds(folder, load_tables().weights[name].in_folder) else None
+
+    def given(self, name: str) -> str | None:
+        """Return what a source is given to load some weights; None: it loads them by default."""
+        weights, folder = load_tables().weights[name], self.own(name)
+        if weights.file:
+            return str((self.place(name) or Path()) / weights.file)
+        return weights.preset if folder is None else f"local-dir:{folder}"
 
     def digest(self, name: str) -> str:
         """Hash names, sizes and both ends of the files of available weights, once."""
@@ -157,10 +164,9 @@ class RowSource(Chosen):
 
     def logits(self, labels: Labels, device: torch.device) -> LogitsFrom:
         """Make a source of logits, from the kept one if only the classes differ."""
-        name = load_tables().backbones[self.row.backbone]
-        folder = self.weights.own(name)
-        model = load_tables().weights[name].preset if folder is None else f"local-dir:{folder}"
-        options = {**self.options, "model": model}
+        models = load_tables().models_of(self.row)
+        given = {option: self.weights.given(name) for option, name in models.items()}
+        options = {**self.options, **{k: path for k, path in given.items() if path is not None}}
 
         def make() -> Any:
             own = Chosen(self.name, {**options, **self._second_model(device)})

@@ -52,6 +52,8 @@ class Weights:
     # Patterns of required files in the hub's cache, "|" between alternatives.
     in_cache: Sequence[str]
     in_folder: Sequence[str]  # the same for a folder of --models-dir
+    file: str = ""  # the one file that a source takes; "": it takes the folder
+    get: str = ""  # how to get them; "": by loading the source of attention of that name
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,13 +123,19 @@ class PaperTables:
     weights: Mapping[str, Weights]
     reasons: Mapping[str, str]  # why rows cannot be measured, as text
     backbones: Mapping[str, str]  # weights of each backbone
+    # Weights of sources of logits on other models than the backbone, by option.
+    models: Mapping[str, Mapping[str, str]]
     second_model: Mapping[str, str]  # weights that a source of logits needs besides its backbone
     folders: Mapping[str, Sequence[str]]  # subfolders of --data in which a data set may be
 
     def needs(self, row: PaperRow) -> list[str]:
         """Return the names of the weights that a row needs."""
-        named = [self.backbones[row.backbone], self.second_model.get(row.logits), row.attention]
+        named = [*self.models_of(row).values(), self.second_model.get(row.logits), row.attention]
         return list(dict.fromkeys(name for name in named if name))
+
+    def models_of(self, row: PaperRow) -> Mapping[str, str]:
+        """Return the weights of a row's source of logits, by the option that takes them."""
+        return self.models.get(row.logits) or {"model": self.backbones[row.backbone]}
 
 
 @cache
@@ -147,7 +155,7 @@ def load_tables() -> PaperTables:
         tables=tables,
         variants=variants,
         weights={name: Weights(**one) for name, one in raw["weights"].items()},
-        **{key: raw[key] for key in ("reasons", "backbones", "second_model", "folders")},
+        **{key: raw[key] for key in ("reasons", "backbones", "models", "second_model", "folders")},
     )
 
 

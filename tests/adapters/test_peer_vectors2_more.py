@@ -5,14 +5,17 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import GroupViTConfig, GroupViTModel, GroupViTVisionConfig
 
 from adapters import peer_vectors as pv
 from adapters import peer_vectors2 as pv2
 from ovss_refine.baseline.pamr import pamr
+from ovss_refine_adapters.backbones.groupvit import encode, group_maps
 from ovss_refine_adapters.backbones.positions import resize_positions_to
 from ovss_refine_adapters.backbones.timm_attention import Projections
 from ovss_refine_adapters.logits import (
     clip_dinoiser,
+    groupvit,
     talk2dino,
     talk2dino_maps,
     talk2dino_projection,
@@ -211,3 +214,87 @@ def test_no_array_of_dinoiser_is_left_out():
     tested |= {f"dinoiser_224x224_{part}" for part in ("inter", "corr", "prob30_bkg_mid")}
     tested |= {f"dinoiser_pos_{grid}" for grid in ("21x28", "19x27", "10x12")}
     assert set(pv2.load("dinoiser")) == tested | {*clip_dinoiser.DinoiserHeads(1).state_dict()}
+
+
+# GroupViT.
+
+SIDE = 112
+PREFIX = "groupvit_sd::"
+
+
+def groupvit_model():
+    """The golden image side; the text side is random and not used."""
+    golden, config = pv2.load("groupvit"), pv2.metadata()["statistics"]["groupvit"]["config"]
+    state = {name.removeprefix(PREFIX): x for name, x in golden.items() if name.startswith(PREFIX)}
+    inner, outer = (state[f"visual_projection.{i}.weight"].shape[0] for i in (0, 3))
+    whole = GroupViTConfig(
+        vision_config=GroupViTVisionConfig(**config).to_dict(),
+        projection_dim=outer,
+        projection_intermediate_dim=inner,
+    )
+    model = GroupViTModel(whole).eval()
+    result = model.load_state_dict(state, strict=False)
+    assert not result.unexpected_keys
+    skipped = ("text_", "logit_scale", "visual_projection.1.num_batches_tracked")
+    assert all(name.startswith(skipped) for name in result.missing_keys)
+    model.logit_scale.data.copy_(golden["groupvit_logit_scale"][0])
+    return model
+
+
+def make_groupvit(**options):
+    text = pv2.load("groupvit")["groupvit_text30"]
+    if "background" in options:
+        text = torch.cat([torch.ones(1, text.shape[1]), text])
+    names = [f"class {i}" for i in range(len(text))]
+    given = {"model": groupvit_model(), "text_features": text, "short_side": None, "window": None}
+    return groupvit.GroupVitLogits(names, **given, **options)
+
+
+def groupvit_sampled(maps):
+    return maps[..., 2::5, 3::5]
+
+
+def test_groupvit_by_parts():
+    golden, source, pixels = pv2.load("groupvit"), make_groupvit(), pv.image(SIDE, SIDE)
+    groups, name = encode(source.model, pixels), f"groupvit_{SIDE}x{SIDE}"
+    for i, assignment in enumerate(groups.assignments, 1):
+        assert_golden(assignment[0], golden[f"{name}_assign{i}"])
+    assert_golden(groups.features[0], golden[f"{name}_group_feat"], pv2.FEATURES)
+    assert_golden(groups.mean[0], golden[f"{name}_avg_feat"], pv2.FEATURES)
+    maps = group_maps(groups, source.grid(pixels), (SIDE, SIDE))[0]
+    assert_golden(groupvit_sampled(maps), golden[f"{name}_group_map"])
+    assert torch.equal(maps.argmax(dim=0), golden[f"{name}_group_index"].long())
+    scores = groupvit.score(groups, source.text, source.factor, source.options.classes_kept)
+    kept = (scores[0] > 0).any(dim=1).nonzero().flatten()
+    assert kept.tolist() == sorted(golden[f"{name}_top5"].tolist())
+    assert source.options.classes_kept == pv2.metadata()["settings"]["groupvit"]["top_k"]
+
+
+@pytest.mark.parametrize("background", [None, 0.95, 0.05])
+def test_groupvit_scores(background):
+    golden, pixels = pv2.load("groupvit"), pv.image(SIDE, SIDE)
+    options = {} if background is None else {"background": background}
+    suffix = "" if background is None else f"_bg{round(100 * background):02}"
+    values = make_groupvit(**options).values(pixels, None)[0]
+    assert_golden(groupvit_sampled(values), golden[f"groupvit_112x112_pred30{suffix}"])
+
+
+def test_the_segmentation_of_transformers_is_another_rule():
+    golden, source, pixels = pv2.load("groupvit"), make_groupvit(), pv.image(SIDE, SIDE)
+    groups = encode(source.model, pixels)
+    own = group_maps(groups, source.grid(pixels), (SIDE, SIDE))
+    cosines = source.text @ F.normalize(groups.features, dim=-1).mT  # [1, K, G]
+    soft = torch.einsum("bkg,bghw->bkhw", source.factor**2 * cosines, own)
+    stored = golden["groupvit_112x112_hf_seg30"]
+    assert_golden(groupvit_sampled(soft)[0], stored, as_accurate("groupvit_112x112_hf_seg30", 2e-4))
+    assert not torch.equal(
+        stored.argmax(dim=0), groupvit_sampled(source.values(pixels, None))[0].argmax(dim=0)
+    )
+
+
+def test_no_array_of_groupvit_is_left_out():
+    parts = ("assign1", "assign2", "group_feat", "avg_feat", "group_index", "group_map", "top5")
+    parts += ("pred30", "pred30_bg95", "pred30_bg05", "hf_seg30")
+    tested = {f"groupvit_112x112_{part}" for part in parts}
+    tested |= {"groupvit_logit_scale", "groupvit_text30"}
+    assert {name for name in pv2.load("groupvit") if not name.startswith(PREFIX)} == tested

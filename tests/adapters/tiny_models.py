@@ -3,6 +3,7 @@
 import diffusers
 import timm
 import torch
+import transformers
 from torch import nn
 
 from ovss_refine_adapters.backbones.diffusion import Parts
@@ -50,6 +51,44 @@ def tiny_projection(patches=64):
 def tiny_heads(channels=64):
     """CLIP-DINOiser's, for the width of `tiny_clip`."""
     return randomise(DinoiserHeads(channels, 8), 0.1)
+
+
+def tiny_groupvit(seed=6):
+    """A GroupViT with a native grid of 4 x 4 patches of 16 pixels, 6 and 3 groups.
+
+    With most seeds some patch is so nearly in two groups that images in half precision move it.
+    """
+    vision = {
+        "image_size": 64,
+        "patch_size": 16,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 2,
+        "depths": [1, 1, 1],
+        "num_hidden_layers": 3,
+        "num_group_tokens": [6, 3, 0],
+        "num_output_groups": [6, 3, 3],
+        "mlp_ratio": 2,
+    }
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    config = transformers.GroupViTConfig(
+        vision_config=vision, text_config=text, projection_dim=24, projection_intermediate_dim=20
+    )
+    model = transformers.GroupViTModel(config)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        # So that no group takes every patch.
+        norm = "norm" in name and name.endswith("weight")
+        wide = ("token", "position", "projection", "assign.q_proj", "assign.k_proj")
+        std = 1.0 if any(part in name for part in wide) else 0.3
+        nn.init.normal_(parameter, mean=float(norm), std=std, generator=generator)
+    model.logit_scale.data.fill_(3.5)
+    return model.eval()
 
 
 def tiny_vae():

@@ -210,6 +210,11 @@ TRAINED = {
         for name in ("voc21", "context60", "coco-object")
     },
     "clip-dinoiser": {name: {"background": True} for name in ("voc21", "coco-object")},
+    "groupvit": {
+        "voc21": {"background": 0.95},
+        "context60": {"background": 0.35},
+        "coco-object": {"background": 0.95},
+    },
 }
 
 
@@ -224,9 +229,14 @@ def test_published_settings_of_trained_methods(method, name):
 
 @pytest.mark.parametrize("name", ["voc20", "voc21"])
 def test_prompts_of_trained_methods(name):
-    rows = prompts(name, "clip-dinoiser")
-    changed = {c: p for c, p in rows.items() if c != p}
-    assert changed == {"diningtable": "dining table", "pottedplant": "potted plant"}
+    changed = {
+        method: {c: p for c, p in prompts(name, method).items() if c != p}
+        for method in ("clip-dinoiser", "groupvit")
+    }
+    assert changed == {
+        "clip-dinoiser": {"diningtable": "dining table", "pottedplant": "potted plant"},
+        "groupvit": {"diningtable": "table", "pottedplant": "plant", "tvmonitor": "monitor"},
+    }
 
 
 def test_every_setting_has_one_taker():

@@ -148,7 +148,23 @@ def test_a_complete_folder_comes_before_the_cache(cache, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["clip-b16", "clip-l14", "dinov2-b14", "dinov2-b14-reg", "sd2"])
+def test_weights_of_a_single_file(cache, tmp_path):
+    weights = WeightsFolder(tmp_path)
+    wanted = "put `checkpoints/last.pt` of https://github.com/wysoczanska/clip_dinoiser into the"
+    assert wanted in weights.lack("clip-dinoiser")
+    folder = fill(tmp_path / "clip-dinoiser", ["last.pt"])
+    assert weights.lack("clip-dinoiser") == ""
+    assert weights.given("clip-dinoiser") == str(folder / "last.pt")
+    assert weights.given("clip-b16") == "B/16"
+    assert weights.given("groupvit") is None  # loaded by its own name
+    folder = fill(tmp_path / "groupvit", ["config.json", "pytorch_model.bin"])
+    assert weights.given("groupvit") == f"local-dir:{folder}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["groupvit", "clip-b16-laion2b", "clip-b16", "clip-l14", "dinov2-b14", "dinov2-b14-reg", "sd2"],
+)
 def test_every_file_is_required(name, cache, tmp_path):
     wanted = [one.split("|")[0] for one in load_tables().weights[name].in_folder]
     names = [pattern.replace("*", "some") for pattern in wanted]

@@ -28,7 +28,11 @@ from ovss_refine.registry import require
 SEED = 0
 # As deep as the real ones, since some methods choose their blocks by depth; two heads, like DINO's.
 CLIP = {"width": 64, "head_width": 32}
-SIZES = {"clip-b16": (12, 16, 32), "clip-l14": (24, 14, 28)}  # layers, patch, image
+SIZES = {
+    "clip-b16": (12, 16, 32),  # layers, patch, image
+    "clip-b16-laion2b": (12, 16, 32),
+    "clip-l14": (24, 14, 28),
+}
 # Chosen so that patches and tokens differ and no attention is uniform: with one value for all, a
 # single class would win everywhere.
 # The residual branches of the image tower are small, as in trained models.
@@ -100,6 +104,8 @@ def write_models(folder: Path) -> None:
         **{name: _clip_writer(*sizes) for name, sizes in SIZES.items()},
         **{name: _vit_writer(architecture) for name, architecture in VITS.items()},
         "sd2": _write_diffusion,
+        "clip-dinoiser": _write_heads,
+        "groupvit": _write_groupvit,
     }
     for name, write in makers.items():
         _once(folder / name, write)
@@ -167,6 +173,36 @@ def _vit_writer(architecture: str) -> Callable[[Path], None]:
         tensors.save_file(_randomised(model, 0.3).state_dict(), folder / "model.safetensors")
 
     return write
+
+
+def _write_heads(folder: Path) -> None:
+    """Write CLIP-DINOiser's, as wide as the tiny CLIP."""
+    convolutions = {"obj_proj": nn.Conv2d(64, 8, 3), "bkg_decoder": nn.Conv2d(64, 1, 1)}
+    heads = _randomised(nn.ModuleDict(convolutions), 0.3)
+    torch.save({"model_state_dict": heads.state_dict()}, folder / "last.pt")
+
+
+def _write_groupvit(folder: Path) -> None:
+    transformers = require("transformers", "models")
+    vision = {
+        "image_size": 32,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 2,
+        "depths": [1, 1, 1],
+        "num_group_tokens": [6, 3, 0],
+        "num_output_groups": [6, 3, 3],
+        "mlp_ratio": 2,
+    }
+    text = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    config = transformers.GroupViTConfig(
+        vision_config=vision,
+        text_config=text | {"num_attention_heads": 2},
+        projection_dim=24,
+        projection_intermediate_dim=20,
+    )
+    stds = {"token|position|projection|assign": 1.0}
+    _randomised(transformers.GroupViTModel(config), 0.3, stds).save_pretrained(folder)
 
 
 def _write_diffusion(folder: Path) -> None:

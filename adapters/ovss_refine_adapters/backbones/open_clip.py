@@ -43,6 +43,9 @@ HUB_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 ARGUMENT = "model='local-dir:PATH'"
 INSTEAD = f"a folder with {CONFIG} and the weights"
 
+# CLIP's, for models that do not say.
+CONTEXT, VOCABULARY = 77, 49408
+
 Tokenizer = Callable[[list[str]], Tensor]
 
 
@@ -94,7 +97,7 @@ def load_clip(
         check_unset({"pretrained": pretrained}, "a ready model")
         model = plain(model)
         check_finite_weights(model, type(model).__name__)
-        return _clip(library, model, tokenizer or _own_tokenizer(library, model))
+        return _clip(library, model, tokenizer or _of_model(model))
     device = given_device(device)
     name = str(model)
     if name in PRESETS:
@@ -118,9 +121,9 @@ def _clip(library: ModuleType, model: nn.Module, tokenizer: Tokenizer) -> Clip:
     return Clip(model, tokenizer, *pixel_statistics(known | pixels))
 
 
-def _own_tokenizer(library: ModuleType, model: nn.Module) -> Tokenizer:
-    tokenizer: Any = library.SimpleTokenizer(context_length=getattr(model, "context_length", 77))
-    vocabulary = getattr(model, "vocab_size", tokenizer.vocab_size)
+def own_tokenizer(context: int, vocabulary: int) -> Tokenizer:
+    """Return CLIP's tokenizer for texts of `context` tokens, or raise on another vocabulary."""
+    tokenizer: Any = require("open_clip", "models").SimpleTokenizer(context_length=context)
     if vocabulary != tokenizer.vocab_size:
         raise ValueError(
             f"`tokenizer` must be given for a vocabulary of {vocabulary} tokens; CLIP's has "
@@ -130,11 +133,17 @@ def _own_tokenizer(library: ModuleType, model: nn.Module) -> Tokenizer:
     return own
 
 
+def _of_model(model: nn.Module) -> Tokenizer:
+    """Return CLIP's tokenizer for a model, unless that has another vocabulary."""
+    context = getattr(model, "context_length", CONTEXT)
+    return own_tokenizer(context, getattr(model, "vocab_size", VOCABULARY))
+
+
 def _tokenizer(library: ModuleType, name: str, model: nn.Module) -> Tokenizer:
     """Return the tokenizer of a loaded model: CLIP's, or one of a class that transformers has."""
     config = library.get_model_config(name)
     if name.startswith(LOCAL):
-        return _own_tokenizer(library, model)
+        return _of_model(model)
     repository = config["text_cfg"].get("hf_tokenizer_name")
     if not repository:
         known: Tokenizer = library.get_tokenizer(name)

@@ -38,7 +38,7 @@ from ovss_refine_adapters.backbones.timm import TimmBackbone
 from ovss_refine_adapters.backbones.timm_attention import Projections
 from ovss_refine_adapters.logits.talk2dino_maps import class_attention, clean, similarity
 from ovss_refine_adapters.logits.talk2dino_projection import as_projection
-from ovss_refine_adapters.logits.windowed import WindowedLogits, WindowOptions
+from ovss_refine_adapters.logits.windowed import WindowedLogits, WindowOptions, check_background
 from ovss_refine_adapters.text import Templates, as_classes, text_features
 
 BACKBONE = "vit_base_patch14_reg4_dinov2.lvd142m"
@@ -145,12 +145,14 @@ class Talk2DinoLogits(WindowedLogits):
         """Load the models and embed the classes."""
         self.classes = as_classes(classes)
         self.options = how = Talk2DinoOptions(**options)
-        self._check_background()
+        if how.background is not None:
+            check_background(self.classes)
         self.projection = as_projection(how.projection)
         self._clip = load_clip(
             how.clip, how.clip_pretrained, tokenizer=how.tokenizer, device=how.device
         )
-        self.backbone = TimmBackbone(how.model, weights=how.weights, device=how.device)
+        device = None if isinstance(how.model, nn.Module) else how.device
+        self.backbone = TimmBackbone(how.model, weights=how.weights, device=device)
         self._last = self.backbone.check_layers([-1])
         self.backbone.check_attention(self._last)
         self.text = self._text()
@@ -161,7 +163,8 @@ class Talk2DinoLogits(WindowedLogits):
             raise ValueError("`text_features` must be None to change the classes; got a tensor.")
         other = copy.copy(self)
         other.classes = as_classes(classes)
-        other._check_background()
+        if self.options.background is not None:
+            check_background(other.classes)
         other.text = other._text()
         return other
 
@@ -242,15 +245,6 @@ class Talk2DinoLogits(WindowedLogits):
             factors=False,
             device=images.device,
         )
-
-    def _check_background(self) -> None:
-        prompts = self.classes.synonyms[0]
-        if self.options.background is not None and (len(prompts) > 1 or len(self.classes) < 2):
-            raise ValueError(
-                "`classes` must begin with the background, with a single prompt, and have others "
-                f"after it, if `background` is given; got {list(prompts)} of {len(self.classes)} "
-                "classes."
-            )
 
     def _text(self) -> Tensor:
         given, how = self.options.text_features, self.options

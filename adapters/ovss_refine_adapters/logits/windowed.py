@@ -24,6 +24,16 @@ from ovss_refine_adapters.backbones.resize import resize_8bit
 from ovss_refine_adapters.logits.windows import slide
 
 
+def check_background(classes: Labels) -> None:
+    """Raise ValueError unless class 0 can be a background that is not compared with images."""
+    prompts = classes.synonyms[0]
+    if len(prompts) > 1 or len(classes) < 2:
+        raise ValueError(
+            "`classes` must begin with the background, with a single prompt, and have others after "
+            f"it, if `background` is given; got {list(prompts)} of {len(classes)} classes."
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class WindowOptions:
     """Options of all producers.

@@ -302,6 +302,10 @@ def test_conformance_as_attention():
     check_attention_source(make)
 
 
+def test_ready_models_stay_where_they_are():
+    assert make(device="meta").backbone.model is vit()
+
+
 def test_it_is_registered():
     source = load_logits(
         "talk2dino",

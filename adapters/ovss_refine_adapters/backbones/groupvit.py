@@ -1,0 +1,153 @@
+"""Load a GroupViT of transformers, and run it in parts, for images of any size.
+
+Axes: B images, (H, W) pixels, N patches on an (h, w) grid, G groups, C channels of the joint
+image-text space, n texts.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ovss_refine.registry import require
+from ovss_refine.sources.device import given_device
+from ovss_refine_adapters.backbones.folders import check_config, fetch, first_line, model_folder
+from ovss_refine_adapters.backbones.open_clip import Clip, Tokenizer, own_tokenizer
+from ovss_refine_adapters.backbones.plain import plain
+from ovss_refine_adapters.backbones.positions import resize_positions_to
+from ovss_refine_adapters.backbones.weights import WEIGHT_FILES, check_finite_weights
+
+CONFIG = "config.json"
+# ImageNet's statistics, which the released evaluation uses.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Groups:
+    """What GroupViT makes of images.
+
+    Attributes:
+        assignments: soft assignments of each stage, to its groups: [B, G1, N], [B, G, G1].
+        features: [B, G, C] of the last groups, not of unit length.
+        mean: [B, C] of the whole images, not of unit length.
+    """
+
+    assignments: tuple[Tensor, ...]
+    features: Tensor
+    mean: Tensor
+
+    def of_patches(self) -> Tensor:
+        """Return how much each patch belongs to each of the last groups: [B, G, N]."""
+        first, *others = self.assignments
+        for later in others:
+            first = later @ first
+        return first
+
+
+def load_groupvit(
+    model: str | Path | nn.Module, device: str | torch.device | None = None
+) -> nn.Module:
+    """Load a model, or take a ready one.
+
+    Args:
+        model: "owner/name" on the hub, a folder ("local-dir:PATH" or a path) with config.json and
+            the weights, or a ready `GroupViTModel`, whose device and mode are left alone.
+        device: device to load onto; None: the CPU.
+
+    Raises:
+        ModuleNotFoundError, FileNotFoundError: if transformers, a folder or weights are missing.
+        ValueError: on another model, weights that do not fit or are not finite, or a folder whose
+            files may run code.
+    """
+    transformers = require("transformers", "models")
+    if isinstance(model, nn.Module):
+        model = plain(model)
+        if not isinstance(model, transformers.GroupViTModel):
+            raise ValueError(f"`model` must be a GroupViTModel; got {type(model).__name__}.")
+        return check_finite_weights(model, type(model).__name__)
+    device = given_device(device)
+    folder = model_folder(model)
+    if folder is None:
+        instead = f"a folder with {CONFIG} and the weights"
+        folder = fetch(str(model), [CONFIG], WEIGHT_FILES, argument="model", instead=instead)
+    kind = check_config(folder, CONFIG, "model_type")
+    if kind != "groupvit":
+        raise ValueError(f"`{folder / CONFIG}` must describe a groupvit; got {kind!r}.")
+    if not any((folder / name).is_file() for name in WEIGHT_FILES):
+        raise FileNotFoundError(f"`model` must have {' or '.join(WEIGHT_FILES)} in `{folder}`.")
+    try:
+        loaded, report = transformers.GroupViTModel.from_pretrained(
+            folder,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
+            weights_only=True,
+        )
+    except Exception as error:  # whatever transformers raises for files of another kind
+        raise ValueError(f"`{folder}` must hold a GroupViT; {first_line(error)}") from error
+    missing = [key for name in ("missing_keys", "mismatched_keys") for key in report[name]]
+    if missing:  # these would be random
+        raise ValueError(
+            f"the weights `{folder}` must be complete; got {len(missing)} missing parameters, "
+            f"{sorted(map(str, missing))[:3]}."
+        )
+    checked = check_finite_weights(loaded, str(folder))
+    return checked.to(device=device).eval()
+
+
+class TextTower(nn.Module):
+    """The text side of a GroupViT, with the method that `text_features` calls.
+
+    Args:
+        model: a `GroupViTModel`; its parts are shared.
+    """
+
+    def __init__(self, model: Any) -> None:
+        """Take the parts."""
+        super().__init__()
+        self.text_model = model.text_model
+        self.text_projection = model.text_projection
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Embed [n, context] token ids: [n, C], not of unit length."""
+        embedded: Tensor = self.text_projection(self.text_model(input_ids=tokens).pooler_output)
+        return embedded
+
+
+def text_side(model: Any, tokenizer: Tokenizer | None) -> Clip:
+    """Return the text side as `text_features` takes it; CLIP's vocabulary without `tokenizer`.
+
+    Padding comes after the end of a text, which attention sees no further than.
+    """
+    config = model.config.text_config
+    if tokenizer is None:
+        tokenizer = own_tokenizer(config.max_position_embeddings, config.vocab_size)
+    return Clip(TextTower(model), tokenizer, MEAN, STD)
+
+
+def encode(model: Any, pixels: Tensor) -> Groups:
+    """Run the image side on [B, 3, H, W] normalised pixels."""
+    vision = model.vision_model
+    embeddings = vision.embeddings
+    x = embeddings.patch_embeddings.projection(pixels.to(embeddings.position_embeddings.dtype))
+    grid = (x.shape[2], x.shape[3])
+    table = resize_positions_to(embeddings.position_embeddings[0], grid, prefix=0)
+    x = embeddings.layernorm(x.flatten(2).mT) + table  # [B, N, width]
+    out = vision.encoder(x, output_attentions=True, return_dict=True)
+    tokens = vision.layernorm(out.last_hidden_state)  # [B, G, width]
+    B, G, width = tokens.shape
+    features = model.visual_projection(tokens.reshape(B * G, width)).view(B, G, -1)
+    mean = model.visual_projection(tokens.mean(dim=1))
+    assignments = tuple(one.float() for one in out.attentions)
+    return Groups(assignments, features.float(), mean.float())
+
+
+def group_maps(groups: Groups, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Upsample how much patches belong to groups to pixels: [B, G, *size]."""
+    maps = groups.of_patches()
+    maps = maps.reshape(*maps.shape[:2], *grid)
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
