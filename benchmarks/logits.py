@@ -22,15 +22,19 @@ from typing import Any
 import open_clip
 import timm
 import torch
+import transformers
 
 from machine import machine
 from ovss_refine import LogitsSource, list_logits, load_logits
+from ovss_refine_adapters.logits.clip_dinoiser import DinoiserHeads
 from ovss_refine_adapters.logits.rf_clip import SINK_CHANNELS
+from ovss_refine_adapters.logits.talk2dino_projection import TextProjection
 from timing import seconds
 
 SIZE, CLASSES = (375, 500), 21
 TOWERS = {"B/16": ("ViT-B-16-quickgelu", 512), "L/14": ("ViT-L-14-quickgelu", 768)}
 WITH_PROXY = ("proxyclip", "cass")
+OTHER_MODELS = ("talk2dino", "groupvit")  # not on the towers: the same for both
 NO_MODEL = ("callable", "npz")
 
 
@@ -49,6 +53,9 @@ def make(name: str, model: str, short_side: int, device: str) -> LogitsSource:
     """Make a source with random weights."""
     tower, width = TOWERS[model]
     torch.manual_seed(0)
+    classes = [f"class {i}" for i in range(CLASSES)]
+    if name in OTHER_MODELS:
+        return load_logits(name, classes=classes, short_side=short_side, **others(name, device))
     options: dict[str, Any] = {
         "model": open_clip.create_model(tower).eval().to(device),
         "text_features": torch.randn(CLASSES, width),
@@ -64,7 +71,25 @@ def make(name: str, model: str, short_side: int, device: str) -> LogitsSource:
         options["sink_channels"] = SINK_CHANNELS[model]
     if name == "lavg":
         options["masks"] = quarters
-    return load_logits(name, classes=[f"class {i}" for i in range(CLASSES)], **options)
+    if name == "clip-dinoiser":
+        options["heads"] = DinoiserHeads(options["model"].visual.conv1.out_channels).to(device)
+    return load_logits(name, classes=classes, **options)
+
+
+def others(name: str, device: str) -> dict[str, Any]:
+    """Make the models of sources that do not run on a tower of CLIP."""
+    if name == "groupvit":
+        model = transformers.GroupViTModel(transformers.GroupViTConfig())
+        return {"model": model.eval().to(device), "text_features": torch.randn(CLASSES, 256)}
+    dino = timm.create_model(
+        "vit_base_patch14_reg4_dinov2.lvd142m", num_classes=0, dynamic_img_size=True
+    )
+    return {
+        "model": dino.eval().to(device),
+        "clip": open_clip.create_model(TOWERS["B/16"][0]).eval(),
+        "projection": TextProjection(512, 768),
+        "text_features": torch.randn(CLASSES, 512),
+    }
 
 
 def measure(name: str, model: str, side: int, args: argparse.Namespace) -> Iterator[dict[str, Any]]:

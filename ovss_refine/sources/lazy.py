@@ -21,7 +21,17 @@ from ovss_refine.sources.listing import UNKNOWN, facts
 # Labels whose text embeddings are kept; one set is a few megabytes at most.
 KEPT_LABELS = 8
 # Options that name other weights than those whose size `facts` knows.
-OTHER_WEIGHTS = ("model", "pretrained", "weights", "proxy", "revision", "variant", "fn", "folder")
+OTHER_WEIGHTS = (
+    "model",
+    "pretrained",
+    "weights",
+    "proxy",
+    "revision",
+    "variant",
+    "fn",
+    "folder",
+    "clip",
+)
 # The path of the hub's cache is global, so that one source loads at a time.
 _LOADING = threading.RLock()
 OnLoad = Callable[[], object]

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from ovss_refine.checks import check_flag, check_number
 from ovss_refine.labels import LabelsLike
-from ovss_refine.registry import MissingWeightsError
 from ovss_refine_adapters.backbones.clip_tower import self_similarity, to_map
 from ovss_refine_adapters.backbones.positions import resize_positions_to
 from ovss_refine_adapters.backbones.weights import check_finite_weights, load_head
@@ -65,8 +64,8 @@ class ClipDinoiserLogits(DenseClip):
     Further arguments and exceptions are those of `DenseClip`.
 
     Args:
-        heads: weight file of the heads, such as the released "last.pt", or ready `DinoiserHeads`.
-            Required.
+        heads: weight file of the heads, such as the released "last.pt", or ready `DinoiserHeads`
+            on the model's device. Required.
         similarity_threshold: cosines below it, gamma, become 0; in [-1, 1].
         background: class 0 is the background, see `add_background`; the released code does so on
             PASCAL VOC and COCO-Object.
@@ -75,8 +74,8 @@ class ClipDinoiserLogits(DenseClip):
             softmax that makes the probabilities.
 
     Raises:
-        ValueError: also if the tower has fewer than three blocks, or another width than the heads.
-        FileNotFoundError: also without `heads`.
+        ValueError: also without `heads`, or if the tower has fewer than three blocks, or another
+            width than the heads.
     """
 
     defaults: ClassVar[dict[str, Any]] = {
@@ -214,11 +213,9 @@ def add_background(probabilities: Tensor, foreground: Tensor, confidence: float)
 def as_heads(heads: str | Path | nn.Module | None) -> nn.Module:
     """Load the heads, or take ready ones."""
     if heads is None:
-        raise MissingWeightsError(
-            "the weights of CLIP-DINOiser's heads must be given; got none",
-            "",
-            "pass `heads='last.pt'`, the file `checkpoints/last.pt` of "
-            "https://github.com/wysoczanska/clip_dinoiser (Apache-2.0)",
+        raise ValueError(
+            "`heads` must be a weight file or a module; got None. Pass the path of "
+            "`checkpoints/last.pt` of https://github.com/wysoczanska/clip_dinoiser (Apache-2.0)."
         )
     if isinstance(heads, nn.Module):
         return check_finite_weights(heads, type(heads).__name__)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ovss_refine.registry import MissingWeightsError
 from ovss_refine_adapters.backbones.weights import check_finite_weights, load_head
 
 # Of the second layer, in older files.
@@ -41,11 +40,10 @@ class TextProjection(nn.Module):
 def as_projection(projection: str | Path | nn.Module | None) -> nn.Module:
     """Load the network from text to patches, or take a ready one."""
     if projection is None:
-        raise MissingWeightsError(
-            "the weights of Talk2DINO's projection must be given; got none",
-            "",
-            "pass `projection='vitb_mlp_infonce.pth'`, a file of 4 MB from the folder `weights` of "
-            "https://github.com/lorebianchi98/Talk2DINO, which states no licence",
+        raise ValueError(
+            "`projection` must be a weight file or a module; got None. Pass the path of "
+            "vitb_mlp_infonce.pth, 4 MB, from the folder `weights` of "
+            "https://github.com/lorebianchi98/Talk2DINO, which states no licence."
         )
     if isinstance(projection, nn.Module):
         return check_finite_weights(projection, type(projection).__name__)

@@ -167,7 +167,7 @@ def test_heads_from_a_file(tmp_path, nested):
 
 
 def test_wrong_heads_are_refused(tmp_path):
-    with pytest.raises(MissingWeightsError, match=r"checkpoints/last\.pt.*Apache-2\.0"):
+    with pytest.raises(ValueError, match=r"`heads` must be a weight.*last\.pt.*Apache-2\.0"):
         make_dinoiser(heads=None)
     with pytest.raises(FileNotFoundError, match="`heads` must be an existing weight file"):
         make_dinoiser(heads=tmp_path / "none.pt")

@@ -12,7 +12,6 @@ from adapters import tiny_models
 from adapters.tiny_clip import CLASSES, images, tiny_clip
 from ovss_refine import Segmenter, load_logits
 from ovss_refine.labels import as_labels
-from ovss_refine.registry import MissingWeightsError
 from ovss_refine.testing.attention import check_attention_source
 from ovss_refine.testing.logits import check_logits_source
 from ovss_refine_adapters.attention.vit import ViTAttention
@@ -236,7 +235,8 @@ def test_projection_from_a_file(tmp_path, kind):
 
 
 def test_wrong_projections_are_refused(tmp_path):
-    with pytest.raises(MissingWeightsError, match=r"vitb_mlp_infonce\.pth.* states no licence"):
+    missing = r"`projection` must be a weight.*vitb_mlp_infonce\.pth.* states no licence"
+    with pytest.raises(ValueError, match=missing):
         make(projection=None)
     with pytest.raises(FileNotFoundError, match=r"`projection` must be an existing weight file"):
         make(projection=tmp_path / "none.pth")
