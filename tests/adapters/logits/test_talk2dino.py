@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from adapters import tiny_models
 from adapters.tiny_clip import CLASSES, images, tiny_clip
 from ovss_refine import Segmenter, load_logits
+from ovss_refine.evaluation import evaluate
 from ovss_refine.labels import as_labels
 from ovss_refine.testing.attention import check_attention_source
 from ovss_refine.testing.logits import check_logits_source
@@ -157,6 +158,19 @@ def test_a_segmenter_given_one_source_twice_runs_it_once():
     assert torch.equal(got.labels, wanted.labels)
     assert {"logits", "attention"} <= got.seconds.keys() == wanted.seconds.keys()
     assert other.names == ("lamp", "desk")
+
+
+def test_an_evaluation_given_both_at_once_runs_the_source_once_for_each_image():
+    names = ["cat", "dog", "grass"]
+    source, mask = make(names), np.arange(56 * 84).reshape(56, 84) % 3
+    pairs = [(image, mask) for image in images(2, 56, 84)]
+    counter = Count(vit().patch_embed)
+    both = evaluate(source.logits_and_attention, dataset=pairs, names=names, rows=["refined"])
+    assert counter.passes == 2
+    apart = evaluate(source, source, dataset=pairs, names=names, rows=["refined"])
+    counter.handle.remove()
+    assert counter.passes == 2 + 4
+    assert both.miou == apart.miou
 
 
 def test_with_windows_the_attention_is_of_the_whole_image():
