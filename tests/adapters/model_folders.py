@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 
 from adapters.tiny_clip import CONFIG, tiny_clip
-from adapters.tiny_models import TINY, randomise, tiny_unet, tiny_vae, tiny_vit
+from adapters.tiny_models import TINY, randomise, tiny_groupvit, tiny_unet, tiny_vae, tiny_vit
 
 ENDS = ("<|startoftext|>", "<|endoftext|>")
 
@@ -26,6 +26,11 @@ def timm_folder(folder, **change):
     model = tiny_vit("registers", **change)
     save_for_hf(model, folder, model_args=TINY | change, safe_serialization=True)
     return model
+
+
+def groupvit_folder(folder):
+    tiny_groupvit().save_pretrained(folder)
+    return folder
 
 
 def diffusion_folder(folder):

@@ -18,7 +18,7 @@ from ovss_refine_adapters.backbones.folders import check_config, fetch, first_li
 from ovss_refine_adapters.backbones.open_clip import Clip, Tokenizer, own_tokenizer
 from ovss_refine_adapters.backbones.plain import plain
 from ovss_refine_adapters.backbones.positions import resize_positions_to
-from ovss_refine_adapters.backbones.weights import WEIGHT_FILES, check_finite_weights
+from ovss_refine_adapters.backbones.weights import WEIGHT_FILES, check_finite_weights, weight_file
 
 CONFIG = "config.json"
 # ImageNet's statistics, which the released evaluation uses.
@@ -76,8 +76,7 @@ def load_groupvit(
     kind = check_config(folder, CONFIG, "model_type")
     if kind != "groupvit":
         raise ValueError(f"`{folder / CONFIG}` must describe a groupvit; got {kind!r}.")
-    if not any((folder / name).is_file() for name in WEIGHT_FILES):
-        raise FileNotFoundError(f"`model` must have {' or '.join(WEIGHT_FILES)} in `{folder}`.")
+    weight_file(folder)  # without one, transformers may look for others
     try:
         loaded, report = transformers.GroupViTModel.from_pretrained(
             folder,
@@ -88,7 +87,7 @@ def load_groupvit(
             weights_only=True,
         )
     except Exception as error:  # whatever transformers raises for files of another kind
-        raise ValueError(f"`{folder}` must hold a GroupViT; {first_line(error)}") from error
+        raise ValueError(f"`{folder}` must hold a GroupViT; got {first_line(error)}") from error
     missing = [key for name in ("missing_keys", "mismatched_keys") for key in report[name]]
     if missing:  # these would be random
         raise ValueError(

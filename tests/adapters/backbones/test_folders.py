@@ -16,6 +16,7 @@ from adapters.model_folders import (
     add_code,
     change,
     diffusion_folder,
+    groupvit_folder,
     open_clip_folder,
     timm_folder,
 )
@@ -23,26 +24,35 @@ from adapters.tiny_clip import CONFIG
 from ovss_refine.sources import hub
 from ovss_refine_adapters.attention.stable_diffusion import StableDiffusionAttention
 from ovss_refine_adapters.backbones import folders
+from ovss_refine_adapters.backbones.groupvit import load_groupvit
 from ovss_refine_adapters.backbones.open_clip import load_clip
 from ovss_refine_adapters.backbones.timm import TimmBackbone
 from ovss_refine_adapters.backbones.weights import load_timm
 
-WRITE = {"open_clip": open_clip_folder, "timm": timm_folder, "diffusers": diffusion_folder}
+WRITE = {
+    "open_clip": open_clip_folder,
+    "timm": timm_folder,
+    "diffusers": diffusion_folder,
+    "transformers": groupvit_folder,
+}
 LOAD = {
     "open_clip": load_clip,
     "timm": load_timm,
     "diffusers": lambda model: StableDiffusionAttention(model, resolution=64, cache_dir=None),
+    "transformers": load_groupvit,
 }
 # Where each library keeps weights, and its own configuration.
 WEIGHTS = {
     "open_clip": "open_clip_model.safetensors",
     "timm": "model.safetensors",
     "diffusers": "unet/diffusion_pytorch_model.safetensors",
+    "transformers": "model.safetensors",
 }
 CONFIGS = {
     "open_clip": "open_clip_config.json",
     "timm": "config.json",
     "diffusers": "unet/config.json",
+    "transformers": "config.json",
 }
 # Every configuration that a library may look for beside them.
 FILES = {
@@ -62,6 +72,10 @@ FILES = {
         *("text_encoder/generation_config.json", "tokenizer/tokenizer_config.json"),
         *("tokenizer/special_tokens_map.json", "tokenizer/added_tokens.json"),
         "tokenizer/processor_config.json",
+    ],
+    "transformers": [
+        *("config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json"),
+        *("preprocessor_config.json", "processor_config.json"),
     ],
 }
 MAP = {"AutoConfig": "evil.Evil", "AutoTokenizer": ["evil.Evil", None], "AutoModel": "evil.Evil"}
@@ -375,7 +389,12 @@ def repository(monkeypatch, tmp_path):
     return serve
 
 
-HUB_NAMES = {"open_clip": "hf-hub:a/b", "timm": "hf-hub:a/b@c", "diffusers": "a/b"}
+HUB_NAMES = {
+    "open_clip": "hf-hub:a/b",
+    "timm": "hf-hub:a/b@c",
+    "diffusers": "a/b",
+    "transformers": "a/b",
+}
 
 
 @pytest.mark.parametrize("library", LOAD)
@@ -478,6 +497,7 @@ def test_a_device_that_is_not_here_is_one_sentence(copy, library, device, monkey
         "open_clip": load_clip,
         "timm": load_timm,
         "diffusers": StableDiffusionAttention,
+        "transformers": load_groupvit,
     }[library]
     if device == "mps" and torch.backends.mps.is_available():
         pytest.skip("is here")

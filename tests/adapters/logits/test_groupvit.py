@@ -217,7 +217,7 @@ def test_wrong_folders_are_refused(tmp_path):
     config.write_text(before)
     state = dict(model().state_dict())
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"`model` must have model\.safetensors or"):
+    with pytest.raises(FileNotFoundError, match=r"must hold `model\.safetensors` or `pyt"):
         load_groupvit(tmp_path)
     path = tmp_path / "pytorch_model.bin"
     torch.save({k: v for k, v in state.items() if k != "vision_model.layernorm.bias"}, path)
