@@ -212,7 +212,7 @@ def test_sizes():
         for path in PACKAGE.rglob("*.py")
         if {path.parent.name, path.stem} & core or (path.parent == PACKAGE and path.stem in names)
     )
-    assert code <= 1490
+    assert code <= 1700
 
 
 def code_lines(path):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ovss_refine.attention import Attention
 from ovss_refine.method.modes import Solution
+from ovss_refine.tensors import compiled
 from ovss_refine.tensors.blocks import add_matmul, matmul_t
 from ovss_refine.tensors.tracing import State, exporting, repeat
 
@@ -24,22 +25,26 @@ LARGE = 2.0**100
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chain:
-    """The doubly stochastic chain T = diag(r) attention diag(c), never written out.
+    """The doubly stochastic chain T = diag(r) attention diag(c).
 
     Attributes:
         attention: B maps of N tokens.
         r: [B, 1, N] factor of each row.
         c: [B, 1, N] factor of each column.
         transposed: [B, N, N] the attention's columns as rows, or None.
+        T: [B, N, P] the chain itself for compiled loops, see `compiled.padded`, or None.
     """
 
     attention: Attention
     r: Tensor
     c: Tensor
     transposed: Tensor | None = None
+    T: Tensor | None = None
 
     def step(self, x: Tensor) -> Tensor:
         """Return x T, [B, M, N] in and out."""
+        if self.T is not None:
+            return x @ self.T[..., : x.shape[-1]]
         x = x * self.r
         T = self.transposed
         x = self.attention.left_matmul(x) if T is None else matmul_t(x, T)
@@ -60,9 +65,11 @@ def doubly_stochastic(attention: Attention, rounds: int, *, many_steps: bool = F
     Args:
         attention: B maps of N tokens.
         rounds: number of rounds, >= 1.
-        many_steps: whether so many steps will be taken that a transposed copy, B * N * N floats,
-            saves time. It changes results by rounding only.
+        many_steps: whether so many steps will be taken that a copy, B * N * N floats, saves time.
+            It changes results by rounding only.
     """
+    if many_steps and attention.fits_twice and compiled.available(attention.device):
+        return _compiled_chain(attention, rounds)
     transposed = attention.transposed() if many_steps else None
     N = attention.shape[-1]
     column_sums = torch.zeros(attention.batch, 1, N, dtype=torch.float32, device=attention.device)
@@ -79,6 +86,15 @@ def doubly_stochastic(attention: Attention, rounds: int, *, many_steps: bool = F
         if transposed is not None:
             column_sums = matmul_t(r, transposed)
     return Chain(attention, r, c, transposed)
+
+
+def _compiled_chain(attention: Attention, rounds: int) -> Chain:
+    weights = attention.weights
+    assert weights is not None  # noqa: S101 - as it fits twice
+    T = compiled.padded(weights if weights.ndim == 3 else weights[None])
+    factors = [compiled.scale_rows_and_columns(one, rounds, LARGE) for one in T]
+    r, c = (torch.stack(x)[:, None] for x in zip(*factors, strict=True))
+    return Chain(attention, r, c, T=T)
 
 
 def propagate(x: Tensor, chain: Chain, steps: int) -> Tensor:
@@ -119,6 +135,15 @@ def first_passage(q: Tensor, chain: Chain, tau: float, max_steps: int) -> Soluti
         D = 1 / (1 + l), l = steps, interpolated between the two around the crossing. Converged
         if every patch was reached.
     """
+    if chain.T is not None:
+        found = [
+            compiled.first_passage(one, T, tau, max_steps)
+            for one, T in zip(q, chain.T, strict=True)
+        ]
+        times = torch.stack([one for one, _, _ in found])
+        return Solution(
+            1 / (1 + times), max(n for _, n, _ in found), all(done for *_, done in found)
+        )
     f = q / q.amax(dim=2, keepdim=True)
     pending = f <= tau
 

@@ -1,0 +1,157 @@
+"""Loops that numba compiles; see `compiled`, which alone imports this.
+
+Axes: m vectors, N tokens, P: N rounded up to whole cache lines.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+def jit(**options: Any) -> Callable[..., Any]:
+    """Compile without holding Python's lock, kept on disk where numba finds a place for that."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        try:
+            return njit(nogil=True, cache=True, error_model="numpy", **options)(function)
+        except RuntimeError:
+            return njit(nogil=True, error_model="numpy", **options)(function)
+
+    return decorate
+
+
+# Sums in any order, so that they are vectorised; NaN and infinity stay what they are.
+fast = jit(fastmath={"reassoc", "contract"})
+TINY = np.float32(np.finfo(np.float32).tiny)
+# Columns of a product at a time: as many sums as the first-level cache holds beside the map's rows.
+COLUMNS = 512
+
+
+@jit(fastmath={"nnan", "nsz", "reassoc"})
+def largest(x: Floats) -> Any:
+    """Return the largest of numbers that are all finite."""
+    top = x[0]
+    for j in range(len(x)):
+        top = max(top, x[j])
+    return top
+
+
+@jit()
+def multiply(x: Floats, factor: Any, factors: Floats) -> None:
+    """Multiply `x` in place, in this order: a product of the two may overflow where x is 0."""
+    for j in range(len(x)):
+        x[j] = x[j] * factor * factors[j]
+
+
+@fast
+def scale(A: Floats, rounds: int, exponent: int, r: Floats, c: Floats) -> None:
+    """See `compiled.scale_rows_and_columns`; `exponent` is that of `large`."""
+    N, P = A.shape
+    sums, one = np.zeros(P, np.float32), np.float32(1)
+    for i in range(N):
+        row = A[i]
+        for j in range(P):
+            sums[j] += row[j]
+    for _ in range(rounds):
+        # A power of two: only the product of r and c matters, and else they may overflow.
+        shift = np.float32(math.ldexp(1.0, exponent - math.frexp(largest(sums))[1]))
+        for j in range(P):
+            c[j] = one / max(sums[j] * shift, TINY)
+            sums[j] = 0
+        for i in range(N):
+            row, total = A[i], np.float32(0)
+            for j in range(P):
+                total += row[j] * c[j]
+            r[i] = factor = one / max(total, TINY)
+            for j in range(P):
+                sums[j] += factor * row[j]
+    for i in range(N):
+        multiply(A[i], r[i], c)
+
+
+@fast
+def product(f: Floats, T: Floats, out: Floats, rows: NDArray[Any], count: int) -> None:
+    """Write f T into `out` for the first `count` of `rows`, eight rows of T at a time."""
+    N, P = T.shape
+    for a in range(0, P, COLUMNS):
+        n = min(COLUMNS, P - a)
+        for x in range(count):
+            o = out[rows[x], a : a + n]
+            for j in range(n):
+                o[j] = 0
+        i = 0
+        while i + 8 <= N:
+            t0, t1, t2, t3 = T[i, a:], T[i + 1, a:], T[i + 2, a:], T[i + 3, a:]
+            t4, t5, t6, t7 = T[i + 4, a:], T[i + 5, a:], T[i + 6, a:], T[i + 7, a:]
+            for x in range(count):
+                o, g = out[rows[x], a : a + n], f[rows[x], i:]
+                g0, g1, g2, g3, g4, g5, g6, g7 = g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7]
+                for j in range(n):
+                    o[j] += (
+                        g0 * t0[j]
+                        + g1 * t1[j]
+                        + g2 * t2[j]
+                        + g3 * t3[j]
+                        + g4 * t4[j]
+                        + g5 * t5[j]
+                        + g6 * t6[j]
+                        + g7 * t7[j]
+                    )
+            i += 8
+        while i < N:
+            t0 = T[i, a:]
+            for x in range(count):
+                o, g0 = out[rows[x], a : a + n], f[rows[x], i]
+                for j in range(n):
+                    o[j] += g0 * t0[j]
+            i += 1
+
+
+@fast
+def arrive(before: Floats, after: Floats, tau: Any, step: int, time: Floats) -> Any:
+    """Scale `after` to a largest entry of 1, write new times; count those left, which are < 0."""
+    top, now, one, none = largest(after), np.float32(step), np.float32(1), np.float32(0)
+    pending = none
+    for j in range(len(time)):
+        after[j] /= top
+        new = after[j] > tau and time[j] < none
+        share = (tau - before[j]) / (after[j] - before[j]) - one if step else none
+        time[j] = now + share if new else time[j]
+        pending += one if time[j] < none else none
+    return pending
+
+
+@fast
+def walk(f: Floats, T: Floats, tau: Any, max_steps: int, time: Floats) -> tuple[int, bool]:
+    """See `compiled.first_passage`; `f` is overwritten, `time` written."""
+    m, tau = len(f), np.float32(tau)
+    other, rows, pending = np.zeros_like(f), np.arange(m), np.empty(m, np.float32)
+    time[:] = -1
+    for k in range(m):
+        pending[k] = arrive(f[k], f[k], tau, 0, time[k])
+    step, count = 0, m
+    while step < max_steps:
+        left = 0
+        for x in range(count):  # a class that is done is done no more
+            if pending[rows[x]]:
+                rows[left] = rows[x]
+                left += 1
+        count = left
+        if not count:
+            break
+        step += 1
+        product(f, T, other, rows, count)
+        for x in range(count):
+            pending[rows[x]] = arrive(f[rows[x]], other[rows[x]], tau, step, time[rows[x]])
+        f, other = other, f
+    for k in range(m):
+        for j in range(time.shape[1]):
+            if time[k, j] < 0:
+                time[k, j] = max_steps
+    return max(step, 1), pending.sum() == 0

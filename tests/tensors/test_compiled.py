@@ -1,0 +1,115 @@
+"""Compiled loops: as the same written in torch, at any size, from any thread and process."""
+
+import importlib.util
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from ovss_refine import Attention, Refiner
+from ovss_refine.method import markov
+from ovss_refine.tensors import compiled
+from strategies import block_attention
+
+needs_numba = pytest.mark.skipif(
+    importlib.util.find_spec("numba") is None, reason="numba is not installed"
+)
+
+
+def random_map(N, generator):
+    weights = torch.rand(N, N, generator=generator) ** 6
+    return weights / weights.sum(1, keepdim=True)
+
+
+def chains(weights, monkeypatch):
+    """The chain of the loops, and that of torch."""
+    held = Attention(weights, (1, len(weights))).batched()
+    ours = markov.doubly_stochastic(held, 15, many_steps=True)
+    monkeypatch.setattr(compiled, "available", lambda _: False)
+    return ours, markov.doubly_stochastic(held, 15, many_steps=True)
+
+
+@needs_numba
+@pytest.mark.parametrize("N", [1, 2, 7, 8, 9, 16, 17, 100, 545])
+@pytest.mark.parametrize("m", [1, 3])
+def test_equal_torch_s(N, m, monkeypatch):
+    generator = torch.Generator().manual_seed(N)
+    ours, torchs = chains(random_map(N, generator), monkeypatch)
+    assert ours.T is not None
+    assert torchs.T is None
+    x = torch.rand(1, m, N, generator=generator) ** 8
+    assert_close(ours.step(x), torchs.step(x), rtol=1e-5, atol=1e-6)
+    q = x / x.sum(2, keepdim=True)
+    for tau, steps in ((0.3, 100), (0.9, 100), (0.3, 1)):
+        found, expected = (markov.first_passage(q, c, tau, steps) for c in (ours, torchs))
+        assert_close(found.D, expected.D, rtol=1e-4, atol=1e-5)
+        assert (found.steps, found.converged) == (expected.steps, expected.converged)
+    assert_close(
+        *(markov.increment(q, c, 0.5, 100).D for c in (ours, torchs)), rtol=1e-5, atol=1e-6
+    )
+
+
+@needs_numba
+def test_patches_that_are_never_reached(monkeypatch):
+    ours, torchs = chains(block_attention([5, 9]), monkeypatch)
+    q = torch.zeros(1, 2, 14)
+    q[0, 0, 2] = q[0, 1, 7] = 1
+    found, expected = (markov.first_passage(q, c, 0.3, 20) for c in (ours, torchs))
+    assert_close(found.D, expected.D)
+    assert (found.D[0, 0, 5:] == 1 / 21).all()
+    assert (found.steps, found.converged) == (20, False)
+
+
+@needs_numba
+def test_classes_parted_among_threads_are_as_in_one(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    T = compiled.padded(random_map(300, generator)[None])[0]
+    compiled.scale_rows_and_columns(T, 15, markov.LARGE)
+    q = torch.rand(5, 300, generator=generator) ** 20
+    monkeypatch.setattr(compiled, "THREAD_ENTRIES", 0)
+    found = []
+    for threads in (1, 2, 3, 8):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
+        found.append(compiled.first_passage(q, T, 0.3, 50))
+    for times, steps, done in found:
+        assert torch.equal(times, found[0][0])
+        assert (steps, done) == found[0][1:]
+
+
+@needs_numba
+def test_many_callers_and_a_fork():
+    generator = torch.Generator().manual_seed(1)
+    attention = Attention(random_map(100, generator), (10, 10))
+    logits, image = torch.randn(3, 10, 10, generator=generator), torch.rand(3, 20, 20)
+
+    def labels(_=None):
+        return Refiner()(logits, attention, image).labels.tolist()
+
+    expected = labels()
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(labels, range(16))) == [expected] * 16
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=lambda: sender.send(labels()))
+    child.start()
+    assert receiver.poll(60)
+    assert receiver.recv() == expected
+    child.join(60)
+    assert child.exitcode == 0
+
+
+@needs_numba
+def test_the_map_itself_is_left_alone():
+    weights = random_map(40, torch.Generator().manual_seed(2))
+    before = weights.clone()
+    markov.doubly_stochastic(Attention(weights, (5, 8)).batched(), 15, many_steps=True)
+    assert torch.equal(weights, before)
+
+
+def test_without_numba_torch_does_the_same(monkeypatch):
+    attention = Attention(random_map(40, torch.Generator().manual_seed(3)), (5, 8)).batched()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert not compiled.available(torch.device("cpu"))
+    assert markov.doubly_stochastic(attention, 15, many_steps=True).T is None
+    assert not compiled.available(torch.device("meta"))
