@@ -26,6 +26,7 @@ def problem(
     present: int | None = None,
     batch: int | None = None,
     heads: int = 0,
+    form: bool = False,
 ) -> Problem:
     """Make logits, attention and image.
 
@@ -41,6 +42,7 @@ def problem(
         batch: number of identical images; None: no batch axis.
         heads: 0: attention as a matrix, from features of 64 channels at temperature 0.1; else as
             queries and keys of that many heads of 40 channels.
+        form: whether a refinement may form the map of these.
     """
     generator = torch.Generator().manual_seed(0)
     logits = 4 * smooth_field(K, grid, generator, 8)
@@ -50,7 +52,7 @@ def problem(
     if heads:
         f = smooth_field(heads * 40, grid, generator, 12)
         f = F.normalize(f.view(heads, 40, -1).mT, dim=-1)  # [A, N, d]
-        attention = Attention.from_factors(f.to(device), f.to(device), 10.0, grid)
+        attention = Attention.from_factors(f.to(device), f.to(device), 10.0, grid, form=form)
     else:
         attention = affinity(smooth_field(64, grid, generator, 12).to(device), 0.1)
     logits, image = logits.to(device), image.to(device)

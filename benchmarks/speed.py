@@ -76,6 +76,11 @@ SECTIONS: dict[str, list[Row]] = {
             Row(f"N = 16384, 8 heads as factors, {m}", m, side=128, heads=8, once=True)
             for m in PAPER
         ),
+        *(
+            Row(f"N = {s * s}, 8 heads as factors, formed, {m}", m, side=s, heads=8, once=True)
+            for s in (64, 128)
+            for m in PAPER
+        ),
         Row("N = 65536, 8 heads as factors, optimal path", PAPER[0], side=256, heads=8, once=True),
     ],
     "classes": [
@@ -120,6 +125,7 @@ def measure(row: Row, device: str, repeats: int) -> dict[str, object]:
         present=row.present,
         batch=row.batch,
         heads=row.heads,
+        form="formed" in row.name,
     )
     options = MODES[row.mode]
     refiner = Refiner(**options)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ovss_refine.checks import (
     SCALES,
+    check_flag,
     check_number,
     check_rows,
     check_shape,
@@ -23,6 +24,7 @@ from ovss_refine.checks import (
 from ovss_refine.images.convert import as_tensor
 from ovss_refine.tensors.blocks import Dense, Factors, add_matmul
 from ovss_refine.tensors.layout import check_grid
+from ovss_refine.tensors.memory import free_bytes
 
 # Steps between two checks of a stopping test; on a GPU each waits for everything launched before.
 GPU_TEST_EVERY = 4
@@ -42,6 +44,7 @@ class Attention:
         factors: None, or scaled queries and keys, each [B, A, N, d] or [A, N, d]: `from_factors`.
         block_divisor: divides the size of the blocks in which the map is processed; above 1 no
             other N x N map is formed beside it. Same results, slower, less memory.
+        may_form: whether a refinement may form the map of factors, where memory is plentiful.
 
     Raises:
         TypeError, ValueError: on another type or shape, a grid that does not have N patches,
@@ -57,6 +60,7 @@ class Attention:
     grid: tuple[int, int]
     factors: tuple[Tensor, Tensor] | None = None
     block_divisor: int = 1
+    may_form: bool = True
 
     def __post_init__(self) -> None:
         """Check the map and average its heads."""
@@ -76,18 +80,22 @@ class Attention:
         object.__setattr__(self, "weights", weights)
 
     @classmethod
-    def from_factors(cls, q: Tensor, k: Tensor, scale: float, grid: tuple[int, int]) -> "Attention":
+    def from_factors(
+        cls, q: Tensor, k: Tensor, scale: float, grid: tuple[int, int], *, form: bool = True
+    ) -> "Attention":
         """Hold attention as queries and keys: mean over heads of softmax(scale q k^T).
 
-        The N x N map is never held; its rows are computed in blocks, again for each product. Beside
-        q and k, 2 * B * A * N * d floats, a refinement of M classes needs about 10 * B * M * N
-        floats, and 4 blocks of 2^21 (CPU) or 2^26 (GPU) entries, or of a row if that is more.
+        The N x N map is not held. A refinement forms it if it and a copy take less than a quarter
+        of the free memory; else its rows are computed in blocks, again for each product: beside q
+        and k, 2 * B * A * N * d floats, it then needs about 10 * B * M * N floats for M classes,
+        and 4 blocks of 2^21 (CPU) or 2^26 (GPU) entries, or of a row if that is more.
 
         Args:
             q: [B, A, N, d] or [A, N, d] queries, finite, any float type.
             k: keys, of the shape, type and device of `q`.
             scale: factor on the products, in [1e-6, 1e6]; usually d ** -0.5.
             grid: (gh, gw) with gh * gw = N.
+            form: whether a refinement may form the map at all.
 
         Raises:
             TypeError, ValueError: on another type, shapes that differ, values that are not finite,
@@ -99,7 +107,7 @@ class Attention:
         for name, x in (("q", q), ("k", k)):
             check_values(name, x)
         scale = check_number("scale", scale, *SCALES)
-        return cls(None, grid, factors=(q.float() * scale, k.float()))
+        return cls(None, grid, (q.float() * scale, k.float()), may_form=check_flag("form", form))
 
     @classmethod
     def stack(cls, maps: Sequence["Attention"]) -> "Attention":
@@ -187,6 +195,18 @@ class Attention:
     def transposed(self) -> Tensor | None:
         """Return the columns as rows, [B, N, N], or None: no room for it, or no use here."""
         return self.batched()._held.transposed() if self.fits_twice else None
+
+    def formed(self) -> "Attention":
+        """Return the same maps held as a matrix, where they may be and memory is plentiful."""
+        if self.factors is None or not self.may_form or self.block_divisor > 1:
+            return self
+        one = self.batched()
+        if 2 * 4 * one.shape.numel() > free_bytes(self.device) / 4:
+            return self
+        other = copy(one)
+        object.__setattr__(other, "weights", torch.cat([rows for _, rows in one.blocks()], dim=1))
+        object.__setattr__(other, "factors", None)
+        return other
 
     @property
     def _held(self) -> Dense | Factors:

@@ -6,6 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from ovss_refine import Attention
+from ovss_refine import attention as attention_module
 from ovss_refine.attention import affinity
 from ovss_refine.refiner import as_attention
 from ovss_refine.tensors import blocks as blocks_module
@@ -207,6 +208,25 @@ class TestFactors:
         assert_close(torch.cat([block for _, block in blocks], dim=1), self.dense(*qk))
         x = torch.rand(2, 4, 12)
         assert_close(attention.left_matmul(x), x @ self.dense(*qk))
+
+    def test_the_map_is_formed_where_memory_is_plentiful(self, qk, monkeypatch):
+        attention = Attention.from_factors(*qk, 0.7, (3, 4))
+        needed = 4 * (2 * 4 * 2 * 12 * 12)  # a quarter holds it and a copy
+        monkeypatch.setattr(attention_module, "free_bytes", lambda _: needed)
+        assert_close(attention.formed().weights, self.dense(*qk))
+        assert attention[1].formed().shape == (1, 12, 12)
+        assert attention.factors is not None
+        monkeypatch.setattr(attention_module, "free_bytes", lambda _: needed - 1)
+        assert attention.formed() is attention
+
+    def test_the_map_is_not_formed(self, qk):
+        forbidden = Attention.from_factors(*qk, 0.7, (3, 4), form=False)
+        assert forbidden.formed().weights is None
+        assert forbidden[0].formed().weights is None
+        blocks = Attention.from_factors(*qk, 0.7, (3, 4)).in_blocks(8)
+        assert blocks.formed().weights is None
+        held = Attention(torch.eye(6), (2, 3))
+        assert held.formed() is held
 
     def test_shape_and_grid(self, qk):
         q, k = qk

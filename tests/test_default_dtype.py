@@ -70,7 +70,7 @@ def test_the_refinement_equals_the_reference(mode):
 def test_tensors_are_made_on_the_device_of_the_input(mode, held, rng):
     """Not on torch's default device; `meta` stands for one, and cannot give values back."""
     q, k = torch.from_numpy(rng.normal(size=(2, 2, 12, 5))).float()
-    attention = Attention.from_factors(q, k, 1.0, (3, 4))
+    attention = Attention.from_factors(q, k, 1.0, (3, 4), form=False)
     if held == "dense":
         attention = Attention(next(attention.blocks())[1][0], (3, 4))
     options = {"pre_propagation": 1, "background": (0, 0.3), "keep_scores": True}

@@ -105,10 +105,11 @@ class TestTheGuardBeforeTheLabels:
         with pytest.raises(ValueError, match=r"^`discrepancy of kl` must be finite; got 108 NaN"):
             Refiner(mode="kl")(LOGITS, ATTENTION, IMAGE)
 
+    @pytest.mark.parametrize("form", [False, True])
     @pytest.mark.parametrize("mode", ["optimal_path", "maximum_velocity", "fusion", "propagation"])
-    def test_factors_whose_products_overflow(self, mode):
+    def test_factors_whose_products_overflow(self, mode, form):
         q, k = torch.full((2, 1, 36, 4), 1e38)
-        attention = Attention.from_factors(q, -k, 1.0, (6, 6))
+        attention = Attention.from_factors(q, -k, 1.0, (6, 6), form=form)
         with pytest.raises(ValueError, match=r"^`.*` must be finite; got .* NaN or infinite"):
             Refiner(mode=mode)(LOGITS, attention, IMAGE)
 

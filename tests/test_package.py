@@ -203,7 +203,7 @@ def test_sizes():
         PACKAGE / "attention.py",
         *(p for d in ("method", "tensors") for p in (PACKAGE / d).iterdir()),
     ]
-    assert [path for path in numerics if lines.get(path, 0) > 250] == []
+    assert [path for path in numerics if lines.get(path, 0) > 270] == []
     assert len(list(PACKAGE.glob("*.py"))) <= 15
     core = {"checks", "method", "modes", "tensors"}
     names = {"attention", "config", "logits", "refiner", "result"}
@@ -212,7 +212,7 @@ def test_sizes():
         for path in PACKAGE.rglob("*.py")
         if {path.parent.name, path.stem} & core or (path.parent == PACKAGE and path.stem in names)
     )
-    assert code <= 1700
+    assert code <= 1740
 
 
 def code_lines(path):

@@ -222,8 +222,9 @@ def test_heads_are_averaged():
     assert_close(by_heads.discrepancy, by_mean.discrepancy)
 
 
+@pytest.mark.parametrize("form", [False, True])
 @each_mode
-def test_factors_equal_the_reference(mode, monkeypatch):
+def test_factors_equal_the_reference(mode, form, monkeypatch):
     """Queries and keys, multiplied out ten rows at a time, against the map written out."""
     monkeypatch.setattr(blocks_module, "CPU_BLOCK", 10 * 42)
     rng = np.random.default_rng(16)
@@ -234,7 +235,7 @@ def test_factors_equal_the_reference(mode, monkeypatch):
     expected = reference.refine(case.logits, heads, case.image, case.grid, **mode)
     logits, _, image = case.tensors()
     factors = [torch.from_numpy(x).float() for x in (q, k)]
-    attention = Attention.from_factors(*factors, 0.5, case.grid)
+    attention = Attention.from_factors(*factors, 0.5, case.grid, form=form)
     result = Refiner(**mode, keep_scores=True)(logits, attention, image)
     np.testing.assert_array_equal(result.kept.numpy(), expected["kept"])
     truth = torch.from_numpy(expected["discrepancy"])
@@ -380,7 +381,7 @@ def test_the_default_type_of_torch_changes_nothing(mode, default):
     logits, attn, image = smooth_case().tensors()
     logits, attn = logits.float(), Attention(attn.weights.float(), attn.grid)
     q, k = torch.randn(2, 2, 42, 4, generator=torch.Generator().manual_seed(0))
-    factors = Attention.from_factors(q, k, 1.0, attn.grid)
+    factors = Attention.from_factors(q, k, 1.0, attn.grid, form=False)
     refiner = Refiner(**mode, keep_scores=True, min_area=0.05, pre_propagation=1)
     wanted = [refiner(logits, held, image) for held in (attn, factors)]
     before = torch.get_default_dtype()

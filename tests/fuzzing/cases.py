@@ -55,7 +55,7 @@ class FuzzCase:
     def held_as_factors(self):
         """The same maps, held as factors."""
         q, k, scale = self.factors
-        return Attention.from_factors(q, k, scale, self.grid)
+        return Attention.from_factors(q, k, scale, self.grid, form=False)
 
     def inputs(self):
         """The arguments of a call with the batch axis, without options."""

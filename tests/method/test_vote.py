@@ -169,7 +169,7 @@ class TestInTheRefinement:
     @pytest.mark.parametrize("mode", ["maximum_velocity", "optimal_path", "fusion"])
     def test_factors_equal_the_map(self, mode):
         blocks = torch.block_diag(*[torch.ones(1, n) for n in (3, 7, 10, 5)]).T  # [N, 4]
-        factors = Attention.from_factors(6 * blocks[None], blocks[None], 1.0, (5, 5))
+        factors = Attention.from_factors(6 * blocks[None], blocks[None], 1.0, (5, 5), form=False)
         held = Attention((6 * blocks @ blocks.T).softmax(dim=1), (5, 5))
         refiner = Refiner(mode)
         found, wanted = (refiner(self.logits(), x, self.image) for x in (factors, held))
