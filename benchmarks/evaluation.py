@@ -34,12 +34,12 @@ from ovss_refine.evaluation.dataset import DataSet, load_dataset
 from ovss_refine.evaluation.engine import Job, _read, evaluate
 from ovss_refine.evaluation.inputs import NpzAttention
 from ovss_refine.evaluation.metric import confusion
-from ovss_refine.evaluation.processes import join
 from ovss_refine.evaluation.request import Chosen, EvaluateRequest
 from ovss_refine.evaluation.rows import Baseline, Row, make_rows
 from ovss_refine.evaluation.run import run_evaluate
 from ovss_refine.folders.records import Records
 from ovss_refine.registry import load_logits
+from ovss_refine.sources.processes import join
 
 SIZE, GRID, M = (375, 500), (33, 33), 21
 RESULTS = Path(__file__).parent / "results"

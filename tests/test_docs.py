@@ -26,7 +26,7 @@ COMMANDS = all_commands()
 # Commands that are not run here, with the reason. Each must occur in a document.
 NOT_RUN = {
     "torchrun --nproc-per-node 4 -m ovss_refine evaluate ...": (
-        "cut short; tests/evaluation/test_processes.py runs two processes"
+        "cut short; tests/sources/test_processes.py runs two processes"
     ),
 }
 # How commands begin that are cut short, with what makes them whole.

@@ -29,7 +29,6 @@ from ovss_refine.evaluation.inputs import AttentionFrom, LogitsFrom, PerImage, r
 from ovss_refine.evaluation.items import Item
 from ovss_refine.evaluation.metric import confusion, pack
 from ovss_refine.evaluation.pairs import read_any
-from ovss_refine.evaluation.processes import ProcessGroup
 from ovss_refine.evaluation.reading import ahead
 from ovss_refine.evaluation.request import EvaluateRequest
 from ovss_refine.evaluation.rows import Row, without_background
@@ -37,6 +36,7 @@ from ovss_refine.evaluation.totals import Totals, add_up
 from ovss_refine.folders.records import Record, Records
 from ovss_refine.logits import Logits
 from ovss_refine.refiner import as_attention
+from ovss_refine.sources.processes import ProcessGroup
 
 # What reading a damaged file may raise; anything else is an error elsewhere.
 READ_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)

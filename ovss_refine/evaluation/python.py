@@ -19,13 +19,13 @@ from ovss_refine.evaluation.dataset import FOLDER, DataSet, list_datasets, load_
 from ovss_refine.evaluation.given import Given, as_given, without_attention
 from ovss_refine.evaluation.inputs import PerImage
 from ovss_refine.evaluation.pairs import Columns, pair_set
-from ovss_refine.evaluation.processes import world_size
 from ovss_refine.evaluation.request import Chosen, EvaluateRequest
 from ovss_refine.evaluation.result import EvaluationResult
 from ovss_refine.evaluation.run import run_evaluate
 from ovss_refine.labels import LabelsLike, as_labels
 from ovss_refine.logits import LogitsSource
 from ovss_refine.method.modes import ModeName
+from ovss_refine.sources.processes import world_size
 
 # Rows that are computed from the logits alone.
 OF_LOGITS = ("baseline", "upsampling")

@@ -11,7 +11,6 @@ from ovss_refine.evaluation.batches import Sample
 from ovss_refine.evaluation.engine import Job, LabelMaps, evaluate
 from ovss_refine.evaluation.inputs import AttentionFrom, LogitsFrom, files_digest, weights_digest
 from ovss_refine.evaluation.items import Item
-from ovss_refine.evaluation.processes import ProcessGroup, join
 from ovss_refine.evaluation.published import OF_DECISION, Published
 from ovss_refine.evaluation.request import Chosen, EvaluateRequest
 from ovss_refine.evaluation.result import EvaluationResult
@@ -20,6 +19,7 @@ from ovss_refine.evaluation.totals import Totals
 from ovss_refine.folders.manifest import digest
 from ovss_refine.folders.records import Records
 from ovss_refine.folders.results import ResultsFolder, check_results, check_writable
+from ovss_refine.sources.processes import ProcessGroup, join
 
 HOME = Path("ovss-refine-results")
 # The fields of a data set that determine the labels; two runs must agree on them.

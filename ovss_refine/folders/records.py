@@ -116,9 +116,19 @@ def iterate(path: Path) -> Iterator[tuple[Record, int]]:
 
 def read_all(folder: Path) -> Iterator[Record]:
     """Yield the records that all processes have ever written into a folder."""
-    for path in sorted(folder.glob(PATTERN.format(rank="*"))):
+    for path in files_of(folder):
         for record, _ in iterate(path):
             yield record
+
+
+def files_of(folder: Path) -> list[Path]:
+    """List the files of records of all processes that have ever written into a folder."""
+    return sorted(folder.glob(PATTERN.format(rank="*")))
+
+
+def rank_of(path: Path) -> int:
+    """Return the number of the process that writes a file of records."""
+    return int(path.name.split(".")[1])
 
 
 def _sync_folder(folder: Path) -> None:

@@ -21,7 +21,7 @@ from ovss_refine.folders.files import (
 )
 from ovss_refine.folders.manifest import environment, plain
 from ovss_refine.folders.paths import local_path
-from ovss_refine.folders.records import PATTERN, Records
+from ovss_refine.folders.records import PATTERN, Records, files_of, rank_of
 
 MANIFEST = "manifest.json"
 ALL_RECORDS = PATTERN.format(rank="*")
@@ -93,10 +93,23 @@ class ResultsFolder:
                     f"`out` must be a folder of the same settings; in `{self.path}` {changed}. "
                     f"Take another folder{_hint(self._overwrite, ', or pass --overwrite')}."
                 )
-            self.records.clear()
+            self._clear_records()
             starts = []
         content = {"settings": settings, "starts": [*starts, plain(started)]}
         write_text(self._manifest, json.dumps(content, indent=1) + "\n")
+
+    def _clear_records(self) -> None:
+        """Discard the records of all processes; raises BlockingIOError if one is still running."""
+        self.records.clear()
+        for path in files_of(self.path):
+            if path != self.records.path:
+                with contextlib.closing(Records(self.path, rank_of(path))) as other:
+                    other.clear()
+
+
+def count_starts(path: Path, manifest: str = MANIFEST) -> int:
+    """Count the starts of the runs in a results folder, those of other settings left out."""
+    return len(_read(path / manifest, None)[1])
 
 
 def check_results(path: Path, manifest: str = MANIFEST, *, overwrite: bool | None = None) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from ovss_refine.evaluation.processes import ProcessGroup, join
 from ovss_refine.evaluation.request import EvaluateRequest
 from ovss_refine.evaluation.run import run_evaluate
 from ovss_refine.folders.files import check_replaceable, clear_leftovers
@@ -39,6 +38,7 @@ from ovss_refine.reproduce.tables import (
     load_tables,
     published,
 )
+from ovss_refine.sources.processes import ProcessGroup, join
 
 # Errors of one evaluation, after which the others are still run.
 FAILURES = (

@@ -1,7 +1,7 @@
 """The record of a folder of segmentations: its settings, finished images, and areas.
 
-`segment.json` has the settings, `records.0.jsonl` one line for each finished image, and
-`areas.csv` the areas as a table. The line of an image is written after its last file.
+`segment.json` has the settings, `records.N.jsonl` one line for each image that process N finished,
+and `areas.csv` the areas as a table. The line of an image is written after its last file.
 """
 
 import contextlib
@@ -13,16 +13,20 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ovss_refine.folders.records import iterate
-from ovss_refine.folders.results import ResultsFolder
+from ovss_refine.folders.records import Record, Records, files_of, iterate
+from ovss_refine.folders.results import ResultsFolder, count_starts
 from ovss_refine.folders.tables import write_csv
 from ovss_refine.segment.inputs import ImageFile
 from ovss_refine.segment.outputs import output_names
 from ovss_refine.segment.request import Outputs
 from ovss_refine.segmentation import Segmentation
+from ovss_refine.sources.processes import ProcessGroup
 
 SETTINGS, TABLE = "segment.json", "areas.csv"
 COLUMNS = ("name", "labels", "index", "class", "pixels", "share")
+# Of two records of an image the larger is valid: the start that wrote it, its file, and its place
+# there. One process has every start's records in order; of several, any may repeat an image.
+Place = tuple[int, str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,8 @@ class Journal:
         out: the folder; created if it is missing.
         names: of the classes.
         settings: everything that the results depend on.
+        group: the processes that write into the folder, each into a file of records of its own; all
+            of them open the journal at the same time.
         overwrite: discard results of other settings.
 
     Raises:
@@ -66,16 +72,29 @@ class Journal:
     """
 
     def __init__(
-        self, out: Path, names: Sequence[str], settings: Mapping[str, Any], *, overwrite: bool
+        self,
+        out: Path,
+        names: Sequence[str],
+        settings: Mapping[str, Any],
+        group: ProcessGroup,
+        *,
+        overwrite: bool,
     ) -> None:
         """Open the folder."""
         self.out, self.names = out, names
-        self._folder = ResultsFolder(out, settings, manifest=SETTINGS, overwrite=overwrite)
-        self._records = self._folder.records
+        self._folder = (
+            ResultsFolder(out, settings, manifest=SETTINGS, overwrite=overwrite)
+            if group.leads
+            else None
+        )
+        group.wait()  # no process writes before the folder is checked
+        self._records = Records(out, group.rank) if self._folder is None else self._folder.records
         try:
+            self._start = count_starts(out, SETTINGS)
             self.finished: dict[str, Finished] = {}
-            for record, _ in iterate(self._records.path):
+            for record in self._valid():
                 self._note(record)
+            group.wait()  # a line that another process is writing would look damaged
         except BaseException:
             self._records.close()
             raise
@@ -114,28 +133,47 @@ class Journal:
             "size": found.labels.shape,
             "areas": areas,
             "kinds": sorted(_asked(outputs)),
+            "start": self._start,
         }
         self._records.append(record)
         self._note(record)
 
     def areas(self) -> Iterator[Area]:
-        """Yield the areas of all finished images, the largest of each image first."""
-        last = {record["name"]: end for record, end in iterate(self._records.path)}
-        for record, end in iterate(self._records.path):
-            if last[record["name"]] == end:  # otherwise a later record replaces it
-                H, W = record["size"]
-                for labels, rows in record["areas"].items():
-                    for index, pixels in rows:
-                        yield Area(record["name"], labels, index, pixels, pixels / (H * W))
+        """Yield the areas that all processes have found, the largest of each image first."""
+        for record in self._valid():
+            H, W = record["size"]
+            for labels, rows in record["areas"].items():
+                for index, pixels in rows:
+                    yield Area(record["name"], labels, index, pixels, pixels / (H * W))
 
     def close(self) -> None:
-        """Write the table and unlock the folder; an empty run leaves nothing behind."""
+        """Unlock the folder; the first process writes the table.
+
+        An empty run leaves nothing behind.
+        """
+        if self._folder is None:
+            self._records.close()
+            return
         try:
             # Not `self.finished`: Ctrl-C may have come between writing a line and noting it.
             if self._folder.has_results():
                 write_csv(self.out / TABLE, self._table())
         finally:
             self._folder.close()
+
+    def _valid(self) -> Iterator[Record]:
+        """Yield the last record of every image."""
+        last: dict[str, Place] = {}
+        for record, place in self._placed():
+            last[record["name"]] = max(place, last.get(record["name"], place))
+        # A process that is still writing may have added records in between.
+        yield from (record for record, place in self._placed() if last.get(record["name"]) == place)
+
+    def _placed(self) -> Iterator[tuple[Record, Place]]:
+        for path in files_of(self.out):
+            for record, end in iterate(path):
+                # Before there were several processes, records did not name their start.
+                yield record, (record.get("start", 0), path.name, end)
 
     def _note(self, record: Mapping[str, Any]) -> None:
         classes = tuple(index for index, _ in record["areas"]["refined"])

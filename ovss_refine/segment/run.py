@@ -17,17 +17,19 @@ from ovss_refine.segment.outputs import write_outputs
 from ovss_refine.segment.request import SegmentRequest
 from ovss_refine.segmentation import Segmentation
 from ovss_refine.segmenter import Segmenter
+from ovss_refine.sources.processes import ProcessGroup, join
 
 
 def run_segment(request: SegmentRequest, segmenter: Segmenter | None = None) -> int:
-    """Segment images; see `ovss-refine segment --help`.
+    """Segment images, as a single process or as one of several; see `ovss-refine segment --help`.
 
     Args:
         request: what to do.
         segmenter: used in place of the one that `request` describes.
 
     Returns:
-        0, or 1 if images failed; the failures are listed at the end.
+        0, or 1 if images failed; the failures of all processes are listed at the end. 0 in
+        processes other than the first.
 
     Raises:
         FileNotFoundError: if there is nothing at an input, or weights are unavailable.
@@ -36,10 +38,18 @@ def run_segment(request: SegmentRequest, segmenter: Segmenter | None = None) -> 
         OSError: if results cannot be written.
     """
     check_writable(request.out)
+    group = join(request.device)
+    try:
+        return _segment(request, segmenter, group)
+    finally:
+        group.leave()
+
+
+def _segment(request: SegmentRequest, segmenter: Segmenter | None, group: ProcessGroup) -> int:
     segmenter = segmenter or Segmenter(
         request.logits,
         request.attention,
-        device=request.device,
+        device=group.device,
         models_dir=request.models_dir,
         logits_options=request.logits_options,
         attention_options=request.attention_options,
@@ -48,44 +58,58 @@ def run_segment(request: SegmentRequest, segmenter: Segmenter | None = None) -> 
     )
     images = find_pictures(request.images, request.out)
     journal = Journal(
-        request.out, request.labels.names, request.settings(), overwrite=request.overwrite
+        request.out, request.labels.names, request.settings(), group, overwrite=request.overwrite
     )
-    run = _Run(request, segmenter, journal)
+    run = _Run(request, segmenter, journal, group.leads)
     try:
+        share = group.share(images)
         todo = [
             image
-            for image in images
+            for image in share
             if request.overwrite or not journal.is_finished(image, request.outputs)
         ]
-        if len(todo) < len(images):
-            print(f"{len(images) - len(todo)} of {len(images)} images were finished before")
+        before = sum(group.gather([len(share) - len(todo)]))
+        if before and group.leads:
+            print(f"{before} of {len(images)} images were finished before")
         run.all(todo)
-        _print_areas(journal, {image.name for image in images})
+        failures = group.gather(run.failures)
+        if group.leads:
+            _print_areas(journal, {image.name for image in images})
     except KeyboardInterrupt:
         says = f"\nfinished results are in {request.out}; the same command resumes the run"
-        print(says, file=sys.stderr)
+        if group.leads:
+            print(says, file=sys.stderr)
         raise
     finally:
         journal.close()
-    for failure in run.failures:
+    return _report(request, len(images), failures) if group.leads else 0
+
+
+def _report(request: SegmentRequest, count: int, failures: Sequence[str]) -> int:
+    """Print the failures, and how many of `count` images are done; return the exit status."""
+    for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
-    done = len(images) - len(run.failures)
-    print(f"results: {request.out} ({done} of {len(images)} images)")
-    return 1 if run.failures else 0
+    print(f"results: {request.out} ({count - len(failures)} of {count} images)")
+    return 1 if failures else 0
 
 
 class _Run:
-    """One pass over the images."""
+    """One pass over the images of a process."""
 
-    def __init__(self, request: SegmentRequest, segmenter: Segmenter, journal: Journal) -> None:
+    def __init__(
+        self, request: SegmentRequest, segmenter: Segmenter, journal: Journal, leads: bool
+    ) -> None:
         self.request, self.segmenter, self.journal = request, segmenter, journal
+        self.leads = leads  # shows the progress
         self.ready = False
         self.failures: list[str] = []
 
     def all(self, images: Sequence[ImageFile]) -> None:
         """Segment images, a batch at a time; broken files are recorded and skipped."""
         size = self.request.batch_size
-        with tqdm(total=len(images), unit="image", disable=len(images) < 2) as bar:
+        with tqdm(
+            total=len(images), unit="image", disable=len(images) < 2 or not self.leads
+        ) as bar:
             for start in range(0, len(images), size):
                 batch = images[start : start + size]
                 self._batch(batch)
@@ -121,7 +145,7 @@ class _Run:
         if self.ready:
             return
         sizes = self.segmenter.to_load()
-        if sizes:
+        if sizes and self.leads:
             what = ", ".join(f"{name} ({size})" for name, size in sizes.items())
             tqdm.write(f"loading {what}; downloading what is not cached", file=sys.stderr)
         self.segmenter.prepare(self.request.labels)

@@ -16,7 +16,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import ovss_refine.evaluation
-from evaluation.test_processes import torchrun
 from evaluation.test_run import arguments, make, numbers
 from evaluation.trees import LAYOUTS, read_labels, write_tree
 from ovss_refine import Attention, Logits, Refiner
@@ -27,6 +26,7 @@ from ovss_refine.evaluation.dataset import load_dataset
 from ovss_refine.evaluation.given import as_given
 from ovss_refine.evaluation.python import _device as device_for
 from ovss_refine.evaluation.request import Chosen, EvaluateRequest
+from sources.test_processes import torchrun
 
 NAMES = ["sky", "road", "tree", "car", "sign"]
 PROJECTION = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))

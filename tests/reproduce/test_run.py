@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 from torch import nn
 
-from evaluation.test_processes import torchrun
 from evaluation.trees import write_tree
 from ovss_refine import registry
 from ovss_refine.cli import main
@@ -21,6 +20,7 @@ from ovss_refine.reproduce import TABLES
 from ovss_refine.reproduce.report import HEAD
 from ovss_refine.reproduce.tables import COMMON, CSV_NAME, HERE, load_tables
 from reproduce import tiny
+from sources.test_processes import torchrun
 
 for name in ("timm", "diffusers", "transformers", "scipy"):
     pytest.importorskip(name, reason=f"the models need {name}")

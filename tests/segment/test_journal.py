@@ -6,13 +6,16 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 
 from fake_segmenter import FakeSegmenter
 from ovss_refine.segment.inputs import ImageFile
 from ovss_refine.segment.journal import Journal, fingerprint
 from ovss_refine.segment.outputs import write_outputs
 from ovss_refine.segment.request import Outputs
+from ovss_refine.sources.processes import ProcessGroup
 
+ALONE = ProcessGroup(0, 1, torch.device("cpu"))
 NAMES = ("sky", "sea, deep")
 SETTINGS = {"mode": "kl", "labels": NAMES, "background": (0, 0.5)}
 LABELS_ONLY = Outputs(rle=False)
@@ -32,12 +35,12 @@ def note(journal, path, name, red=0, outputs=LABELS_ONLY):
 
 def reopen(journal, settings=SETTINGS, overwrite=False):
     journal.close()
-    return Journal(journal.out, NAMES, settings, overwrite=overwrite)
+    return Journal(journal.out, NAMES, settings, ALONE, overwrite=overwrite)
 
 
 @pytest.fixture
 def journal(tmp_path):
-    return Journal(tmp_path / "new" / "out", NAMES, SETTINGS, overwrite=False)
+    return Journal(tmp_path / "new" / "out", NAMES, SETTINGS, ALONE, overwrite=False)
 
 
 def table(journal):
@@ -76,10 +79,10 @@ def test_other_settings_are_refused_by_name_unless_nothing_is_finished(tmp_path,
     says = r"`out` must be .*; in `.*` mode was 'fusion', is 'kl'; tau was 0\.3, is absent\. Take"
     with pytest.raises(ValueError, match=says + r" another folder, or pass --overwrite\."):
         reopen(journal)
-    journal = Journal(journal.out, NAMES, other, overwrite=False)
+    journal = Journal(journal.out, NAMES, other, ALONE, overwrite=False)
     assert journal.is_finished(image, LABELS_ONLY)
     with pytest.raises(BlockingIOError, match="must be written by one run at a time"):
-        Journal(journal.out, NAMES, other, overwrite=False)
+        Journal(journal.out, NAMES, other, ALONE, overwrite=False)
 
 
 def test_overwriting_discards_results_of_other_settings(tmp_path, journal):
@@ -104,11 +107,11 @@ def test_lost_settings_are_reported(tmp_path, journal, content):
     if content:
         says = r"`.*segment\.json` must be the manifest of a results folder; it is damaged\. Take"
         with pytest.raises(ValueError, match=says):
-            Journal(journal.out, NAMES, SETTINGS, overwrite=False)
+            Journal(journal.out, NAMES, SETTINGS, ALONE, overwrite=False)
     else:
         with pytest.raises(FileExistsError, match="must be a new or empty folder"):
-            Journal(journal.out, NAMES, SETTINGS, overwrite=False)
-    Journal(journal.out, NAMES, SETTINGS, overwrite=True).close()
+            Journal(journal.out, NAMES, SETTINGS, ALONE, overwrite=False)
+    Journal(journal.out, NAMES, SETTINGS, ALONE, overwrite=True).close()
 
 
 def test_a_folder_as_the_first_version_left_it_is_resumed(tmp_path):
@@ -128,8 +131,8 @@ def test_a_folder_as_the_first_version_left_it_is_resumed(tmp_path):
     for kind in ("labels", "overlay"):
         (out / f"x_{kind}.png").touch()
     with pytest.raises(ValueError, match="mode was 'kl', is 'fusion'"):
-        Journal(out, NAMES, SETTINGS | {"mode": "fusion"}, overwrite=False)
-    journal = Journal(out, NAMES, SETTINGS, overwrite=False)
+        Journal(out, NAMES, SETTINGS | {"mode": "fusion"}, ALONE, overwrite=False)
+    journal = Journal(out, NAMES, SETTINGS, ALONE, overwrite=False)
     assert journal.is_finished(ImageFile("x", photo), LABELS_ONLY)
     note(journal, tmp_path / "y.jpg", "y", 6)
     journal.close()
@@ -143,17 +146,19 @@ def test_a_folder_as_the_first_version_left_it_is_resumed(tmp_path):
 def test_folders_of_other_files_are_refused(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".DS_Store").touch()
-    Journal(tmp_path / "out", NAMES, SETTINGS, overwrite=False).close()  # hidden files are ignored
+    Journal(
+        tmp_path / "out", NAMES, SETTINGS, ALONE, overwrite=False
+    ).close()  # hidden files are ignored
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").touch()
     with pytest.raises(
         FileExistsError, match=r"`.*other` has 'mine\.txt'\. Take another folder, or pass"
     ):
-        Journal(tmp_path / "other", NAMES, SETTINGS, overwrite=False)
+        Journal(tmp_path / "other", NAMES, SETTINGS, ALONE, overwrite=False)
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["mine.txt"]
-    Journal(tmp_path / "other", NAMES, SETTINGS, overwrite=True).close()
+    Journal(tmp_path / "other", NAMES, SETTINGS, ALONE, overwrite=True).close()
     with pytest.raises(FileExistsError, match=r"`out` must be a folder; `.*mine\.txt` is a file"):
-        Journal(tmp_path / "other" / "mine.txt", NAMES, SETTINGS, overwrite=True)
+        Journal(tmp_path / "other" / "mine.txt", NAMES, SETTINGS, ALONE, overwrite=True)
 
 
 def test_the_table_has_the_last_result_of_every_image(tmp_path, journal):
@@ -176,7 +181,7 @@ def test_an_empty_run_leaves_nothing_behind(tmp_path, there):
     out = tmp_path / "out"
     if there:
         out.mkdir()
-    Journal(out, NAMES, SETTINGS, overwrite=False).close()
+    Journal(out, NAMES, SETTINGS, ALONE, overwrite=False).close()
     assert out.exists() == there
     assert not there or not list(out.iterdir())
 
@@ -184,7 +189,7 @@ def test_an_empty_run_leaves_nothing_behind(tmp_path, there):
 def test_other_settings_are_accepted_after_a_kill_without_results(tmp_path, journal):
     assert (journal.out / "segment.json").exists()
     journal._folder.records.close()  # a kill does no more
-    Journal(journal.out, NAMES, {"mode": "fusion"}, overwrite=False).close()
+    Journal(journal.out, NAMES, {"mode": "fusion"}, ALONE, overwrite=False).close()
 
 
 def test_files_of_an_earlier_run_do_not_count(tmp_path, journal):
@@ -213,4 +218,56 @@ def test_the_table_takes_names_that_are_not_utf8(tmp_path, journal):
     journal.add(image, fingerprint(image.path), found, LABELS_ONLY)
     journal.close()
     assert table(journal)[1][0] == r"W\udcff"
-    assert Journal(journal.out, NAMES, SETTINGS, overwrite=False).finished.keys() == {name}
+    assert Journal(journal.out, NAMES, SETTINGS, ALONE, overwrite=False).finished.keys() == {name}
+
+
+def of_two(rank):
+    """One of two processes that are no processes: tests open their journals in order."""
+    return ProcessGroup(rank, 2, torch.device("cpu"))
+
+
+def test_records_of_all_processes_are_one_journal(tmp_path):
+    """The last start that finished an image counts, whichever process did."""
+    out = tmp_path / "out"
+    first, second = (Journal(out, NAMES, SETTINGS, of_two(r), overwrite=False) for r in (0, 1))
+    note(second, tmp_path / "x.jpg", "x", 2)
+    image = note(second, tmp_path / "y.jpg", "y", 5, Outputs(rle=False, baseline=True))
+    note(first, tmp_path / "z.jpg", "z", 1)
+    second.close()
+    first.close()
+    assert [row[0] for row in table(first)[1:]] == ["z", "z", "x", "x", "y", "y", "y"]
+    again = Journal(out, NAMES, SETTINGS, ALONE, overwrite=False)
+    assert set(again.finished) == {"x", "y", "z"}
+    assert again.is_finished(image, Outputs(rle=False, baseline=True))
+    note(again, tmp_path / "y.jpg", "y", 6)  # in a file that is read before the other
+    again.close()
+    assert [row[2:5] for row in table(again) if row[0] == "y"] == [["1", "sea, deep", "6"]]
+    last = Journal(out, NAMES, SETTINGS, ALONE, overwrite=False)
+    assert not last.is_finished(image, Outputs(rle=False, baseline=True))
+    last.close()
+
+
+def test_other_settings_discard_the_records_of_all_processes(tmp_path):
+    out = tmp_path / "out"
+    first, second = (Journal(out, NAMES, SETTINGS, of_two(r), overwrite=False) for r in (0, 1))
+    note(second, tmp_path / "x.jpg", "x")
+    second.close()
+    first.close()
+    other = SETTINGS | {"mode": "fusion"}
+    with pytest.raises(ValueError, match="mode was 'kl', is 'fusion'"):
+        Journal(out, NAMES, other, ALONE, overwrite=False)
+    journal = Journal(out, NAMES, other, ALONE, overwrite=True)
+    assert journal.finished == {}
+    journal.close()
+    assert all(not path.read_bytes() for path in out.glob("records.*.jsonl"))
+
+
+def test_a_process_of_an_earlier_run_that_still_writes_keeps_its_records(tmp_path):
+    out = tmp_path / "out"
+    first, second = (Journal(out, NAMES, SETTINGS, of_two(r), overwrite=False) for r in (0, 1))
+    note(second, tmp_path / "x.jpg", "x")
+    first.close()  # killed, but the other was not
+    with pytest.raises(BlockingIOError, match=r"another has `records\.1\.jsonl` open"):
+        Journal(out, NAMES, SETTINGS | {"mode": "fusion"}, ALONE, overwrite=True)
+    assert (out / "records.1.jsonl").stat().st_size
+    second.close()

@@ -10,8 +10,8 @@ import torch
 
 from evaluation.test_run import arguments, make, numbers
 from ovss_refine.cli import main
-from ovss_refine.evaluation.processes import ProcessGroup, join
 from ovss_refine.folders.records import iterate
+from ovss_refine.sources.processes import ProcessGroup, join
 
 
 def torchrun(processes, line, command=("-m", "ovss_refine")):

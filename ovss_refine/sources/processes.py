@@ -1,7 +1,7 @@
-"""The processes that share an evaluation: one, or several under torchrun.
+"""The processes that share a list of images: one, or several under torchrun.
 
 Of K processes, each takes every K-th image of a common list, so that no image is padded, dropped or
-evaluated twice.
+computed twice.
 """
 
 import os
@@ -35,6 +35,13 @@ class ProcessGroup:
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """Return this process's share of a list that is the same in all processes."""
         return items[self.rank :: self.world]
+
+    def gather(self, items: Sequence[T]) -> list[T]:
+        """Return the items of all processes, by rank; waits until all have reached this call."""
+        if self.state is None:
+            return list(items)
+        gathered: list[T] = require("accelerate.utils", "eval").gather_object(list(items))
+        return gathered
 
     def wait(self) -> None:
         """Wait until all processes have reached this call."""
