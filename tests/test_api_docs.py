@@ -26,6 +26,8 @@ RAISES_NOTHING = {
     "Propagation": "made by `Lposs`",
     "Published": "made by the look-up",
     "DataSet": "made by `load_dataset`",
+    "Scores": "made by `scores`",
+    "scores": "takes the counts that an evaluation made",
     "RefineModule": "checks nothing, as it says",
     "export_program": "traces with an example of its own",
     "TextProjection": "layers of PyTorch",

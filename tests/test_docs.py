@@ -28,6 +28,10 @@ NOT_RUN = {
     "torchrun --nproc-per-node 4 -m ovss_refine evaluate ...": (
         "cut short; tests/sources/test_processes.py runs two processes"
     ),
+    (
+        "torchrun --nproc-per-node 4 -m ovss_refine segment photos --labels-file classes.txt "
+        "--out results"
+    ): "starts processes; tests/segment/test_processes.py runs two and three",
 }
 # How commands begin that are cut short, with what makes them whole.
 COMPLETED = {
@@ -42,6 +46,7 @@ RUN_ELSEWHERE = [
     ("docs/logits.md", "from mmseg", "tests/adapters/logits/test_own.py"),
     ("docs/recipes.md", "", "tests/test_recipes.py"),
     ("docs/evaluation.md", "", "tests/adapters/test_evaluate_examples.py"),
+    ("docs/scaling.md", "", "tests/test_scaling.py"),
     ("docs/attention.md", "from_hugging_face", "tests/adapters/attention/test_outputs.py"),
     ("docs/attention.md", "timm_model", "tests/adapters/attention/test_outputs.py"),
     ("docs/attention.md", "Parts(", "tests/adapters/attention/test_outputs.py"),

@@ -63,17 +63,30 @@ def add_packed(total: Counts, packed: list[list[int]]) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """Metrics of a confusion matrix, in [0, 1]; NaN where the denominator is 0."""
+    """Metrics of a confusion matrix, in [0, 1]; NaN where the denominator is 0.
 
-    iou: NDArray[np.float64]  # [M] intersection over union
-    class_accuracy: NDArray[np.float64]  # [M] share of each class's pixels that are correct
-    miou: float  # mean of `iou` over the classes that occur
-    accuracy: float  # share of all pixels that are correct
-    mean_accuracy: float  # mean of `class_accuracy` over the classes of the truth
+    Attributes:
+        iou: [M] intersection over union.
+        class_accuracy: [M] share of each class's pixels that are correct.
+        miou: mean of `iou` over the classes that occur.
+        accuracy: share of all pixels that are correct.
+        mean_accuracy: mean of `class_accuracy` over the classes of the truth.
+    """
+
+    iou: NDArray[np.float64]
+    class_accuracy: NDArray[np.float64]
+    miou: float
+    accuracy: float
+    mean_accuracy: float
 
 
 def scores(counts: Counts) -> Scores:
-    """Compute the metrics of a confusion matrix [M, M], row = truth."""
+    """Compute the metrics of a confusion matrix.
+
+    Args:
+        counts: [M, M] pixels, row = truth, such as the sum of `EvaluationResult.counts` over parts
+            of a data set.
+    """
     hits = counts.diagonal().astype(np.float64)
     truth, predicted = counts.sum(axis=1), counts.sum(axis=0)
     iou = _ratio(hits, truth + predicted - hits)
