@@ -56,6 +56,8 @@ sphinx_gallery_conf = {
     "reset_modules": (),  # matplotlib is not used
     "download_all_examples": False,
     "show_signature": False,
+    # Of the notebooks that the pages offer; Colab has neither the package nor its models.
+    "first_notebook_cell": "%pip install -q 'ovss-refine[models]'",
     "write_computation_times": False,
 }
 

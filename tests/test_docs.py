@@ -337,5 +337,5 @@ def test_every_page_is_on_the_site():
     pages = {Path(page).stem for page in PAGES if page.startswith("docs/")} - {"index"}
     assert entries == pages | {"auto_gallery/index"}
     scripts = sorted((ROOT / "docs" / "gallery").glob("*.py"))
-    assert len(scripts) == 2
+    assert len(scripts) == 5
     assert all(script.name.startswith("plot_") for script in scripts)  # else they are not run
