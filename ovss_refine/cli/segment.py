@@ -23,8 +23,8 @@ def add_segment(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=(
             "Segment images by labels. Resumes an interrupted run with the same settings. Skips\n"
-            "broken files: they are listed at the end, and the exit status is 1. Under torchrun, the\n"
-            "processes share the images."
+            "broken files: they are listed at the end, and the exit status is 1. Under torchrun,\n"
+            "the processes share the images."
         ),
         epilog=EPILOG,
     )

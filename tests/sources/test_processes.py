@@ -73,6 +73,7 @@ def test_a_single_process_needs_no_accelerate(monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     group = join("cpu")
     assert (group.rank, group.world, group.leads, group.device.type) == (0, 1, True, "cpu")
+    assert group.gather(("a", "b")) == ["a", "b"]
     group.wait()
     group.leave()
     with pytest.raises(ValueError, match="`device` must be 'auto' or one that torch can use"):
