@@ -279,7 +279,7 @@ def measure_image(
                 seconds.append(time.perf_counter() - start)
                 keys.append((name, row))
                 maps.append(_maps(scored, attention))
-        labelled = upsample_labels(maps, sample.image)
+        labelled = upsample_labels(maps, sample.image) if maps else []
         for (name, row), labels, spent in zip(keys, labelled, seconds, strict=True):
             yield kind, name, row, confusion(sample.mask, labels, folder.M), spent
         for name, row, labels, spent in rivals[kind == "own"]:
@@ -366,13 +366,17 @@ def summarise(
 def markdown(cells: dict[str, dict[str, Any]], attention: str) -> str:
     """Format the cells of one attention as a table: a line for each cell, a column for each row."""
     chosen = [name.split(" | ")[:2] for name in cells if name.endswith(f" | {attention}")]
-    rows = list(next(cell for name, cell in cells.items() if name.endswith(f" | {attention}")))
+    here = [cell for name, cell in cells.items() if name.endswith(f" | {attention}")]
+    rows = list(dict.fromkeys(row for cell in here for row in cell))
     lines = [["cell", "alone", *rows], ["---", "---:", *("---:" for _ in rows)]]
     for mean, logits in chosen:
         alone = cells[f"{mean} | {logits} | -"]["upsampling alone"]["miou"]
         line = [f"{mean}, {logits}", f"{alone:.1f}"]
         for row in rows:
-            cell = cells[f"{mean} | {logits} | {attention}"][row]
+            cell = cells[f"{mean} | {logits} | {attention}"].get(row)
+            if cell is None:  # measured without this row
+                line.append("-")
+                continue
             low, high = cell["interval"]
             line.append(f"{cell['difference']:+.1f} [{low:+.1f}, {high:+.1f}]")
         lines.append(line)
