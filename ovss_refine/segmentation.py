@@ -17,6 +17,7 @@ from ovss_refine.checks import check_count
 from ovss_refine.images import draw, rle
 from ovss_refine.images.convert import ImageLike, as_rgb
 from ovss_refine.images.read import RGB
+from ovss_refine.logits import Logits
 from ovss_refine.registry import require
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Segmentation:
         baseline: [H, W] int64 classes without refinement; None unless requested.
         seconds: time of every stage, shared equally by the images of a batch; may be empty.
         attention: the map used for the refinement, without a batch axis; None unless requested.
+        logits: what was refined, without a batch axis; None unless requested.
 
     Example:
         >>> import numpy as np, torch
@@ -59,6 +61,7 @@ class Segmentation:
     baseline: Tensor | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     attention: Attention | None = None
+    logits: Logits | None = None
 
     def areas(self) -> list[tuple[str, int, float]]:
         """List the classes that occur, largest first: name, pixels, share of all pixels."""

@@ -4,6 +4,7 @@ Axes: B images, K prompts, M classes, (h, w) grid of the logits, (H, W) pixels.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack, overload
 
@@ -109,6 +110,7 @@ class Segmenter:
         *,
         baseline: bool = ...,
         keep_attention: bool = ...,
+        keep_logits: bool = ...,
         on_stage: OnStage | None = ...,
     ) -> list[Segmentation]: ...
 
@@ -120,6 +122,7 @@ class Segmenter:
         *,
         baseline: bool = ...,
         keep_attention: bool = ...,
+        keep_logits: bool = ...,
         on_stage: OnStage | None = ...,
     ) -> Segmentation: ...
 
@@ -130,6 +133,7 @@ class Segmenter:
         *,
         baseline: bool = False,
         keep_attention: bool = False,
+        keep_logits: bool = False,
         on_stage: OnStage | None = None,
     ) -> Segmentation | list[Segmentation]:
         """Segment one image or several.
@@ -145,6 +149,8 @@ class Segmenter:
             baseline: also decide without refinement, as the methods' own code does: the best
                 prompt of each class, upsampled bilinearly.
             keep_attention: keep the attention map, N * N floats for each image.
+            keep_logits: keep the logits, K * h * w floats for each image: what `refine` needs, with
+                the attention, to refine the image again.
             on_stage: called with the name of every stage as it begins: "loading" if models are
                 loaded or labels embedded; then, for each batch, "logits", "attention", "baseline"
                 (if requested) and "refinement".
@@ -167,12 +173,11 @@ class Segmenter:
         if not arrays:
             return []
         sources = self._sources(asked, on_stage)
+        keep = keep_attention, keep_logits
         found: dict[int, Segmentation] = {}
         for batch in batches(arrays):
             stages = Stages(self.device, on_stage)
-            done = self._segment(
-                [arrays[i] for i in batch], asked, sources, stages, baseline, keep_attention
-            )
+            done = self._segment([arrays[i] for i in batch], asked, sources, stages, baseline, keep)
             found.update(zip(batch, done, strict=True))
         return [found[i] for i in range(len(arrays))] if several else found[0]
 
@@ -244,9 +249,9 @@ class Segmenter:
         sources: tuple[LogitsSource, AttentionSource],
         stages: Stages,
         with_baseline: bool,
-        keep_attention: bool,
+        keep: tuple[bool, bool],
     ) -> list[Segmentation]:
-        """Segment images of one size together."""
+        """Segment images of one size together; `keep` attention and logits."""
         pixels = torch.from_numpy(np.stack(arrays)).to(self.device).permute(0, 3, 1, 2)
         pixels = (pixels.float() / 255).contiguous()  # [B, 3, H, W]
         logits, attention = run_sources(self._logits, self._attention, sources, pixels, stages)
@@ -267,7 +272,10 @@ class Segmenter:
                 kept=result.kept[b].cpu(),
                 baseline=plain[b],
                 seconds=dict(share),
-                attention=attention[b].to("cpu") if keep_attention else None,
+                attention=attention[b].to("cpu") if keep[0] else None,
+                logits=replace(logits, values=logits.values[b].cpu(), names=names)
+                if keep[1]
+                else None,
             )
             for b, array in enumerate(arrays)
         ]

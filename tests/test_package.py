@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "segment": "checks door folders images sources values",
     "evaluation": "baseline checks door folders images method modes sources values",
     "reproduce": "checks door evaluation folders images sources values",
-    "app": "door examples folders images modes segment sources values",
+    "app": "door examples folders images method modes segment sources values",
     "cli": "app checks door evaluation examples folders images reproduce segment sources values",
     "__main__": "cli",
     "adapters": "checks values door baseline folders images sources",

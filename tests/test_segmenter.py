@@ -206,6 +206,20 @@ def test_attention_is_kept_on_request():
         torch.testing.assert_close(row.flatten(), wanted.weights[0, -1])
 
 
+@pytest.mark.parametrize("mode", ["maximum_velocity", "kl"])
+def test_kept_logits_and_attention_refine_an_image_again(mode):
+    images = [photo(seed=seed) for seed in range(2)]
+    first = make()(images, LABELS, keep_attention=True, keep_logits=True)
+    wanted = make(mode=mode, seed_quantile=0.4)(images, LABELS)
+    for image, found, want in zip(images, first, wanted, strict=True):
+        assert found.logits.names == found.names
+        again = refine(
+            found.logits, found.attention, image, RefineConfig(mode=mode, seed_quantile=0.4)
+        )
+        assert torch.equal(again.labels, want.labels)
+    assert make()(images, LABELS)[0].logits is None
+
+
 def test_stages_are_announced_in_order_and_timed():
     told = []
     found = make()(photo(), LABELS, baseline=True, on_stage=told.append)

@@ -66,8 +66,21 @@ def describe_choice(kind: str, name: str) -> str:
     about = facts(kind, name)
     line = f"`{name}`: {about['weights']}; {about['download']}; {about['licence']}"
     if "missing" in about["needs"]:
-        line += f"; needs {about['needs']}: run `pip install 'ovss-refine[models]'`"
+        line += f"; unavailable here: it needs {about['needs']}"
     return line + "."
+
+
+def out_of_range(mode: str, values: Sequence[object]) -> str:
+    """Say what is wrong with the values of all `HYPERPARAMETERS`, of those that a mode reads.
+
+    Returns:
+        A sentence about the first that is not a number of its slider; "" if there is none.
+    """
+    for one, value in zip(HYPERPARAMETERS, values, strict=True):
+        number = isinstance(value, int | float) and one.low <= value <= one.high
+        if mode in one.modes and not number:
+            return f"`{one.label}` must be a number from {one.low} to {one.high}."
+    return ""
 
 
 def options_of(mode: str, values: Sequence[float]) -> dict[str, Any]:

@@ -7,37 +7,34 @@ each part by its name (see `page`), its new HTML, or a dictionary of properties.
 import secrets
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ovss_refine.app import views
-from ovss_refine.app.choices import HYPERPARAMETERS, describe_choice, options_of
+from ovss_refine.app.choices import HYPERPARAMETERS, describe_choice, options_of, out_of_range
 from ovss_refine.app.downloads import DOWNLOADS, write_downloads
+from ovss_refine.app.messages import BUG, EXPECTED, explain
 from ovss_refine.app.session import Result, Session, Sessions
-from ovss_refine.app.uploads import NamedImage, read_upload
+from ovss_refine.app.uploads import read_upload
 from ovss_refine.app.work import Example, Worker, pick_example, staged
 from ovss_refine.method.modes import MODES
 from ovss_refine.segmentation import Segmentation
 from ovss_refine.sources.stages import OnStage
 
 OWN, MODELS = "own", "models"
-# What a visitor, the network or a missing library can cause; anything else is a bug.
-EXPECTED = (
-    OSError,
-    TypeError,
-    ValueError,
-    ModuleNotFoundError,
-    MemoryError,
-    torch.OutOfMemoryError,
-)
 
 Changes = dict[str, str | dict[str, Any]]
 # The server was restarted, or the session was idle for long or made room for others.
-EXPIRED: Changes = {"status": views.error("This session has expired; choose an image again.")}
+EXPIRED_TEXT = "This session has expired; choose an image again."
+EXPIRED: Changes = {"status": views.error(EXPIRED_TEXT)}
 NO_RESULT: Changes = {"patch": views.notice("Attention comes with the result: press `Segment`.")}
+ANOTHER = "Drop another image, or a smaller copy of this one."
+STALE = "Out of date: this result is for other labels or models. Press `Segment`."
+NO_FILES: Changes = {name: {"value": None, "interactive": False} for name in DOWNLOADS}
 Work = Callable[[OnStage], Segmentation]
+# Makes what the session keeps of a segmentation.
+Keep = Callable[[Segmentation], Result]
 
 
 class Handlers:
@@ -72,26 +69,24 @@ class Handlers:
             image = read_upload(Path(path), max_bytes=self.max_bytes, max_pixels=max_pixels)
         except EXPECTED as err:
             # Emptied, so that the next file can be dropped at once.
-            return {"drop": {"value": None}, "status": views.error(str(err))}
+            text, detail = explain(err)
+            return {"drop": {"value": None}, "status": views.error(f"{text} {ANOTHER}", detail)}
         session = self.sessions.create(key)
         session.image = image
         session.forget_result()
-        H, W = image.pixels.shape[:2]
         return {
             "drop": {"value": None},
             "source": {"value": MODELS, "visible": False},
             **self.choose(key, MODELS),
             "result": views.upload(image.pixels, image.name),
-            "status": views.notice(
-                f"`{image.name}`, {W} x {H} pixels, is loaded. It stays on the machine that serves "
-                "this page."
-            ),
+            "status": views.loaded(image),
+            "stale": "",
             "maps": views.notice("Maps come with the result."),
             "patch": views.notice("Attention comes with the result."),
             "photo": {"value": None, "visible": False},
             "column": {"visible": False},
             "row": {"visible": False},
-            **{name: {"value": None, "interactive": False} for name in DOWNLOADS},
+            **NO_FILES,
         }
 
     def choose(self, key: str, source: str) -> Changes:
@@ -137,16 +132,75 @@ class Handlers:
             last = session.result
             known = last.made.attention if last and last.attention == attention else None
 
+            options = options_of(mode, values)
+
             def work(on_stage: OnStage) -> Segmentation:
-                options = options_of(mode, values)
                 return self.worker.segment(
                     image, labels, logits, attention, options, on_stage, known
                 )
 
+            asked = MODELS, labels, logits, attention
             to_load = self.worker.to_load(logits, attention)
-            yield from _run(session, image, work, attention, to_load)
+            yield from _run(
+                session, work, partial(Result, image, asked=asked, options=options), to_load
+            )
             self.sessions.tidy()
             yield self.describe(key, logits, attention)
+
+    def tune(
+        self,
+        key: str,
+        source: str,
+        labels: str,
+        logits: str,
+        attention: str,
+        mode: str,
+        *values: Any,
+    ) -> Iterator[Changes]:
+        """Refine the present result again after a change of the mode or of a hyperparameter.
+
+        The values are as the page sends them, checked by nobody.
+        """
+        session = self.sessions.find(key)
+        last = session.result if session else None
+        if session is None:
+            yield {"stale": views.stale(EXPIRED_TEXT)}
+        elif problem := out_of_range(mode, values):
+            yield {"stale": views.stale(problem)}
+        elif last is None:
+            yield {"stale": views.stale("Press `Segment` for a result with these settings.")}
+        elif (options := options_of(mode, values)) == last.options:
+            yield self.check(key, source, labels, logits, attention)
+        else:
+            yield NO_FILES | {"status": views.working("refinement", {})}
+            work = partial(self.worker.refine_again, last.made, options)
+            keep = partial(Result, last.image, asked=last.asked, options=options)
+            yield from _run(session, lambda _: work(), keep)
+            yield self.check(key, source, labels, logits, attention)
+
+    def check(self, key: str, source: str, labels: str, logits: str, attention: str) -> Changes:
+        """Mark the result if it is for other labels or models than those chosen now."""
+        session = self.sessions.find(key)
+        last = session.result if session else None
+        if last is None:
+            return {}
+        models = source != OWN or not isinstance(last.image, Example)
+        asked = (MODELS, labels, logits, attention) if models else (OWN,)
+        return {"stale": "" if asked == last.asked else views.stale(STALE)}
+
+    def offer(self, key: str) -> Changes:
+        """Write the files of the present result and offer them."""
+        session = self.sessions.find(key)
+        if session is None or (last := session.result) is None:
+            return {}
+        try:
+            paths = write_downloads(last.made, last.image.name, session.folder)
+        except OSError as err:
+            changes: Changes = {"status": views.error(*explain(err))}
+        else:
+            changes = {n: {"value": str(path), "interactive": True} for n, path in paths.items()}
+        # Of a replaced result nothing is offered; nor is it an error that its folder was emptied.
+        return changes if session.result is last else {}
 
     def look(self, key: str, x: int, y: int) -> Changes:
         """Show the attention of the patch at a pixel of the image at its displayed size."""
@@ -167,23 +221,20 @@ class Handlers:
     def _run_example(
         self, session: Session, example: Example, mode: str, values: tuple[float, ...]
     ) -> Iterator[Changes]:
-        def work(on_stage: OnStage) -> Segmentation:
-            return self.worker.refine_example(example, options_of(mode, values))
-
-        yield from _run(session, example, work)
+        options = options_of(mode, values)
+        work = partial(self.worker.refine_example, example, options)
+        keep = partial(Result, example, asked=(OWN,), options=options)
+        yield from _run(session, lambda _: work(), keep)
         self.sessions.tidy()
 
 
 def _run(
-    session: Session,
-    image: NamedImage,
-    work: Work,
-    attention: str = "",
-    to_load: dict[str, str] | None = None,
+    session: Session, work: Work, keep: Keep, to_load: dict[str, str] | None = None
 ) -> Iterator[Changes]:
     """Do the work with the button disabled, for as long as the image is not replaced."""
+    image = session.image
     yield {"run": {"interactive": False}}
-    for changes in _progress(session, image, work, attention, to_load or {}):
+    for changes in _progress(session, work, keep, to_load or {}):
         if session.image is not image:
             break  # the page shows another image
         yield changes
@@ -191,7 +242,7 @@ def _run(
 
 
 def _progress(
-    session: Session, image: NamedImage, work: Work, attention: str, to_load: dict[str, str]
+    session: Session, work: Work, keep: Keep, to_load: dict[str, str]
 ) -> Iterator[Changes]:
     """Report each stage, then the result or the error."""
     try:
@@ -199,32 +250,35 @@ def _progress(
             if isinstance(what, str):
                 yield {"status": views.working(what, to_load)}
             else:
-                yield from _finish(session, Result(image, what, attention))
+                yield _finish(session, keep(what))
     except EXPECTED as err:
-        yield {"status": views.error(str(err) or type(err).__name__)}
+        yield {"status": views.error(*explain(err))}
     except Exception:
         traceback.print_exc()
-        yield {"status": views.error("Internal error; details are in the terminal of the server.")}
+        yield {"status": views.error(BUG)}
 
 
-def _finish(session: Session, result: Result) -> Iterator[Changes]:
-    """Show a result, then offer its files, which take longer to write."""
+def _finish(session: Session, result: Result) -> Changes:
+    """Show a result. Its files, which take longer to write, are offered later."""
     if session.image is not result.image:
-        return
-    session.forget_result()
-    session.last, made = result, result.made
-    photo = session.folder / f"{secrets.token_hex(8)}.jpg"
-    photo.write_bytes(views.jpeg(made.image))
-    gh, gw = made.discrepancy.shape[1:]
-    yield {
+        return {}
+    last, made = session.result, result.made
+    changes: Changes = {
         "status": views.summary(made, result.image.name),
+        "stale": "",
         "result": views.result(made),
         "maps": views.maps(made),
-        "photo": {"value": str(photo), "visible": True},
-        **_attention(made, gw // 2 + 1, gh // 2 + 1),
+        **NO_FILES,
     }
-    paths = write_downloads(made, result.image.name, session.folder)
-    yield {name: {"value": str(path), "interactive": True} for name, path in paths.items()}
+    if last is None or last.attention != result.attention:
+        session.forget_result()
+        photo = session.folder / f"{secrets.token_hex(8)}.jpg"
+        photo.write_bytes(views.jpeg(made.image))
+        gh, gw = made.discrepancy.shape[1:]
+        changes["photo"] = {"value": str(photo), "visible": True}
+        changes |= _attention(made, gw // 2 + 1, gh // 2 + 1)
+    session.last = result
+    return changes
 
 
 def _attention(made: Segmentation, column: int, row: int) -> Changes:

@@ -1,22 +1,21 @@
-"""The page's layout, and which of its parts calls which method of `Handlers`.
+"""The page's layout, and the check of all values that its events send.
 
-Gradio 6. It is imported by the functions, so that everything else works without it. Gradio chooses
-a function's arguments by their annotations, which `_annotated` has to set for the same reason.
+Gradio 6. It is imported by the functions, so that everything else works without it.
 """
 
-import inspect
-from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ovss_refine.app.choices import HYPERPARAMETERS, list_sources
 from ovss_refine.app.downloads import DOWNLOADS
-from ovss_refine.app.handlers import MODELS, OWN, Changes, Handlers
+from ovss_refine.app.events import Events, Parts
+from ovss_refine.app.handlers import MODELS, OWN, Handlers
 from ovss_refine.app.session import Sessions
 from ovss_refine.app.uploads import Uploads
 from ovss_refine.app.work import EXAMPLE_NAMES
 from ovss_refine.config import RefineConfig
+from ovss_refine.images.draw import OPACITY
 from ovss_refine.method.modes import MODES
 from ovss_refine.registry import require
 from ovss_refine.segment.request import SegmentRequest
@@ -24,7 +23,7 @@ from ovss_refine.segment.request import SegmentRequest
 SOURCES = {field.name: field.default for field in fields(SegmentRequest)}
 MODE = RefineConfig().mode
 LABELS = "cat, dog/puppy, person, background: wall/floor/sky"
-# Events that wait: with two per visitor, 50 who come at once fill a fifth.
+# Events that wait: with three per visitor, 50 who come at once fill a third.
 MAX_WAITING = 512
 LARGEST = 1_000_000  # number that an event may send
 HEADER = (
@@ -32,16 +31,13 @@ HEADER = (
     "without training. Images stay on the machine that serves this page.</p></header>"
 )
 FILES = (
-    '<p class="small">At full resolution. The ZIP file has these, the baseline, the comparison and '
-    "the maps.</p>"
+    '<p class="small">At the size that the line above names. The ZIP file has these, the baseline, '
+    "the comparison and the maps.</p>"
 )
-# On a phone the status is above the button, off screen.
-SHOW_STATUS = """(...values) => {
-    const status = document.getElementById("status"), box = status.getBoundingClientRect()
-    if (box.top < 0 || box.bottom > innerHeight) status.scrollIntoView()
-    return values
-}"""
-Parts = dict[str, Any]
+VIEWING = f"""<div id="viewing">
+    <label for="border">Baseline or refined</label><input id="border" type="range" value="50">
+    <label for="tint">Opacity</label><input id="tint" type="range" value="{round(100 * OPACITY)}">
+    <p id="under" class="small"></p></div>"""
 
 
 def build_page(handlers: Handlers, uploads: Uploads) -> Any:
@@ -60,7 +56,7 @@ def build_page(handlers: Handlers, uploads: Uploads) -> Any:
                 parts |= _results(gr)
         for name, part in parts.items():
             part.elem_id = name.replace("_", "-")
-        _connect(gr, page, parts, handlers, uploads)
+        Events(gr, page, parts, handlers, uploads).connect()
     _check_inputs(gr, page, parts["drop"], uploads)
     page.queue(default_concurrency_limit=4, max_size=MAX_WAITING, api_open=False)
     return page
@@ -78,7 +74,11 @@ def style() -> dict[str, Any]:
     theme = require("gradio", "app").themes.Default(
         font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )
-    return {"theme": theme, "css": Path(__file__).with_name("page.css").read_text(encoding="utf-8")}
+    return {"theme": theme, "css": _beside("page.css")}
+
+
+def _beside(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 def _image(gr: Any) -> Parts:
@@ -143,9 +143,10 @@ def _refinement(gr: Any) -> Parts:
 
 def _results(gr: Any) -> Parts:
     """Lay out the results."""
-    parts: Parts = {"status": gr.HTML()}
+    parts: Parts = {"status": gr.HTML(), "stale": gr.HTML()}
     with gr.Tabs():
         with gr.Tab("Result"):
+            gr.HTML(VIEWING, js_on_load=_beside("viewer.js"))
             parts["result"] = gr.HTML()
         with gr.Tab("Maps"):
             parts["maps"] = gr.HTML()
@@ -174,86 +175,6 @@ def _results(gr: Any) -> Parts:
                 for name, (_, text) in DOWNLOADS.items():
                     parts[name] = gr.DownloadButton(text, interactive=False, min_width=160)
     return parts
-
-
-def _connect(gr: Any, page: Any, parts: Parts, handlers: Handlers, uploads: Uploads) -> None:
-    """Connect the events to the methods that respond."""
-    refinement = [parts["mode"], *(parts[one.name] for one in HYPERPARAMETERS)]
-    chosen = [parts[name] for name in ("source", "labels", "logits", "attention")]
-    models, place = chosen[2:], [parts["column"], parts["row"]]
-    # Private: the page is for people; programs have `Segmenter`.
-    quick = {
-        "outputs": list(parts.values()),
-        "show_progress": "hidden",
-        "api_visibility": "private",
-    }
-    # One segmentation at a time, over all visitors; the status says how many wait before this one.
-    waiting = {"show_progress": "minimal", "show_progress_on": parts["status"]}
-    work = {**quick, **waiting, "concurrency_limit": 1, "concurrency_id": "work"}
-
-    def bind(method: Callable[..., Any], *first: Any) -> Callable[..., Any]:
-        return _bound(gr, parts, method, *first)
-
-    def clicked(request: Any, event: Any) -> Any:
-        return _updates(gr, parts, handlers.look(request.session_hash, *event.index))
-
-    def dropped(key: str, file: dict[str, Any] | None) -> Changes:
-        if file is None:
-            return {}
-        try:
-            return handlers.drop(key, file["path"])
-        finally:
-            uploads.was_read(file["path"])
-
-    def left(request: Any) -> None:
-        handlers.sessions.drop(request.session_hash)
-
-    page.load(bind(handlers.pick, next(iter(EXAMPLE_NAMES))), refinement, **work)
-    page.load(bind(handlers.describe), models, **quick)
-    for stem in EXAMPLE_NAMES:
-        parts[f"example_{stem}"].click(bind(handlers.pick, stem), refinement, **work)
-    # As gradio preprocesses a file, it leaves an empty one behind.
-    parts["drop"].upload(bind(dropped), parts["drop"], preprocess=False, **quick)
-    parts["source"].input(bind(handlers.choose), parts["source"], **quick)
-    parts["mode"].input(bind(handlers.choose_mode), parts["mode"], **quick)
-    for model in models:
-        model.input(bind(handlers.describe), models, **quick)
-    # The button is disabled while it works; gradio's own way loses a click that comes early.
-    always = {"trigger_mode": "multiple", "js": SHOW_STATUS}
-    for event in (parts["run"].click, parts["labels"].submit):
-        event(bind(handlers.run), [*chosen, *refinement], **always, **work)
-    for slider in place:
-        slider.input(bind(handlers.step), place, trigger_mode="always_last", **quick)
-    parts["photo"].select(_annotated(gr, clicked), **quick)
-    page.unload(_annotated(gr, left))
-
-
-def _bound(gr: Any, parts: Parts, method: Callable[..., Any], *first: Any) -> Callable[..., Any]:
-    """Wrap a method of `Handlers` for gradio, which passes the request and expects updates."""
-
-    def stream(request: Any, *values: Any) -> Iterator[Any]:
-        for changes in method(request.session_hash, *first, *values):
-            yield _updates(gr, parts, changes)
-
-    def answer(request: Any, *values: Any) -> Any:
-        return _updates(gr, parts, method(request.session_hash, *first, *values))
-
-    return _annotated(gr, stream if inspect.isgeneratorfunction(method) else answer)
-
-
-def _annotated(gr: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    function.__annotations__ |= {"request": gr.Request, "event": gr.SelectData}
-    return function
-
-
-def _updates(gr: Any, parts: Parts, changes: Changes) -> Any:
-    """Turn changes by name into gradio's updates by part."""
-    if not changes:
-        return gr.skip()
-    return {
-        parts[name]: gr.update(**change) if isinstance(change, dict) else change
-        for name, change in changes.items()
-    }
 
 
 def _check_inputs(gr: Any, page: Any, drop: Any, uploads: Uploads) -> None:

@@ -6,9 +6,10 @@ import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from ovss_refine.app.uploads import NamedImage
 from ovss_refine.segmentation import Segmentation
@@ -20,11 +21,25 @@ MAX_IDLE_S = 6 * 3600
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
-    """A segmentation, its image, and the name of its attention source; "" for an example's own."""
+    """A segmentation and what it is for.
+
+    Attributes:
+        image: what was segmented.
+        made: the segmentation, with its logits and attention.
+        asked: the choice of source and, unless it is an example's own, the labels, the source of
+            logits and that of attention.
+        options: the mode and its hyperparameters.
+    """
 
     image: NamedImage
     made: Segmentation
-    attention: str
+    asked: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def attention(self) -> str:
+        """The name of the source of attention; "" for an example's own."""
+        return self.asked[3] if len(self.asked) > 3 else ""
 
     @property
     def nbytes(self) -> int:
@@ -33,6 +48,8 @@ class Result:
         held = [made.labels, made.discrepancy, made.baseline]
         if made.attention is not None:
             held += made.attention.factors or (made.attention.weights,)
+        if made.logits is not None:
+            held.append(made.logits.values)
         return made.image.nbytes + sum(tensor.nbytes for tensor in held if tensor is not None)
 
 

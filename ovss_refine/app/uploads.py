@@ -5,16 +5,22 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISREG
 from threading import Lock
 
+import numpy as np
+from PIL import Image
+
+from ovss_refine.images import MAX_PIXELS
 from ovss_refine.images.read import RGB, read_image
 
 # All uploads may take this many times the largest one; one that nobody read is removed.
 UPLOADS = 16
 MAX_AGE_S = 600
+# A large image takes some 0.5 GB while it is decoded: one at a time.
+_READING = Lock()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,10 +30,12 @@ class NamedImage:
     Attributes:
         name: the file's name without folder and suffix.
         pixels: [H, W, 3] uint8.
+        full_size: (W, H) of the file if that was larger, else None.
     """
 
     name: str
     pixels: RGB
+    full_size: tuple[int, int] | None = field(default=None, kw_only=True)
 
 
 class Uploads:
@@ -118,7 +126,8 @@ def read_upload(path: Path, *, max_bytes: int, max_pixels: int | None) -> NamedI
     Args:
         path: the file, with the name it had on the visitor's machine.
         max_bytes: the largest file accepted.
-        max_pixels: the largest image accepted, by the file's header; None: as `read_image`.
+        max_pixels: larger images are reduced to so many pixels. Those of more than `MAX_PIXELS`
+            too are refused, by the file's header. None: as `read_image`.
 
     Raises:
         ValueError: if it is too large or not a readable image; the message names the file but not
@@ -131,11 +140,24 @@ def read_upload(path: Path, *, max_bytes: int, max_pixels: int | None) -> NamedI
                 f"`{path}` must have at most {max_bytes:,} bytes; got {size:,}. --max-bytes raises "
                 "the limit."
             )
-        return NamedImage(path.stem, read_image(path, max_pixels=max_pixels))
+        with _READING:
+            most = None if max_pixels is None else max(max_pixels, MAX_PIXELS)
+            return _reduced(path.stem, read_image(path, max_pixels=most), max_pixels)
     except FileNotFoundError:
         raise ValueError(f"`{path.name}` is gone from the server; drop it again.") from None
     except ValueError as err:
         raise ValueError(str(err).replace(str(path), path.name)) from err
+
+
+def _reduced(name: str, pixels: RGB, max_pixels: int | None) -> NamedImage:
+    """Reduce an image to at most `max_pixels`, with its aspect ratio."""
+    H, W = pixels.shape[:2]
+    if max_pixels is None or max_pixels >= W * H:
+        return NamedImage(name, pixels)
+    w = max(1, min(int((max_pixels * W / H) ** 0.5), max_pixels))
+    h = max(1, min(round(w * H / W), max_pixels // w))
+    small = Image.fromarray(pixels).resize((w, h), Image.Resampling.BOX)
+    return NamedImage(name, np.asarray(small), full_size=(W, H))
 
 
 def _is_hash(name: str) -> bool:

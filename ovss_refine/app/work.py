@@ -1,7 +1,7 @@
 """What the page computes: examples from their own logits and attention, all else with models."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -33,7 +33,18 @@ class FixedAttention:
 
     def attention(self, images: Tensor) -> Attention:
         """Return `held` as a batch of one."""
-        return self.held.batched()
+        return self.held.batched().to(images.device)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FixedLogits:
+    """A source that returns `held`, the logits of one image, for any image."""
+
+    held: Logits
+
+    def logits(self, images: Tensor) -> Logits:
+        """Return `held` as a batch of one."""
+        return replace(self.held, values=self.held.values[None].to(images.device))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,7 +102,33 @@ class Worker:
             max_pixels=None,  # the limit is for uploads
             **options,
         )
-        return segmenter(example.pixels, None, baseline=True, keep_attention=True)
+        return segmenter(example.pixels, None, baseline=True, keep_attention=True, keep_logits=True)
+
+    def refine_again(self, made: Segmentation, options: dict[str, Any]) -> Segmentation:
+        """Refine the kept logits of a result with its kept attention; no model runs.
+
+        Raises:
+            ValueError: on an option out of range.
+        """
+        assert made.logits is not None  # noqa: S101 - kept by both functions here
+        assert made.attention is not None  # noqa: S101
+        segmenter = self.segmenter.with_options(
+            logits=FixedLogits(made.logits),
+            attention=FixedAttention(made.attention),
+            logits_options=None,
+            attention_options=None,
+            max_pixels=None,
+            **options,
+        )
+        again = segmenter(made.image, None)
+        return replace(
+            again,
+            image=made.image,
+            baseline=made.baseline,
+            seconds={"refinement": again.seconds["refinement"]},
+            attention=made.attention,
+            logits=made.logits,
+        )
 
     def segment(
         self,
@@ -117,7 +154,12 @@ class Worker:
             options = {**options, "attention": FixedAttention(known)}
         segmenter = models.with_options(**options)
         made = segmenter(
-            image.pixels, labels, baseline=True, keep_attention=True, on_stage=on_stage
+            image.pixels,
+            labels,
+            baseline=True,
+            keep_attention=True,
+            keep_logits=True,
+            on_stage=on_stage,
         )
         # Models that this run loaded are kept for the next; those that it did not use are freed.
         self.segmenter = models

@@ -5,7 +5,13 @@ from dataclasses import fields
 import pytest
 
 from ovss_refine import RefineConfig, list_attention, list_logits
-from ovss_refine.app.choices import HYPERPARAMETERS, describe_choice, list_sources, options_of
+from ovss_refine.app.choices import (
+    HYPERPARAMETERS,
+    describe_choice,
+    list_sources,
+    options_of,
+    out_of_range,
+)
 from ovss_refine.method.modes import MODES
 
 VALUES = {one.name: one.default for one in HYPERPARAMETERS}
@@ -57,4 +63,15 @@ def test_a_choice_is_described():
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setattr("ovss_refine.sources.listing.find_spec", lambda name: None)
     text = describe_choice("logits", "sclip")
-    assert "(missing: open_clip): run `pip install 'ovss-refine[models]'`" in text
+    assert text.endswith("; unavailable here: it needs open_clip (missing: open_clip).")
+
+
+def test_a_value_that_is_no_number_of_its_slider_is_explained():
+    def problem(name, value, mode="maximum_velocity"):
+        return out_of_range(mode, list((VALUES | {name: value}).values()))
+
+    assert problem("tau", 0.05) == problem("tau", 0.95) == ""
+    for value in (0.04, 0.96, "", "0.5", None, float("nan")):
+        assert problem("tau", value) == "`Reach` must be a number from 0.05 to 0.95."
+        assert problem("tau", value, "optimal_path") == ""  # which does not read it
+    assert problem("seed_quantile", 2) == "`Seed quantile` must be a number from 0 to 1."

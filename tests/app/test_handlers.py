@@ -2,6 +2,8 @@
 
 import threading
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +12,14 @@ from PIL import Image
 
 from app.tiny_page import LIMITS, ColourAttention, ColourLogits, about, sources
 from ovss_refine import registry
-from ovss_refine.app.choices import HYPERPARAMETERS
+from ovss_refine.app.choices import HYPERPARAMETERS, options_of
 from ovss_refine.app.handlers import Handlers
 from ovss_refine.app.session import Sessions
 from ovss_refine.app.work import FixedAttention, Worker, pick_example, staged
 from ovss_refine.attention import Attention
 from ovss_refine.config import RefineConfig
 from ovss_refine.examples import example_labels, read_example
+from ovss_refine.method.modes import MODES
 from ovss_refine.refiner import refine
 from ovss_refine.segmenter import Segmenter
 from ovss_refine.sources import listing
@@ -24,6 +27,7 @@ from ovss_refine.sources import listing
 VALUES = [one.default for one in HYPERPARAMETERS]
 RGB = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 MODE = "maximum_velocity"
+CHOSEN = ("models", "fire, grass", "kk-mean", "dinov2-b14-reg")
 
 
 @pytest.fixture
@@ -69,6 +73,7 @@ def test_an_example_is_refined_as_by_the_library(handlers, stem):
     assert list(made.names) == list(example_labels(stem).names)
     assert stem in page["status"]
     assert page["source"]["value"] == "own"
+    page = handlers.offer("one")
     assert page["file_labels"]["value"].endswith(f"{stem}_labels.png")
 
 
@@ -179,7 +184,7 @@ def test_a_bug_shows_its_traceback_in_the_terminal_alone(handlers, photo, monkey
 
     monkeypatch.setattr(handlers.worker, "segment", broken)
     page = last(run(handlers))
-    assert "in the terminal of the server" in page["status"]
+    assert "not with your input. Details are in its terminal." in page["status"]
     assert "internal detail" not in page["status"]
     assert "ZeroDivisionError: internal detail" in capsys.readouterr().err
 
@@ -190,8 +195,137 @@ def test_a_bad_file_leaves_the_image_that_was_there(handlers, photo, tmp_path):
     bad.write_text("not an image")
     page = handlers.drop("one", str(bad))
     assert "<code>bad.png</code> must be a readable image" in page["status"]
+    assert "Drop another image" in page["status"]
     assert page["drop"] == {"value": None}
     assert handlers.sessions.find("one").image.name == "photo"
+
+
+def tune(handlers, key="one", chosen=CHOSEN, mode=MODE, **changed):
+    values = [changed.get(one.name, one.default) for one in HYPERPARAMETERS]
+    return last(handlers.tune(key, *chosen, mode, *values))
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The names of the models that have run."""
+    found = []
+
+    def count(name, original, *args):
+        found.append(name)
+        return original(*args)
+
+    for kind, name in ((ColourLogits, "logits"), (ColourAttention, "attention")):
+        counted = partial(count, name, getattr(kind, name))
+        monkeypatch.setattr(kind, name, lambda *args, counted=counted: counted(*args))
+    return found
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_changed_setting_gives_the_result_of_a_new_run_without_a_model(
+    handlers, photo, passes, mode
+):
+    handlers.drop("one", photo)
+    last(run(handlers, labels="fire/red, grass, background: sea/sky"))
+    first, chosen = (
+        made_of(handlers),
+        ("models", "fire/red, grass, background: sea/sky", *CHOSEN[2:]),
+    )
+    assert passes == ["logits", "attention"]
+    page = tune(handlers, chosen=chosen, mode=mode, sigma_range=0.3, seed_quantile=0.5)
+    again = made_of(handlers)
+    assert passes == ["logits", "attention"]
+    assert page["stale"] == ""
+    assert page["run"] == {"interactive": True}
+    pixels = torch.from_numpy(RGB.transpose(2, 0, 1).copy())[None] / 255
+    source = ColourLogits(["fire/red", "grass", "background"])
+    config = RefineConfig(
+        mode=mode,
+        **{
+            name: value
+            for name, value in {"sigma_range": 0.3, "seed_quantile": 0.5}.items()
+            if name in options_of(mode, VALUES)
+        },
+    )
+    want = refine(source.logits(pixels), ColourAttention(), pixels, config)
+    assert torch.equal(again.labels, want.labels[0])
+    assert again.names == first.names == ("fire", "grass", "background")
+    assert torch.equal(again.baseline, first.baseline)
+    assert again.attention is first.attention
+    assert again.logits is first.logits
+    assert list(again.seconds) == ["refinement"]
+
+
+def test_a_changed_setting_of_an_example_gives_the_library_s_result(handlers):
+    last(handlers.pick("one", "coffee", MODE, *VALUES))
+    page = tune(handlers, chosen=("own", *CHOSEN[1:]), mode="fusion", tau=0.2)
+    want = read_example("coffee").refine(RefineConfig(mode="fusion", tau=0.2))
+    assert torch.equal(made_of(handlers).labels, want.labels)
+    assert page["stale"] == ""
+    assert page["file_all"] == {"value": None, "interactive": False}
+    files = handlers.offer("one")
+    with Image.open(files["file_labels"]["value"]) as labels:
+        assert np.array_equal(np.asarray(labels), want.labels.numpy())
+
+
+def test_a_changed_setting_keeps_the_patch_that_is_looked_at(handlers, photo):
+    handlers.drop("one", photo)
+    page = last(run(handlers))
+    handlers.step("one", 3, 4)
+    changed = tune(handlers, tau=0.2)
+    assert not {"photo", "patch", "column", "row"} & changed.keys()
+    assert Path(page["photo"]["value"]).exists()
+    # Another map of attention has another picture.
+    assert "patch" in last(handlers.run("one", *CHOSEN[:3], "dino-b8", MODE, *VALUES))
+
+
+def test_settings_that_change_nothing_are_not_computed_again(handlers, photo):
+    handlers.drop("one", photo)
+    last(run(handlers))
+    before = made_of(handlers)
+    assert tune(handlers, epsilon=0.5) == {"stale": ""}  # which this mode does not read
+    assert made_of(handlers) is before
+
+
+def test_a_setting_out_of_range_marks_the_result(handlers, photo):
+    handlers.drop("one", photo)
+    last(run(handlers))
+    before = made_of(handlers)
+    for value in ("", 0, 2.0):
+        page = tune(handlers, tau=value)
+        assert "<code>Reach</code> must be a number from 0.05 to 0.95." in page["stale"]
+        assert page.keys() == {"stale"}
+    assert made_of(handlers) is before
+
+
+def test_results_for_other_labels_or_models_are_marked(handlers, photo):
+    handlers.drop("one", photo)
+    assert handlers.check("one", *CHOSEN) == {}  # there is none yet
+    last(run(handlers))
+    assert handlers.check("one", *CHOSEN) == {"stale": ""}
+    for place, value in ((1, "fire"), (2, "sclip"), (3, "dino-b8")):
+        other = [*CHOSEN]
+        other[place] = value
+        assert "Out of date" in handlers.check("one", *other)["stale"]
+        assert "Out of date" in tune(handlers, chosen=other, tau=0.1 * place)["stale"]
+    assert handlers.check("one", "own", *CHOSEN[1:]) == {"stale": ""}  # an upload has none
+    last(handlers.pick("one", "coffee", MODE, *VALUES))
+    assert handlers.check("one", "own", "other", *CHOSEN[2:]) == {"stale": ""}
+    assert "Out of date" in handlers.check("one", *CHOSEN)["stale"]
+
+
+def test_a_setting_without_a_result_to_change_is_explained(handlers, photo):
+    assert "choose an image again" in tune(handlers)["stale"]
+    handlers.drop("one", photo)
+    assert "Press <code>Segment</code>" in tune(handlers)["stale"]
+
+
+def test_a_large_photograph_is_reduced_and_says_so(handlers, tmp_path):
+    path = tmp_path / "large.png"
+    Image.new("RGB", (800, 600), "red").save(path)
+    page = handlers.drop("one", str(path))
+    assert "632 x 474 pixels, is loaded. It was scaled down from 800 x 600" in page["status"]
+    assert "2 classes" in last(run(handlers))["status"]
+    assert made_of(handlers).labels.shape == (474, 632)
 
 
 def test_an_expired_session_is_reported(handlers):
@@ -207,6 +341,9 @@ def test_only_pick_and_drop_create_sessions(handlers, photo):
     last(run(handlers, key="gone"))
     handlers.look("gone", 1, 1)
     handlers.step("gone", 1, 1)
+    tune(handlers, "gone")
+    handlers.check("gone", *CHOSEN)
+    handlers.offer("gone")
     handlers.choose("gone", "own")
     handlers.choose_mode("gone", MODE)
     handlers.describe("gone", "kk-mean", "dinov2-b14-reg")
@@ -301,18 +438,38 @@ def test_the_result_of_a_replaced_image_is_dropped(handlers, photo, tmp_path):
     assert handlers.sessions.find("one").result is None
 
 
-def test_files_of_a_replaced_image_are_not_offered(handlers, photo):
-    """Nor is it an error that their folder was emptied while they were written."""
-    work = handlers.pick("one", "coffee", MODE, *VALUES)
-    assert any("result" in changes for changes in work)  # stops before the files are written
-    handlers.drop("one", photo)
-    assert last(work) == {"run": {"interactive": True}}
+@pytest.mark.parametrize("error", [None, FileNotFoundError("its folder was emptied")])
+def test_files_of_a_replaced_image_are_not_offered(handlers, photo, monkeypatch, error):
+    last(handlers.pick("one", "coffee", MODE, *VALUES))
+
+    def write(made, stem, folder):
+        handlers.drop("one", photo)
+        if error:
+            raise error
+        return {"file_all": folder / "x.zip"}
+
+    monkeypatch.setattr("ovss_refine.app.handlers.write_downloads", write)
+    assert handlers.offer("one") == {}
+
+
+def test_a_file_that_cannot_be_written_is_an_error(handlers, monkeypatch):
+    last(handlers.pick("one", "coffee", MODE, *VALUES))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ovss_refine.app.handlers.write_downloads", full)
+    page = handlers.offer("one")
+    assert "could not read or write a file" in page["status"]
+    assert "file_all" not in page
 
 
 def test_only_the_files_of_the_last_result_are_kept(handlers, photo):
     handlers.drop("one", photo)
     last(run(handlers))
-    page = last(handlers.pick("one", "coffee", MODE, *VALUES))
+    handlers.offer("one")
+    last(handlers.pick("one", "coffee", MODE, *VALUES))
+    page = handlers.offer("one")
     names = {path.name for path in handlers.sessions.find("one").folder.iterdir()}
     assert {"coffee_all.zip", "coffee_labels.png"} <= names
     assert not any("photo" in name for name in names)
@@ -355,7 +512,10 @@ def test_without_weights_and_network_the_error_says_what_to_do(tmp_path, photo, 
     page = last(run(handlers))
     assert "must be available" in page["status"]
     assert "--models-dir" in page["status"]
-    assert page["status"].count("<p>") == 1
+    sentence, _, detail = page["status"].partition("<details>")
+    assert "missing on the server" in sentence
+    assert "--models-dir" not in sentence
+    assert "--models-dir" in detail
 
 
 def test_real_models_work(tmp_path, photo):

@@ -63,6 +63,20 @@ def sources_of(page, where="#result"):
     return page.locator(f"{where} img").evaluate_all("images => images.map(i => i.src)")
 
 
+def layers(page):
+    """The sources of baseline and refined result."""
+    return [page.locator(f"#result .{kind}").get_attribute("src") for kind in ("before", "after")]
+
+
+def changed(page, old):
+    """Wait until the refined result is no longer `old`."""
+    page.wait_for_function("old => document.querySelector('#result .after').src != old", arg=old)
+
+
+def style_of(page, selector, name):
+    return page.locator(selector).evaluate("(e, name) => getComputedStyle(e)[name]", name)
+
+
 def tab(page, name):
     page.get_by_role("tab", name=name).click()
 
@@ -71,8 +85,9 @@ def test_an_example_is_shown_at_once(visit):
     page = visit()
     done(page, "astronaut, 512 x 512 pixels, 37 x 37 patches, 3 classes")
     expect(page.locator("#status")).to_contain_text(re.compile(r"refinement\s*[\d.]+ s"))
-    before, after = sources_of(page)
-    assert before.startswith("data:image/jpeg")
+    assert page.locator("#result .photo").get_attribute("src").startswith("data:image/jpeg")
+    before, after = layers(page)
+    assert before.startswith("data:image/png")
     assert before != after
     expect(page.get_by_role("row", name=re.compile("person"))).to_be_visible()
     expect(page.locator("#labels")).to_be_hidden()
@@ -85,17 +100,18 @@ def test_another_example_and_another_mode(visit):
     page.get_by_role("button", name="coffee").click()
     done(page, "coffee, 512 x 341")
     expect(page.get_by_role("row", name=re.compile("cup"))).to_be_visible()
-    first = sources_of(page)
+    first = layers(page)
     page.get_by_label("Refinement").click()
     page.get_by_role("option", name="Optimal path").click()
+    changed(page, first[1])  # nothing was pressed
+    assert layers(page)[0] == first[0]  # the baseline is the same
+    expect(page.locator("#status")).to_contain_text("refinement")
+    expect(page.locator("#status")).not_to_contain_text("logits")
     page.get_by_role("button", name="Hyperparameters").click()
     expect(page.locator("#epsilon")).to_be_visible()
     expect(page.locator("#tau")).to_be_hidden()
     segment(page)
-    page.wait_for_function(
-        "old => document.querySelectorAll('#result img')[1].src != old", arg=first[1]
-    )
-    assert sources_of(page)[0] == first[0]  # the baseline is the same
+    done(page, re.compile(r"logits\s*[\d.]+ s"))
 
 
 def test_an_upload_with_my_labels(visit):
@@ -109,11 +125,166 @@ def test_an_upload_with_my_labels(visit):
     done(page, "holiday, 320 x 240 pixels, 16 x 12 patches, 3 classes")
     for name in ("fire", "grass"):
         expect(page.get_by_role("rowheader", name=name)).to_be_visible()
-    before, after = sources_of(page)
+    before, after = layers(page)
     assert before != after
     expect(page.locator("#about")).to_contain_text("Loaded: no further downloads")
     tab(page, "Maps")
     expect(page.get_by_alt_text(re.compile("^Map of fire"))).to_be_visible()
+
+
+def slider(page, name):
+    return page.locator(f"#{name} input[type=range]")
+
+
+def number(page, name):
+    return page.locator(f"#{name} input[type=number]")
+
+
+def test_a_moved_slider_a_typed_number_and_a_reset_change_the_result(visit):
+    page = visit()
+    done(page, "astronaut")
+    page.get_by_role("button", name="Hyperparameters").click()
+    _, first = layers(page)
+    slider(page, "tau").focus()
+    for _ in range(5):
+        slider(page, "tau").press("ArrowRight")
+    changed(page, first)
+    expect(page.locator("#status")).not_to_contain_text("baseline")
+    tab(page, "Files")
+    expect(page.locator("#file-all")).to_be_enabled()  # written anew
+    tab(page, "Result")
+    _, second = layers(page)
+    number(page, "tau").fill("")
+    expect(page.locator("#stale")).to_contain_text("Reach must be a number from 0.05 to 0.95.")
+    assert float(style_of(page, ".stack", "opacity")) < 0.5
+    number(page, "tau").fill("0.05")
+    changed(page, second)
+    expect(page.locator("#stale")).to_have_text("")
+    expect(page.locator(".stack")).to_have_css("opacity", "1")
+    page.locator("#tau").get_by_role("button", name="Reset").click()
+    page.wait_for_function("old => document.querySelector('#result .after').src == old", arg=first)
+
+
+def test_the_border_moves_by_slider_keyboard_and_on_the_image(visit):
+    page = visit()
+    done(page, "astronaut")
+    border = page.get_by_label("Baseline or refined")
+    assert style_of(page, ".stack .after", "clipPath") == "inset(0px 0px 0px 50%)"
+    border.fill("20")
+    assert style_of(page, ".stack .after", "clipPath") == "inset(0px 0px 0px 20%)"
+    assert style_of(page, ".stack .before", "clipPath") == "inset(0px 80% 0px 0px)"
+    border.press("ArrowRight")
+    assert style_of(page, ".stack .after", "clipPath") == "inset(0px 0px 0px 21%)"
+    box = page.locator(".stack").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.75, box["y"] + 60)
+    page.mouse.up()
+    assert border.input_value() == "75"
+    page.get_by_label("Opacity").fill("10")
+    assert style_of(page, ".stack .after", "opacity") == "0.1"
+    page.get_by_label("Refinement").click()  # and they stay where they are
+    page.get_by_role("option", name="KL").click()
+    done(page, "refinement")
+    expect(page.locator("#status")).not_to_contain_text("baseline")
+    assert style_of(page, ".stack .after", "clipPath") == "inset(0px 0px 0px 75%)"
+    assert style_of(page, ".stack .after", "opacity") == "0.1"
+
+
+def test_the_pixel_under_the_pointer_is_described(visit):
+    page = visit()
+    done(page, "astronaut")
+    expect(page.locator("#under")).to_contain_text("Point at the image")
+    upload(page)
+    done(page, "holiday")
+    segment(page, "fire, grass/lawn")
+    done(page, "2 classes")
+    box = page.locator(".stack").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    expect(page.locator("#under")).to_have_text(
+        # The disc is 209 of 255 red, no green but noise: 8 * (0.82 - 0.04) in favour of fire.
+        re.compile(r"^Refined: fire, confidence 100%\. Baseline: fire, confidence 100%\.$")
+    )
+    page.mouse.move(box["x"] + 3, box["y"] + 3)
+    expect(page.locator("#under")).to_contain_text("Refined: grass, confidence")
+    page.mouse.move(1, 1)
+    page.get_by_role("tab", name="Result").hover()
+    expect(page.locator("#under")).to_contain_text("Point at the image")
+
+
+def test_results_for_other_labels_are_marked_until_segment_is_pressed(visit):
+    page = visit()
+    done(page, "astronaut")
+    upload(page)
+    done(page, "holiday")
+    segment(page, "fire, grass")
+    done(page, "2 classes")
+    expect(page.locator("#stale")).to_have_text("")
+    page.locator("#labels textarea").fill("fire, grass, sea")
+    expect(page.locator("#stale")).to_contain_text("Out of date")
+    assert float(style_of(page, ".stack", "opacity")) < 0.5
+    segment(page)
+    done(page, "3 classes")
+    expect(page.locator("#stale")).to_have_text("")
+    expect(page.locator(".stack")).to_have_css("opacity", "1")
+
+
+def test_a_photograph_of_24_megapixels_is_scaled_down(visit):
+    page = visit()
+    done(page, "astronaut")
+    upload(page, blank_png((6000, 4000)), "large.png")
+    done(page, "large, 670 x 447 pixels, is loaded. It was scaled down from 6000 x 4000 pixels")
+    segment(page, "fire, grass")
+    done(page, "large, 670 x 447 pixels, 16 x 12 patches, 2 classes")
+
+
+def test_a_thousand_labels(visit):
+    page = visit()
+    done(page, "astronaut")
+    upload(page)
+    done(page, "holiday")
+    segment(page, ", ".join(f"thing {n}" for n in range(1000)))
+    done(page, "1000 classes")
+    box = page.locator(".stack").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    expect(page.locator("#under")).to_contain_text(re.compile(r"Refined: thing \d+, confidence"))
+    page.get_by_label("Refinement").click()
+    page.get_by_role("option", name="Propagation").click()
+    expect(page.locator("#status")).not_to_contain_text("baseline")
+    done(page, "1000 classes")
+    tab(page, "Maps")
+    expect(page.locator("#maps")).to_contain_text("No patch is sure of: thing")
+    assert 1 <= page.locator("#maps img").count() <= 48
+
+
+def test_maps_can_be_read_and_have_a_colour_bar(visit):
+    for width, least in ((1280, 320), (390, 300)):
+        page = visit(width, 844)
+        done(page, "astronaut")
+        tab(page, "Maps")
+        expect(page.get_by_role("img", name=re.compile("^Colours from"))).to_be_visible()
+        assert page.locator("#maps img").first.bounding_box()["width"] >= least
+
+
+def test_two_visitors_change_settings_at_once(visit):
+    one, two = visit(), visit()
+    for page, name in ((one, "A cup of coffee"), (two, "A raccoon")):
+        done(page, "astronaut")
+        page.get_by_role("button", name=name).click()
+    done(one, "coffee")
+    done(two, "raccoon")
+    first = [layers(page) for page in (one, two)]
+    for page in (one, two):
+        page.get_by_role("button", name="Hyperparameters").click()
+        slider(page, "sigma-range").focus()
+    for _ in range(4):
+        for page in (one, two):
+            slider(page, "sigma-range").press("ArrowRight")
+    for page, (before, after) in zip((one, two), first, strict=True):
+        changed(page, after)
+        assert layers(page)[0] == before
+    done(one, "coffee")
+    done(two, "raccoon")
 
 
 def test_a_bad_file_is_explained(visit):
@@ -122,7 +293,7 @@ def test_a_bad_file_is_explained(visit):
     for content, message in (
         (b"not an image", "broken.png must be a readable image"),
         (disc_png()[:5000], "broken.png must be a readable image; got image file is truncated"),
-        (blank_png((600, 600)), "at most 300,000 pixels; got 600 x 600"),
+        (blank_png((8000, 7000)), "at most 50,000,000 pixels; got 8000 x 7000"),
     ):
         upload(page, content, "broken.png")
         expect(page.get_by_role("alert")).to_contain_text(message)
@@ -158,7 +329,11 @@ def test_unavailable_weights_are_explained(visit):
     page.get_by_label("Logits from").click()
     page.get_by_role("option", name="clip", exact=True).click()
     segment(page, "cat")
-    expect(page.get_by_role("alert")).to_contain_text("tiny/clip must be available")
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("weights of a model are missing on the server")
+    expect(alert.get_by_text("tiny/clip must be available")).to_be_hidden()
+    alert.get_by_text("For whoever runs this page").click()
+    expect(alert.get_by_text("tiny/clip must be available")).to_be_visible()
 
 
 def test_a_clicked_patch_shows_its_attention(visit):
@@ -295,20 +470,27 @@ def test_a_narrow_page_is_one_column(visit):
     page = visit(390, 844)
     done(page, "astronaut")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    first, second = (box.bounding_box() for box in page.locator("#result figure").all())
-    legend = page.locator("#result .legend").bounding_box()
-    assert first["y"] + first["height"] <= second["y"]
-    assert second["y"] + second["height"] <= legend["y"]
+    viewing, image, legend = boxes(page)
+    assert viewing["y"] + viewing["height"] <= image["y"]
+    assert image["y"] + image["height"] <= legend["y"]
+    assert image["width"] >= 300
 
 
-def test_a_wide_page_has_the_images_side_by_side(visit):
+def boxes(page):
+    """Where the viewer's controls, its image and the legend are."""
+    places = ("#viewing", ".stack", "#result .legend")
+    return [page.locator(place).bounding_box() for place in places]
+
+
+def test_a_wide_page_keeps_the_result_in_view_beside_long_controls(visit):
     page = visit()
     done(page, "astronaut")
-    first, second = (box.bounding_box() for box in page.locator("#result figure").all())
-    legend = page.locator("#result .legend").bounding_box()
-    assert first["y"] == second["y"]
-    assert first["x"] + first["width"] < second["x"]
-    assert first["y"] + first["height"] <= legend["y"]
+    viewing, image, _ = boxes(page)
+    assert image["y"] + image["height"] <= viewing["y"] + viewing["height"] + 0.85 * 900
+    page.get_by_role("button", name="Hyperparameters").click()
+    slider(page, "sigma-range").scroll_into_view_if_needed()
+    slider(page, "sigma-range").focus()
+    expect(page.locator(".stack")).to_be_in_viewport(ratio=0.7)
 
 
 def test_every_field_has_a_name(visit):

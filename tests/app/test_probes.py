@@ -125,6 +125,12 @@ OFF = [
     "/gradio_api/vibe-starter-queries",
     "/gradio_api/vibe-starter-queries/",
 ]
+NAMES = [one.name.replace("_", "-") for one in HYPERPARAMETERS]
+# Two events of several parts: a change of the refinement, and one of the labels or models.
+TUNE = ", ".join(
+    ["mode input", *(f"{name} {kind}" for name in NAMES for kind in ("input", "release"))]
+)
+CHECK = "labels change, source input, logits input, attention input"
 # The events, as "part event", and how many values each takes.
 EVENTS = {
     "load": [8, 2],
@@ -139,9 +145,12 @@ EVENTS = {
     "attention input": [2],
     "run click": [12],
     "labels submit": [12],
+    TUNE: [12],
+    CHECK: [4],
     "column input": [2],
     "row input": [2],
     "photo select": [0],
+    "then": [4, 0] * 8,  # after each of those that make a result
     "unload": [0],
 }
 
@@ -180,8 +189,11 @@ def page():
 
 
 def name_of(blocks, event):
-    ((part, kind),) = event.targets
-    return kind if kind in ("load", "unload") else f"{blocks.blocks[part].elem_id} {kind}"
+    def one(part, kind):
+        alone = kind in ("load", "unload", "then")
+        return kind if alone else f"{blocks.blocks[part].elem_id} {kind}"
+
+    return ", ".join(one(*target) for target in event.targets)
 
 
 def index_of(page, name, n=0):
@@ -361,7 +373,7 @@ def test_no_value_of_an_event_names_a_file_to_gradio(page, reached, name):
     """Some hostile values in each place, all of them over the places."""
     index, before = index_of(page, name), len(stored(page))
     good = {8: VALUES, 12: RUN}
-    good |= {1: [None], 2: [1, 1]}
+    good |= {1: [None], 2: [1, 1], 4: RUN[:4]}
     count = EVENTS[name][0]
     for place in range(count):
         for value in hostile_values(page)[place::count]:
@@ -395,6 +407,29 @@ def test_a_click_may_carry_anything(page, reached, event_data):
         ends(page, "clicker")
     assert reached == []
     assert page.client.get("/config").status_code == OK
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [*RUN[:4], "unknown", *VALUES[1:]],
+        [*RUN[:4], 7, *VALUES[1:]],
+        RUN[:5] + ["0.5"] * len(HYPERPARAMETERS),
+        RUN[:5] + [""] * len(HYPERPARAMETERS),
+        RUN[:5] + [-1e6] * len(HYPERPARAMETERS),
+        RUN[:5] + [True] * len(HYPERPARAMETERS),
+        [1, 2, 3, 4, *VALUES],
+        ["<script>"] * 4 + VALUES,
+    ],
+    ids=repr,
+)
+def test_settings_that_gradio_has_not_checked_end_with_a_sentence(page, values):
+    call(page, "example-coffee click", VALUES, "tuner")
+    join(page, index_of(page, TUNE), values, "tuner")
+    done, messages = ends(page, "tuner")
+    assert all(message["success"] for message in done.values())
+    assert "terminal" not in json.dumps(messages)
+    assert "<script>" not in json.dumps(messages)
 
 
 @pytest.mark.parametrize("fn_index", [None, -1, 10**6, "x", {}])
@@ -660,6 +695,9 @@ def test_calls_of_pages_without_a_session_create_none(page):
         "labels submit": RUN,
         "column input": [1, 1],
         "row input": [1, 1],
+        TUNE: RUN,
+        CHECK: RUN[:4],
+        "then": RUN[:4],
     }
     for n, (name, values) in itertools.product(range(3), events.items()):
         call(page, name, values, f"gone{n}")

@@ -78,9 +78,14 @@ def filled(sessions, key, *, result=True):
         tensor = SimpleNamespace(nbytes=RESULT_BYTES)
         empty = SimpleNamespace(nbytes=0)
         made = SimpleNamespace(
-            image=empty, labels=tensor, discrepancy=empty, baseline=None, attention=None
+            image=empty,
+            labels=tensor,
+            discrepancy=empty,
+            baseline=None,
+            attention=None,
+            logits=None,
         )
-        session.last = Result(session.image, made, "")
+        session.last = Result(session.image, made)
         (session.folder / "x.png").write_bytes(bytes(FILE_BYTES))
     return session
 
@@ -90,6 +95,12 @@ def test_a_session_costs_its_memory_and_its_files(tmp_path):
     assert sessions.create("none").nbytes == 0
     assert filled(sessions, "one", result=False).nbytes == IMAGE_BYTES
     assert filled(sessions, "two").nbytes == IMAGE_BYTES + RESULT_BYTES + FILE_BYTES
+
+
+def test_the_kept_logits_count_too(tmp_path):
+    session = filled(Sessions(tmp_path), "one")
+    session.last.made.logits = SimpleNamespace(values=SimpleNamespace(nbytes=40))
+    assert session.nbytes == IMAGE_BYTES + RESULT_BYTES + FILE_BYTES + 40
 
 
 def test_results_make_room_before_images_do(tmp_path):
@@ -129,7 +140,7 @@ def test_folders_of_sessions_that_ended_while_they_were_written_are_removed(tmp_
 def test_forgetting_a_result_removes_its_files(tmp_path):
     session = Sessions(tmp_path).create("one")
     session.image = object()
-    session.last = Result(session.image, None, "")
+    session.last = Result(session.image, None)
     (session.folder / "x.png").write_bytes(b"x")
     assert session.result is session.last
     session.forget_result()
@@ -140,6 +151,6 @@ def test_forgetting_a_result_removes_its_files(tmp_path):
 def test_a_result_belongs_to_its_image(tmp_path):
     session = Sessions(tmp_path).create("one")
     session.image = object()
-    session.last = Result(session.image, None, "")
+    session.last = Result(session.image, None)
     session.image = object()
     assert session.result is None

@@ -78,7 +78,46 @@ def test_a_file_of_too_many_bytes_is_refused(tmp_path):
 def test_too_many_pixels_are_refused_before_decoding(tmp_path):
     path = tmp_path / "x.png"
     huge_png(path, 20_000)  # Pillow's own limit would be reached at 179 megapixels
-    assert "at most 10,000 pixels; got 20000 x 20000" in refusal(path)
+    assert "at most 50,000,000 pixels; got 20000 x 20000" in refusal(path)
+    message = refusal(path, max_pixels=60_000_000)
+    assert "at most 60,000,000 pixels" in message
+
+
+@pytest.mark.parametrize(
+    ("size", "small"),
+    [
+        ((200, 100), (141, 70)),
+        ((100, 200), (70, 140)),
+        ((101, 100), (100, 99)),
+        ((1, 20_000), None),
+    ],
+)
+def test_a_large_image_is_reduced(tmp_path, size, small):
+    path = tmp_path / "x.png"
+    Image.new("RGB", size, (10, 20, 30)).save(path)
+    image = read_upload(path, **LIMITS)
+    H, W, _ = image.pixels.shape
+    assert (small or (1, 10_000)) == (W, H)
+    assert LIMITS["max_pixels"] >= W * H
+    assert image.full_size == size
+    assert (image.pixels == (10, 20, 30)).all()
+
+
+def test_an_image_at_the_limit_is_not_reduced(tmp_path):
+    path = tmp_path / "x.png"
+    Image.fromarray(RGB).save(path)
+    image = read_upload(path, max_bytes=10**6, max_pixels=1200)
+    assert image.full_size is None
+    assert_array_equal(image.pixels, RGB)
+    assert read_upload(path, max_bytes=10**6, max_pixels=None).full_size is None
+
+
+def test_a_reduced_pixel_is_the_mean_of_those_it_replaces(tmp_path):
+    path = tmp_path / "x.png"
+    Image.fromarray(RGB).save(path)
+    image = read_upload(path, max_bytes=10**6, max_pixels=300)
+    want = RGB.reshape(15, 2, 20, 2, 3).mean((1, 3))
+    assert np.abs(image.pixels - want).max() <= 1  # each axis is rounded
 
 
 def test_a_missing_file_is_reported(tmp_path):

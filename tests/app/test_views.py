@@ -12,7 +12,9 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 from ovss_refine.app import views
+from ovss_refine.app.uploads import NamedImage
 from ovss_refine.images import draw
+from ovss_refine.logits import Logits
 from ovss_refine.segmentation import Segmentation
 
 NAMES = ("sky", "<b>cat</b>", "dog")
@@ -58,18 +60,65 @@ def decode(image):
         return np.asarray(opened)
 
 
-def test_the_result_has_both_images_and_a_legend():
-    read = Reader(views.result(made()))
-    assert len(read.images) == 2
-    for image, labels in zip(read.images, (made().baseline, made().labels), strict=True):
-        want = draw.overlay(RGB, labels.numpy(), draw.palette(NAMES))
-        assert decode(image).shape == want.shape
-        assert np.abs(decode(image).astype(int) - want).mean() < 8  # it is a JPEG
-    assert read.images[0]["alt"] == "Baseline: logits alone. Largest: sky 67%, <b>cat</b> 33%"
+def result(**changes):
+    values = torch.tensor([[[0.0, 4.0]], [[1.0, 0.0]], [[0.0, 0.0]]])  # [M, 1, 2]
+    return made(logits=Logits(values, names=NAMES), **changes)
+
+
+def parts(page):
+    """The images of a result by their classes."""
+    return {image["class"]: image for image in Reader(page).images}
+
+
+def test_the_result_has_both_label_maps_over_the_image_and_a_legend():
+    page = views.result(result())
+    read, found = Reader(page), parts(page)
+    assert list(found) == ["photo", "before", "before-facts", "after", "after-facts"]
+    assert np.abs(decode(found["photo"]).astype(int) - RGB).mean() < 8  # it is a JPEG
+    for kind, labels in (("before", made().baseline), ("after", made().labels)):
+        want = draw.overlay(RGB, labels.numpy(), draw.palette(NAMES), opacity=1)
+        assert_array_equal(decode(found[kind]), want)
+    assert found["before"]["alt"] == "Baseline: logits alone. Largest: sky 67%, <b>cat</b> 33%"
     shares = [text for text in read.texts if "%" in text]
     assert shares == ["66.7%", "75.0%", "33.3%", "25.0%"]
     assert "dog" not in read.texts  # occurs nowhere
     assert "b" not in read.tags  # names are escaped
+
+
+def test_a_pixel_has_its_class_and_the_confidence_of_its_patch():
+    found = parts(views.result(result()))
+    P = result().logits.values.double().softmax(0).numpy()
+    for kind, labels in (("before", made().baseline), ("after", made().labels)):
+        assert "hidden" in found[f"{kind}-facts"]
+        facts = decode(found[f"{kind}-facts"]).astype(int)
+        assert_array_equal(256 * facts[..., 0] + facts[..., 1], labels)
+        for y, x in ((0, 0), (0, 29), (19, 14), (19, 15), (19, 29)):
+            patch = int(x >= 15)
+            assert facts[y, x, 2] == round(255 * P[labels[y, x], 0, patch])
+
+
+def test_synonyms_and_the_scale_count_for_the_confidence():
+    values = torch.tensor([1.0, 2.0, 0.5]).reshape(3, 1, 1)
+    logits = Logits(values, 3.0, prompt_index=[0, 257, 257])
+    facts = views.pixel_facts(logits, np.array([[0, 257, 5]]))
+    p = np.exp(3 * values.flatten().double().numpy())
+    p /= p.sum()
+    want = [[0, 0, round(255 * p[0])], [1, 1, round(255 * (p[1] + p[2]))], [0, 5, 0]]
+    assert_array_equal(facts[0], want)
+
+
+def test_a_result_without_logits_has_no_confidence():
+    assert list(parts(views.result(made()))) == ["photo", "before", "after"]
+
+
+def test_a_large_result_is_shown_reduced_by_whole_labels():
+    labels = torch.zeros(2000, 3000, dtype=torch.int64)
+    labels[:, 1500:] = 1
+    image = np.zeros((2000, 3000, 3), np.uint8)
+    found = parts(views.result(result(image=image, labels=labels, baseline=labels)))
+    facts = decode(found["after-facts"])
+    assert facts.shape == (683, 1024, 3)
+    assert_array_equal(facts[..., 1], np.broadcast_to(np.arange(1024) >= 512, (683, 1024)))
 
 
 def test_the_legend_has_the_colours_of_the_overlay():
@@ -96,7 +145,21 @@ def test_maps_are_on_one_scale_and_the_rejected_are_named():
     assert_array_equal(sky[0, 1], draw.HEAT[1])  # a quarter of the way
     assert read.images[0]["style"] == "aspect-ratio: 30 / 20"
     assert "No patch is sure of: dog." in "".join(read.texts)
+    bar = "".join(read.texts).partition("unlikely")[2]
+    assert bar.startswith("0likely4")  # the lowest and the highest
     assert "b" not in read.tags
+
+
+def test_of_many_maps_the_brightest_are_shown():
+    names = tuple(f"class {n}" for n in range(1000))
+    values = torch.arange(1000.0).reshape(-1, 1, 1)
+    page = views.maps(made(names=names, discrepancy=values, kept=torch.ones(1000, dtype=bool)))
+    read = Reader(page)
+    assert len(read.images) == 48
+    assert read.images[0]["alt"].startswith("Map of class 999:")
+    assert "The 48 brightest of 1000 are shown." in "".join(read.texts)
+    rejected = views.maps(made(names=names, discrepancy=values, kept=torch.arange(1000) < 1))
+    assert "class 48 ..." in "".join(Reader(rejected).texts)
 
 
 def test_a_class_that_has_won_everywhere_is_bright():
@@ -135,6 +198,17 @@ def test_messages_are_escaped_and_backticks_become_code():
     assert "<code>x</code> must be &lt;1; got <code>&lt;script&gt;</code>." in page
     assert 'role="alert"' in page
     assert "alert" not in views.notice("fine")
+    assert "details" not in page
+    detailed = views.error("no", "`y` <b>")
+    assert "<details>" in detailed
+    assert "<code>y</code> &lt;b&gt;" in detailed
+    assert "stale" in views.stale("old")
+
+
+def test_a_reduced_image_is_said_to_be():
+    assert "scaled" not in views.loaded(NamedImage("x", RGB))
+    text = views.loaded(NamedImage("x", RGB, full_size=(6000, 4000)))
+    assert "<code>x</code>, 30 x 20 pixels, is loaded. It was scaled down from 6000 x 4000" in text
 
 
 def test_pending_downloads_are_listed():
