@@ -43,6 +43,9 @@ class Events:
         self.handlers, self.uploads = handlers, uploads
         self.refinement = [parts["mode"], *(parts[one.name] for one in HYPERPARAMETERS)]
         self.chosen = [parts[name] for name in ("source", "labels", "logits", "attention")]
+        self.settings = [*self.chosen, *self.refinement]
+        # What is typed may not be a number of the slider yet, for which gradio has an error.
+        self.unchecked = {"trigger_mode": "always_last", "js": NO_NULL, "preprocess": False}
         # Private: the page is for people; programs have `Segmenter`.
         self.quick = {
             "outputs": list(parts.values()),
@@ -58,10 +61,11 @@ class Events:
         made = [*self._examples(), *self._runs(), self._tuning()]
         # Not with the work: the next change of a slider need not wait for the files.
         queue = {"concurrency_limit": 1, "concurrency_id": "files"}
+        check, offer = self._bound(self.handlers.check), self._bound(self.handlers.offer)
         for one in made:
             # Labels may have been edited during the work.
-            one.then(self._bound(self.handlers.check), self.chosen, **self.quick)
-            one.then(self._bound(self.handlers.offer), **self.quick, **queue)
+            one.then(check, self.settings, **self.unchecked, **self.quick)
+            one.then(offer, trigger_mode="always_last", **self.quick, **queue)
         self._choices()
         self._attention()
         self.page.unload(self._annotated(self._left))
@@ -77,17 +81,14 @@ class Events:
         # The button is disabled while it works; gradio's own way loses a click that comes early.
         always = {"trigger_mode": "multiple", "js": SHOW_STATUS}
         for event in (self.parts["run"].click, self.parts["labels"].submit):
-            values = [*self.chosen, *self.refinement]
-            yield event(self._bound(self.handlers.run), values, **always, **self.work)
+            yield event(self._bound(self.handlers.run), self.settings, **always, **self.work)
 
     def _tuning(self) -> Any:
         mode, *sliders = self.refinement
         # `release` is also how a slider reports its reset.
         changed = [mode.input, *(on for one in sliders for on in (one.input, one.release))]
-        # What is typed may not be a number of the slider yet, for which gradio has an error.
-        latest = {"trigger_mode": "always_last", "js": NO_NULL, "preprocess": False}
-        values = [*self.chosen, *self.refinement]
-        return self.gr.on(changed, self._bound(self.handlers.tune), values, **latest, **self.work)
+        tune = self._bound(self.handlers.tune)
+        return self.gr.on(changed, tune, self.settings, **self.unchecked, **self.work)
 
     def _choices(self) -> None:
         parts, quick, models = self.parts, self.quick, self.chosen[2:]
@@ -102,7 +103,7 @@ class Events:
         # A textbox reports only what is typed as input, not what is pasted.
         changed = [parts["labels"].change, parts["source"].input, *(one.input for one in models)]
         check = self._bound(self.handlers.check)
-        self.gr.on(changed, check, self.chosen, trigger_mode="always_last", **quick)
+        self.gr.on(changed, check, self.settings, **self.unchecked, **quick)
 
     def _attention(self) -> None:
         place = [self.parts["column"], self.parts["row"]]

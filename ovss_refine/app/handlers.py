@@ -147,7 +147,26 @@ class Handlers:
             self.sessions.tidy()
             yield self.describe(key, logits, attention)
 
-    def tune(
+    def tune(self, key: str, *settings: Any) -> Iterator[Changes]:
+        """Refine the present result again after a change of the mode or of a hyperparameter.
+
+        `settings` are those of `run`, as the page sends them, checked by nobody.
+        """
+        session = self.sessions.find(key)
+        last = session.result if session else None
+        mode, *values = settings[4:]
+        if session is None:
+            yield {"stale": views.stale(EXPIRED_TEXT)}
+        elif last is None:
+            yield {"stale": views.stale("Press `Segment` for a result with these settings.")}
+        elif not out_of_range(mode, values) and (o := options_of(mode, values)) != last.options:
+            yield NO_FILES | {"status": views.working("refinement", {})}
+            work = partial(self.worker.refine_again, last.made, o)
+            keep = partial(Result, last.image, asked=last.asked, options=o)
+            yield from _run(session, lambda _: work(), keep)
+        yield self.check(key, *settings)
+
+    def check(
         self,
         key: str,
         source: str,
@@ -156,37 +175,19 @@ class Handlers:
         attention: str,
         mode: str,
         *values: Any,
-    ) -> Iterator[Changes]:
-        """Refine the present result again after a change of the mode or of a hyperparameter.
+    ) -> Changes:
+        """Mark the result if it is not what the present settings, as of `tune`, ask for.
 
-        The values are as the page sends them, checked by nobody.
+        Other numbers are no reason: `tune` is under way.
         """
-        session = self.sessions.find(key)
-        last = session.result if session else None
-        if session is None:
-            yield {"stale": views.stale(EXPIRED_TEXT)}
-        elif problem := out_of_range(mode, values):
-            yield {"stale": views.stale(problem)}
-        elif last is None:
-            yield {"stale": views.stale("Press `Segment` for a result with these settings.")}
-        elif (options := options_of(mode, values)) == last.options:
-            yield self.check(key, source, labels, logits, attention)
-        else:
-            yield NO_FILES | {"status": views.working("refinement", {})}
-            work = partial(self.worker.refine_again, last.made, options)
-            keep = partial(Result, last.image, asked=last.asked, options=options)
-            yield from _run(session, lambda _: work(), keep)
-            yield self.check(key, source, labels, logits, attention)
-
-    def check(self, key: str, source: str, labels: str, logits: str, attention: str) -> Changes:
-        """Mark the result if it is for other labels or models than those chosen now."""
         session = self.sessions.find(key)
         last = session.result if session else None
         if last is None:
             return {}
         models = source != OWN or not isinstance(last.image, Example)
         asked = (MODELS, labels, logits, attention) if models else (OWN,)
-        return {"stale": "" if asked == last.asked else views.stale(STALE)}
+        problem = out_of_range(mode, values) or (STALE if asked != last.asked else "")
+        return {"stale": views.stale(problem) if problem else ""}
 
     def offer(self, key: str) -> Changes:
         """Write the files of the present result and offer them."""

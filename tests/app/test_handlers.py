@@ -205,6 +205,11 @@ def tune(handlers, key="one", chosen=CHOSEN, mode=MODE, **changed):
     return last(handlers.tune(key, *chosen, mode, *values))
 
 
+def check(handlers, key="one", chosen=CHOSEN, **changed):
+    values = [changed.get(one.name, one.default) for one in HYPERPARAMETERS]
+    return handlers.check(key, *chosen, MODE, *values)
+
+
 @pytest.fixture
 def passes(monkeypatch):
     """The names of the models that have run."""
@@ -294,23 +299,24 @@ def test_a_setting_out_of_range_marks_the_result(handlers, photo):
         page = tune(handlers, tau=value)
         assert "<code>Reach</code> must be a number from 0.05 to 0.95." in page["stale"]
         assert page.keys() == {"stale"}
+        assert check(handlers, tau=value) == page
     assert made_of(handlers) is before
 
 
 def test_results_for_other_labels_or_models_are_marked(handlers, photo):
     handlers.drop("one", photo)
-    assert handlers.check("one", *CHOSEN) == {}  # there is none yet
+    assert check(handlers) == {}  # there is none yet
     last(run(handlers))
-    assert handlers.check("one", *CHOSEN) == {"stale": ""}
+    assert check(handlers) == {"stale": ""}
     for place, value in ((1, "fire"), (2, "sclip"), (3, "dino-b8")):
         other = [*CHOSEN]
         other[place] = value
-        assert "Out of date" in handlers.check("one", *other)["stale"]
+        assert "Out of date" in check(handlers, chosen=other)["stale"]
         assert "Out of date" in tune(handlers, chosen=other, tau=0.1 * place)["stale"]
-    assert handlers.check("one", "own", *CHOSEN[1:]) == {"stale": ""}  # an upload has none
+    assert check(handlers, chosen=("own", *CHOSEN[1:])) == {"stale": ""}  # an upload has none
     last(handlers.pick("one", "coffee", MODE, *VALUES))
-    assert handlers.check("one", "own", "other", *CHOSEN[2:]) == {"stale": ""}
-    assert "Out of date" in handlers.check("one", *CHOSEN)["stale"]
+    assert check(handlers, chosen=("own", "other", *CHOSEN[2:])) == {"stale": ""}
+    assert "Out of date" in check(handlers)["stale"]
 
 
 def test_a_setting_without_a_result_to_change_is_explained(handlers, photo):
@@ -342,7 +348,7 @@ def test_only_pick_and_drop_create_sessions(handlers, photo):
     handlers.look("gone", 1, 1)
     handlers.step("gone", 1, 1)
     tune(handlers, "gone")
-    handlers.check("gone", *CHOSEN)
+    check(handlers, "gone")
     handlers.offer("gone")
     handlers.choose("gone", "own")
     handlers.choose_mode("gone", MODE)
