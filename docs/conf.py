@@ -26,7 +26,7 @@ extensions = [
     "formulas",
     "shown_images",
 ]
-exclude_patterns = ["gallery"]  # its pages are generated
+exclude_patterns = ["gallery", "space"]  # generated pages, and files to upload
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3

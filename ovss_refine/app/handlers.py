@@ -32,6 +32,7 @@ NO_RESULT: Changes = {"patch": views.notice("Attention comes with the result: pr
 ANOTHER = "Drop another image, or a smaller copy of this one."
 STALE = "Out of date: this result is for other labels or models. Press `Segment`."
 NO_FILES: Changes = {name: {"value": None, "interactive": False} for name in DOWNLOADS}
+READY: Changes = {"run": {"interactive": True}}
 Work = Callable[[OnStage], Segmentation]
 # Makes what the session keeps of a segmentation.
 Keep = Callable[[Segmentation], Result]
@@ -145,7 +146,7 @@ class Handlers:
                 session, work, partial(Result, image, asked=asked, options=options), to_load
             )
             self.sessions.tidy()
-            yield self.describe(key, logits, attention)
+            yield READY | self.describe(key, logits, attention)
 
     def tune(self, key: str, *settings: Any) -> Iterator[Changes]:
         """Refine the present result again after a change of the mode or of a hyperparameter.
@@ -164,22 +165,16 @@ class Handlers:
             work = partial(self.worker.refine_again, last.made, o)
             keep = partial(Result, last.image, asked=last.asked, options=o)
             yield from _run(session, lambda _: work(), keep)
-        yield self.check(key, *settings)
+            yield READY | self.check(key, *settings)
+        else:
+            yield self.check(key, *settings)
 
-    def check(
-        self,
-        key: str,
-        source: str,
-        labels: str,
-        logits: str,
-        attention: str,
-        mode: str,
-        *values: Any,
-    ) -> Changes:
+    def check(self, key: str, *settings: Any) -> Changes:
         """Mark the result if it is not what the present settings, as of `tune`, ask for.
 
         Other numbers are no reason: `tune` is under way.
         """
+        source, labels, logits, attention, mode, *values = settings
         session = self.sessions.find(key)
         last = session.result if session else None
         if last is None:
@@ -227,19 +222,23 @@ class Handlers:
         keep = partial(Result, example, asked=(OWN,), options=options)
         yield from _run(session, lambda _: work(), keep)
         self.sessions.tidy()
+        yield READY
 
 
 def _run(
     session: Session, work: Work, keep: Keep, to_load: dict[str, str] | None = None
 ) -> Iterator[Changes]:
-    """Do the work with the button disabled, for as long as the image is not replaced."""
+    """Disable the button and do the work, for as long as the image is not replaced.
+
+    The caller yields `READY` at the end, with what else there is: of two changes at once, the page
+    may lose the first.
+    """
     image = session.image
     yield {"run": {"interactive": False}}
     for changes in _progress(session, work, keep, to_load or {}):
         if session.image is not image:
             break  # the page shows another image
         yield changes
-    yield {"run": {"interactive": True}}
 
 
 def _progress(

@@ -38,7 +38,11 @@ class AppRequest:
     )
     max_pixels: int = field(
         default=16_000_000,
-        metadata={"parse": _count, "metavar": "N", "help": "largest image, in pixels"},
+        metadata={
+            "parse": _count,
+            "metavar": "N",
+            "help": "largest image, in pixels; larger ones are scaled down",
+        },
     )
     browser: bool = field(
         default=True, metadata={"flag": "--no-browser", "help": "do not open a browser"}
