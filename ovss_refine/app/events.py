@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ovss_refine.app.choices import HYPERPARAMETERS
+from ovss_refine.app.downloads import DOWNLOADS
 from ovss_refine.app.handlers import Changes, Handlers
 from ovss_refine.app.uploads import Uploads
 from ovss_refine.app.work import EXAMPLE_NAMES
@@ -52,6 +53,8 @@ class Events:
             "show_progress": "hidden",
             "api_visibility": "private",
         }
+        # These come often, at times while a tab is opened, whose parts they must not touch.
+        self.marking = {**self.quick, "outputs": [parts["stale"]]}
         # One segmentation at a time, over all visitors; the status says how many wait before it.
         waiting = {"show_progress": "minimal", "show_progress_on": parts["status"]}
         self.work = {**self.quick, **waiting, "concurrency_limit": 1, "concurrency_id": "work"}
@@ -61,11 +64,12 @@ class Events:
         made = [*self._examples(), *self._runs(), self._tuning()]
         # Not with the work: the next change of a slider need not wait for the files.
         queue = {"concurrency_limit": 1, "concurrency_id": "files"}
+        files = {**self.quick, "outputs": [self.parts[name] for name in ("status", *DOWNLOADS)]}
         check, offer = self._bound(self.handlers.check), self._bound(self.handlers.offer)
         for one in made:
             # Labels may have been edited during the work.
-            one.then(check, self.settings, **self.unchecked, **self.quick)
-            one.then(offer, trigger_mode="always_last", **self.quick, **queue)
+            one.then(check, self.settings, **self.unchecked, **self.marking)
+            one.then(offer, trigger_mode="always_last", **files, **queue)
         self._choices()
         self._attention()
         self.page.unload(self._annotated(self._left))
@@ -103,7 +107,7 @@ class Events:
         # A textbox reports only what is typed as input, not what is pasted.
         changed = [parts["labels"].change, parts["source"].input, *(one.input for one in models)]
         check = self._bound(self.handlers.check)
-        self.gr.on(changed, check, self.settings, **self.unchecked, **quick)
+        self.gr.on(changed, check, self.settings, **self.unchecked, **self.marking)
 
     def _attention(self) -> None:
         place = [self.parts["column"], self.parts["row"]]
