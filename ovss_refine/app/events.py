@@ -64,7 +64,10 @@ class Events:
         made = [*self._examples(), *self._runs(), self._tuning()]
         # Not with the work: the next change of a slider need not wait for the files.
         queue = {"concurrency_limit": 1, "concurrency_id": "files"}
-        files = {**self.quick, "outputs": [self.parts[name] for name in ("status", *DOWNLOADS)]}
+        files = {
+            **self.quick,
+            "outputs": [self.parts[name] for name in ("status", "photo", *DOWNLOADS)],
+        }
         check, offer = self._bound(self.handlers.check), self._bound(self.handlers.offer)
         for one in made:
             # Labels may have been edited during the work.

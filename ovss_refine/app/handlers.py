@@ -195,6 +195,8 @@ class Handlers:
             changes: Changes = {"status": views.error(*explain(err))}
         else:
             changes = {n: {"value": str(path), "interactive": True} for n, path in paths.items()}
+        # Once more: a tab that is opened while the result arrives may miss it.
+        changes["photo"] = {"value": session.photo}
         # Of a replaced result nothing is offered; nor is it an error that its folder was emptied.
         return changes if session.result is last else {}
 
@@ -275,7 +277,8 @@ def _finish(session: Session, result: Result) -> Changes:
         photo = session.folder / f"{secrets.token_hex(8)}.jpg"
         photo.write_bytes(views.jpeg(made.image))
         gh, gw = made.discrepancy.shape[1:]
-        changes["photo"] = {"value": str(photo), "visible": True}
+        session.photo = str(photo)
+        changes["photo"] = {"value": session.photo, "visible": True}
         changes |= _attention(made, gw // 2 + 1, gh // 2 + 1)
     session.last = result
     return changes

@@ -62,12 +62,14 @@ class Session:
         used: when its visitor last did something.
         image: uploaded or picked last, or None.
         last: the last result, or None; its image may have been replaced since.
+        photo: the file of its image as the page shows it.
     """
 
     folder: Path
     used: float
     image: NamedImage | None = None
     last: Result | None = None
+    photo: str = ""
 
     @property
     def result(self) -> Result | None:
