@@ -20,6 +20,7 @@ from torch import Tensor
 from ovss_refine.checks import check_shape, check_values
 from ovss_refine.config import RefineConfig
 from ovss_refine.images.convert import as_guide
+from ovss_refine.method.upsample_compiled import CompiledBand, can_compile, compiled_bands
 from ovss_refine.tensors.cells import Axis, axis, by_cell, cell_means, neighbours, spatial_weights
 from ovss_refine.tensors.tracing import exporting
 
@@ -125,10 +126,11 @@ class Band:
 
 def upsample_bands(
     low: Tensor, guide: Tensor, spread: RefineConfig, divisor: int = 1
-) -> Iterator[Band]:
+) -> Iterator[Band | CompiledBand]:
     """Upsample one band of pixel rows after the other, so that [B, K, H, W] need not be held.
 
     A band holds 2 * S + K + 1 floats for every place of its cells; all bands use the same memory.
+    On a CPU the compiled loop does the same, where numba is installed, and holds what it returns.
 
     Args:
         low: [B, K, gh, gw] float32.
@@ -136,6 +138,9 @@ def upsample_bands(
         spread: `sigma_spatial`, `sigma_range` and `radius`.
         divisor: divides the size of a band.
     """
+    if can_compile(low, guide):
+        yield from compiled_bands(low, guide, spread, divisor)
+        return
     B, K, gh, gw = low.shape
     y = axis(guide.shape[2], gh, spread.sigma_spatial, spread.radius, low.device)
     x = axis(guide.shape[3], gw, spread.sigma_spatial, spread.radius, low.device)

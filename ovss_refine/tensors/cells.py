@@ -92,23 +92,34 @@ def by_cell(image: Tensor, y: Axis, x: Axis, cells: slice) -> Tensor:
     return rows.reshape(B, K, -1, Py, gw, Px).transpose(3, 4).flatten(4)
 
 
+def neighbour_index(y: Axis, x: Axis, cells: slice) -> Tensor:
+    """Number the cells around n rows of cells: [n, gw, S] in [0, gh * gw)."""
+    gw = x.cells.shape[0]
+    rows, columns = y.cells[cells, None, :, None], x.cells[:, None, :]
+    return (rows * gw + columns).flatten(2)
+
+
 def neighbours(maps: Tensor, y: Axis, x: Axis, cells: slice) -> Tensor:
     """Gather maps [B, gh * gw, K] around n rows of cells: [B, n, gw, S, K].
 
     The maps come last because whole rows of memory are then copied, several times faster.
     """
     gw, S1 = x.cells.shape
-    rows, columns = y.cells[cells, None, :, None], x.cells[:, None, :]
-    index = (rows * gw + columns).flatten()  # [n * gw * S]
+    index = neighbour_index(y, x, cells).flatten()  # [n * gw * S]
     return maps.index_select(1, index).view(maps.shape[0], -1, gw, S1 * S1, maps.shape[2])
+
+
+def spatial_axes(y: Axis, x: Axis, cells: slice) -> tuple[Tensor, Tensor]:
+    """Spread the axes' weights over a cell: [n, S1, P], [gw, S1, P], or 1 where all agree."""
+    own = y.weights if y.even else y.weights[cells]  # [n, S1, Py]
+    Py, Px = own.shape[2], x.weights.shape[2]
+    down = own[:, :, :, None].expand(-1, -1, -1, Px).flatten(2)  # [n, S1, P]
+    return down, x.weights[:, :, None].expand(-1, -1, Py, -1).flatten(2)  # [gw, S1, P]
 
 
 def spatial_weights(y: Axis, x: Axis, cells: slice) -> Tensor:
     """Multiply the two axes' weights: [n, gw, S, P], or [1, 1, S, P] where all cells agree."""
-    own = y.weights if y.even else y.weights[cells]  # [n, S1, Py]
-    Py, Px = own.shape[2], x.weights.shape[2]
-    down = own[:, :, :, None].expand(-1, -1, -1, Px).flatten(2)  # [n, S1, P]
-    across = x.weights[:, :, None].expand(-1, -1, Py, -1).flatten(2)  # [gw, S1, P]
+    down, across = spatial_axes(y, x, cells)
     return (down[:, None, :, None] * across[:, None]).flatten(2, 3)
 
 

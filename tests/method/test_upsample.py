@@ -1,4 +1,6 @@
-"""Joint bilateral upsampling: the reference, laws, closed forms, errors."""
+"""Joint bilateral upsampling: the reference, laws, closed forms, errors; by torch and compiled."""
+
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -11,6 +13,20 @@ import reference
 from conftest import RANGE_TOLERANCE
 from ovss_refine import joint_bilateral_upsample
 from ovss_refine.method import upsample as module
+from ovss_refine.method import upsample_compiled
+
+NO_NUMBA = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed ([fast])")
+
+
+@pytest.fixture(scope="module", params=["torch", pytest.param("compiled", marks=NO_NUMBA)])
+def way(request):
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch":
+            patch.setattr(module, "can_compile", lambda *_: False)
+        yield
+
+
+pytestmark = pytest.mark.usefixtures("way")
 
 
 @st.composite
@@ -50,11 +66,10 @@ def test_equals_the_reference(problem, options):
 def test_bands_do_not_show(problem):
     low, image = problem
     whole = joint_bilateral_upsample(low, image)
-    size, module.CPU_BAND = module.CPU_BAND, 1
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CPU_BAND", 1)
+        patch.setattr(upsample_compiled, "BAND", 1)
         assert_close(joint_bilateral_upsample(low, image), whole)
-    finally:
-        module.CPU_BAND = size
 
 
 @given(problems(), st.floats(-5, 5, width=32), options)
