@@ -144,20 +144,25 @@ def upsample_bands(
     B, K, gh, gw = low.shape
     y = axis(guide.shape[2], gh, spread.sigma_spatial, spread.radius, low.device)
     x = axis(guide.shape[3], gw, spread.sigma_spatial, spread.radius, low.device)
-    fill = _filler(low, guide, y, x, spread.sigma_range)
     S, P = x.cells.shape[1] ** 2, y.pixels.shape[1] * x.pixels.shape[1]
+    size = (CPU_BAND if low.device.type == "cpu" else GPU_BAND) // divisor
+    if not exporting() and B * gw * S * P > size:  # less than a row of cells is held
+        pieces = min(y.pixels.shape[1], -(-B * gw * S * P // size))
+        y = axis(guide.shape[2], gh, spread.sigma_spatial, spread.radius, low.device, pieces)
+        P = y.pixels.shape[1] * x.pixels.shape[1]
+    fill = _filler(low, guide, y, x, spread.sigma_range)
     if exporting():  # which cannot count bands of a symbol
         w, s = low.new_empty(B, gh, gw, S, P), low.new_empty(B, gh, gw, K + 1, P)
         fill(slice(None), w, torch.empty_like(w), s)
         yield Band(slice(None), s, y, x, 0)
         return
-    size = (CPU_BAND if low.device.type == "cpu" else GPU_BAND) // divisor
-    step = min(gh, max(1, size // (B * gw * S * P)))
+    n = y.cells.shape[0]
+    step = min(n, max(1, size // (B * gw * S * P)))
     # Made once: on a CPU new memory costs more than what is written to it here.
     weights, works = low.new_empty(2, step * B * gw * S * P)
     sums = low.new_empty(step * B * gw * (K + 1) * P)
-    for top in range(0, gh, step):
-        cells = slice(top, min(top + step, gh))
+    for top in range(0, n, step):
+        cells = slice(top, min(top + step, n))
         rows = slice(y.edges[cells.start], y.edges[cells.stop])
         if rows.start == rows.stop:  # fewer pixels than cells: nobody is nearest to these
             continue

@@ -34,7 +34,9 @@ class Axis:
     cells: Tensor
 
 
-def axis(size: int, g: int, sigma: float, radius: int, device: torch.device) -> Axis:
+def axis(
+    size: int, g: int, sigma: float, radius: int, device: torch.device, pieces: int = 1
+) -> Axis:
     """Lay `size` pixels out over `g` cells.
 
     Args:
@@ -43,6 +45,7 @@ def axis(size: int, g: int, sigma: float, radius: int, device: torch.device) -> 
         sigma: spatial spread in cells, > 0.
         radius: reach in cells, >= 0.
         device: where the result lies.
+        pieces: divides each cell into that many, which then count as cells, with its neighbours.
     """
     pixel = torch.arange(size, device="cpu")
     # Nearest cell floor((p + 0.5) g / size), in whole numbers so that no rounding moves it; the
@@ -50,20 +53,28 @@ def axis(size: int, g: int, sigma: float, radius: int, device: torch.device) -> 
     nearest = (2 * pixel + 1) * g // (2 * size)
     cell = torch.arange(g, device="cpu")
     starts = (2 * size * cell + g - 1) // (2 * g)
-    P = (size + g - 1) // g
+    P = (size + g * pieces - 1) // (g * pieces) * pieces
     pixels = (starts[:, None] + torch.arange(P, device="cpu")).clamp_max(size - 1)  # [g, P]
+    place = nearest * P + pixel - starts[nearest]
     offset = torch.arange(-radius, radius + 1, device="cpu")
     position = (pixels.double() + 0.5) * g / size - 0.5 - cell[:, None]  # [g, P], in cells
     square = (position[:, None, :] - offset[:, None]) ** 2  # [g, S1, P]
     # A factor per pixel cancels in the mean; this one keeps a small sigma from underflowing.
     square -= square.amin(dim=1, keepdim=True)
     # A graph is for all sizes: it takes every cell for one of its own, and counts none out.
-    even = not exporting() and size % g == 0
+    even = not exporting() and size % g == 0 and pieces == 1
     if even:
         square = square[:1]
+    if pieces > 1:
+        ends = torch.cat([starts[1:], starts.new_tensor([size])])
+        pixels = pixels.reshape(g * pieces, -1)
+        square = square.unflatten(2, (pieces, -1)).transpose(1, 2).flatten(0, 1)
+        starts = starts[:, None] + torch.arange(pieces, device="cpu") * (P // pieces)
+        starts = torch.minimum(starts, ends[:, None]).flatten()
+        cell = cell.repeat_interleave(pieces)
     return Axis(
         pixels=pixels.to(device),
-        place=(nearest * P + pixel - starts[nearest]).to(device),
+        place=place.to(device),
         even=even,
         edges=[] if exporting() else [*starts.tolist(), size],
         weights=(square / (-2 * sigma**2)).exp().float().to(device),

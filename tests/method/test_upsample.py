@@ -61,13 +61,12 @@ def test_equals_the_reference(problem, options):
         np.testing.assert_allclose(result[b].numpy(), expected, atol=RANGE_TOLERANCE * span, rtol=0)
 
 
-@settings(max_examples=10)
-@given(problems())
-def test_bands_do_not_show(problem):
+@given(problems(), st.sampled_from([1, 300, 2000, 20_000]))
+def test_bands_do_not_show(problem, size):
     low, image = problem
     whole = joint_bilateral_upsample(low, image)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "CPU_BAND", 1)
+        patch.setattr(module, "CPU_BAND", size)
         patch.setattr(upsample_compiled, "BAND", 1)
         assert_close(joint_bilateral_upsample(low, image), whole)
 
