@@ -68,7 +68,7 @@ def axis(
     if pieces > 1:
         ends = torch.cat([starts[1:], starts.new_tensor([size])])
         pixels = pixels.reshape(g * pieces, -1)
-        square = square.unflatten(2, (pieces, -1)).transpose(1, 2).flatten(0, 1)
+        square = square.view(g, -1, pieces, P // pieces).transpose(1, 2).flatten(0, 1)
         starts = starts[:, None] + torch.arange(pieces, device="cpu") * (P // pieces)
         starts = torch.minimum(starts, ends[:, None]).flatten()
         cell = cell.repeat_interleave(pieces)
