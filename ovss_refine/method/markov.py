@@ -32,7 +32,7 @@ class Chain:
         r: [B, 1, N] factor of each row.
         c: [B, 1, N] factor of each column.
         transposed: [B, N, N] the attention's columns as rows, or None.
-        T: [B, N, P] the chain itself for compiled loops, see `compiled.padded`, or None.
+        T: [B, N, P] the chain itself for compiled loops, see `compiled.scaled`, or None.
     """
 
     attention: Attention
@@ -91,10 +91,8 @@ def doubly_stochastic(attention: Attention, rounds: int, *, many_steps: bool = F
 def _compiled_chain(attention: Attention, rounds: int) -> Chain:
     weights = attention.weights
     assert weights is not None  # noqa: S101 - as it fits twice
-    T = compiled.padded(weights if weights.ndim == 3 else weights[None])
-    factors = [compiled.scale_rows_and_columns(one, rounds, LARGE) for one in T]
-    r, c = (torch.stack(x)[:, None] for x in zip(*factors, strict=True))
-    return Chain(attention, r, c, T=T)
+    T, r, c = compiled.scaled(weights if weights.ndim == 3 else weights[None], rounds, LARGE)
+    return Chain(attention, r[:, None], c[:, None], T=T)
 
 
 def propagate(x: Tensor, chain: Chain, steps: int) -> Tensor:

@@ -23,15 +23,6 @@ LINE = 16
 THREAD_ENTRIES = 1 << 20
 
 
-def padded(weights: Tensor) -> Tensor:
-    """Copy maps [B, N, N] into [B, N, P], the added columns 0."""
-    N = weights.shape[-1]
-    out = weights.new_empty(*weights.shape[:-1], -(-N // LINE) * LINE)
-    out[..., N:] = 0
-    out[..., :N] = weights
-    return out
-
-
 def available(device: torch.device) -> bool:
     """Whether maps on `device` take these loops: never while torch traces a graph."""
     if exporting() or torch.compiler.is_compiling() or device.type != "cpu":
@@ -39,23 +30,27 @@ def available(device: torch.device) -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
-def scale_rows_and_columns(T: Tensor, rounds: int, large: float) -> tuple[Tensor, Tensor]:
-    """Make a padded map [N, P] doubly stochastic, in place: columns, then rows, `rounds` times.
+def scaled(weights: Tensor, rounds: int, large: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale columns, then rows, to sum to one, `rounds` times.
 
     Args:
-        T: float32, entries >= 0.
+        weights: [B, N, N] float32, >= 0.
         rounds: >= 1.
         large: bound on the sums of columns before they are scaled, a power of two.
 
     Returns:
-        r, c: [N] the factors of the rows and of the columns; only their product is determined.
+        The scaled maps [B, N, P], the added columns 0; r, c: [B, N] the factors of their rows and
+        columns, of which only the products are determined.
     """
-    A, N = T.numpy(), T.shape[0]
-    r, c = (np.empty(size, np.float32) for size in (N, A.shape[1]))
     from ovss_refine.tensors import loops
 
-    loops.scale(A, rounds, int(np.log2(large)), r, c)
-    return torch.from_numpy(r), torch.from_numpy(c[:N])
+    B, N, _ = weights.shape
+    T = weights.new_empty(B, N, -(-N // LINE) * LINE)
+    r, c = weights.new_empty(B, N), T.new_empty(B, T.shape[2])
+    for b in range(B):
+        arrays = (x.numpy() for x in (weights[b].contiguous(), T[b], r[b], c[b]))
+        loops.scale(*arrays, rounds, int(np.log2(large)))
+    return T, r, c[:, :N]
 
 
 def first_passage(q: Tensor, T: Tensor, tau: float, max_steps: int) -> tuple[Tensor, int, bool]:

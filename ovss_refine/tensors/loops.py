@@ -50,29 +50,32 @@ def multiply(x: Floats, factor: Any, factors: Floats) -> None:
 
 
 @fast
-def scale(A: Floats, rounds: int, exponent: int, r: Floats, c: Floats) -> None:
-    """See `compiled.scale_rows_and_columns`; `exponent` is that of `large`."""
-    N, P = A.shape
+def scale(A: Floats, T: Floats, r: Floats, c: Floats, rounds: int, exponent: int) -> None:
+    """See `compiled.scaled`; `exponent` is that of `large`."""
+    N, P = T.shape
     sums, one = np.zeros(P, np.float32), np.float32(1)
     for i in range(N):
-        row = A[i]
-        for j in range(P):
-            sums[j] += row[j]
-    for _ in range(rounds):
+        given, row = A[i], T[i]
+        row[N:] = 0
+        for j in range(N):
+            row[j] = given[j]
+            sums[j] += given[j]
+    for turn in range(rounds):
         # A power of two: only the product of r and c matters, and else they may overflow.
         shift = np.float32(math.ldexp(1.0, exponent - math.frexp(largest(sums))[1]))
         for j in range(P):
             c[j] = one / max(sums[j] * shift, TINY)
             sums[j] = 0
         for i in range(N):
-            row, total = A[i], np.float32(0)
+            row, total = T[i], np.float32(0)
             for j in range(P):
                 total += row[j] * c[j]
             r[i] = factor = one / max(total, TINY)
-            for j in range(P):
-                sums[j] += factor * row[j]
-    for i in range(N):
-        multiply(A[i], r[i], c)
+            if turn == rounds - 1:  # nobody needs the sums of columns any more
+                multiply(row, factor, c)
+            else:
+                for j in range(P):
+                    sums[j] += factor * row[j]
 
 
 @fast

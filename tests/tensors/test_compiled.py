@@ -65,8 +65,7 @@ def test_patches_that_are_never_reached(monkeypatch):
 @needs_numba
 def test_classes_parted_among_threads_are_as_in_one(monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    T = compiled.padded(random_map(300, generator)[None])[0]
-    compiled.scale_rows_and_columns(T, 15, markov.LARGE)
+    (T,), _, _ = compiled.scaled(random_map(300, generator)[None], 15, markov.LARGE)
     q = torch.rand(5, 300, generator=generator) ** 20
     monkeypatch.setattr(compiled, "THREAD_ENTRIES", 0)
     found = []
