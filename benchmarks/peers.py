@@ -35,6 +35,7 @@ from ovss_refine import (
     joint_bilateral_upsample,
     refine,
 )
+from ovss_refine.config import PAPER
 from ovss_refine.examples import read_example
 from ovss_refine.method.markov import doubly_stochastic, first_passage
 from ovss_refine.method.modes import ModeName
@@ -208,7 +209,7 @@ def chain_row(
     logits, attention, image = inputs
     inputs = logits, attention, image[:, :64, :64]  # so that upsampling takes almost no time
     weights = torch.cat([block[0] for _, block in attention.blocks()])
-    config = RefineConfig(mode=mode)
+    config = RefineConfig(mode=mode, **PAPER)  # one pass, so that the result tells its sources
     result = refine(*inputs, config)
     q = sources(result, logits)
     ours = result.discrepancy.flatten(1)[result.kept]
@@ -234,7 +235,7 @@ def count_steps(mode: ModeName, inputs: Problem, ours: Tensor) -> int:
     if mode == "maximum_velocity":
         return int((1 / ours.min() - 1).ceil())
     for updates in range(1, 51):
-        config = RefineConfig(mode="optimal_path", sinkhorn_iterations=updates)
+        config = RefineConfig(mode="optimal_path", sinkhorn_iterations=updates, **PAPER)
         result = refine(*inputs, config)
         if torch.equal(result.discrepancy.flatten(1)[result.kept], ours):
             return updates

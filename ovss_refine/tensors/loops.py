@@ -31,6 +31,8 @@ fast = jit(fastmath={"reassoc", "contract"})
 TINY = np.float32(np.finfo(np.float32).tiny)
 # Columns of a product at a time: as many sums as the first-level cache holds beside the map's rows.
 COLUMNS = 512
+# So many numbers are added one after the other, then such sums: rounding grows with the root.
+SUMMANDS = 64
 
 
 @jit(fastmath={"nnan", "nsz", "reassoc"})
@@ -50,16 +52,28 @@ def multiply(x: Floats, factor: Any, factors: Floats) -> None:
 
 
 @fast
-def scale(A: Floats, T: Floats, r: Floats, c: Floats, rounds: int, exponent: int) -> None:
+def move(part: Floats, sums: Floats) -> None:
+    """Add `part` to `sums`, and make it 0."""
+    for j in range(len(part)):
+        sums[j] += part[j]
+        part[j] = 0
+
+
+@fast
+def scale(  # noqa: C901 - in functions of their own, its loops take longer
+    A: Floats, T: Floats, r: Floats, c: Floats, rounds: int, exponent: int
+) -> None:
     """See `compiled.scaled`; `exponent` is that of `large`."""
     N, P = T.shape
-    sums, one = np.zeros(P, np.float32), np.float32(1)
+    sums, part, one = np.zeros(P, np.float32), np.zeros(P, np.float32), np.float32(1)
     for i in range(N):
         given, row = A[i], T[i]
         row[N:] = 0
         for j in range(N):
             row[j] = given[j]
-            sums[j] += given[j]
+            part[j] += given[j]
+        if i % SUMMANDS == SUMMANDS - 1 or i == N - 1:
+            move(part, sums)
     for turn in range(rounds):
         # A power of two: only the product of r and c matters, and else they may overflow.
         shift = np.float32(math.ldexp(1.0, exponent - math.frexp(largest(sums))[1]))
@@ -73,47 +87,47 @@ def scale(A: Floats, T: Floats, r: Floats, c: Floats, rounds: int, exponent: int
             r[i] = factor = one / max(total, TINY)
             if turn == rounds - 1:  # nobody needs the sums of columns any more
                 multiply(row, factor, c)
-            else:
-                for j in range(P):
-                    sums[j] += factor * row[j]
+                continue
+            for j in range(P):
+                part[j] += factor * row[j]
+            if i % SUMMANDS == SUMMANDS - 1 or i == N - 1:
+                move(part, sums)
 
 
 @fast
-def product(f: Floats, T: Floats, out: Floats, rows: NDArray[Any], count: int) -> None:
+def product(  # noqa: C901 - in functions of their own, its loops take a third longer
+    f: Floats, T: Floats, out: Floats, rows: NDArray[Any], count: int
+) -> None:
     """Write f T into `out` for the first `count` of `rows`, eight rows of T at a time."""
     N, P = T.shape
     for a in range(0, P, COLUMNS):
         n = min(COLUMNS, P - a)
+        parts = np.zeros((count, n), np.float32)
         for x in range(count):
-            o = out[rows[x], a : a + n]
-            for j in range(n):
-                o[j] = 0
+            out[rows[x], a : a + n] = 0
         i = 0
         while i + 8 <= N:
             t0, t1, t2, t3 = T[i, a:], T[i + 1, a:], T[i + 2, a:], T[i + 3, a:]
             t4, t5, t6, t7 = T[i + 4, a:], T[i + 5, a:], T[i + 6, a:], T[i + 7, a:]
             for x in range(count):
-                o, g = out[rows[x], a : a + n], f[rows[x], i:]
+                o, g = parts[x], f[rows[x], i:]
                 g0, g1, g2, g3, g4, g5, g6, g7 = g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7]
                 for j in range(n):
-                    o[j] += (
-                        g0 * t0[j]
-                        + g1 * t1[j]
-                        + g2 * t2[j]
-                        + g3 * t3[j]
-                        + g4 * t4[j]
-                        + g5 * t5[j]
-                        + g6 * t6[j]
-                        + g7 * t7[j]
-                    )
+                    low = g0 * t0[j] + g1 * t1[j] + g2 * t2[j] + g3 * t3[j]
+                    o[j] += low + g4 * t4[j] + g5 * t5[j] + g6 * t6[j] + g7 * t7[j]
             i += 8
+            if i % (8 * SUMMANDS) == 0:
+                for x in range(count):
+                    move(parts[x], out[rows[x], a : a + n])
         while i < N:
             t0 = T[i, a:]
             for x in range(count):
-                o, g0 = out[rows[x], a : a + n], f[rows[x], i]
+                o, g0 = parts[x], f[rows[x], i]
                 for j in range(n):
                     o[j] += g0 * t0[j]
             i += 1
+        for x in range(count):
+            move(parts[x], out[rows[x], a : a + n])
 
 
 @fast
