@@ -19,7 +19,7 @@ TORCH = tuple(int(number) for number in version("torch").split(".")[:2])
 # The sources' tests use the real libraries: without the extra `models` they are left out.
 MODELS = ("timm", "open_clip", "diffusers", "transformers", "safetensors", "scipy")
 MISSING = [name for name in MODELS if find_spec(name) is None]
-collect_ignore = ["adapters"] if MISSING else []
+collect_ignore = ["on_ray.py"] + (["adapters"] if MISSING else [])  # that is a program
 
 
 def pytest_report_header():
