@@ -240,8 +240,7 @@ def region_vote(logarithms, D, bar):
         gone = []
         for c, rival in rivals.items():
             margin = 1e-6 * N if rival < c else -1e-6 * N
-            fails, rival_fails = (evidence[x] < (bar - 1e-6) * N for x in (c, rival))
-            if fails and not (rival_fails and evidence[rival] + margin <= evidence[c]):
+            if evidence[c] < (bar - 1e-6) * N and evidence[rival] + margin > evidence[c]:
                 gone.append(c)
         if not gone:
             return np.array(left)

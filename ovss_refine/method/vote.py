@@ -80,8 +80,7 @@ def region_vote(
         evidence = votes.diagonal(dim1=1, dim2=2) - best  # infinite for the last class
         fails = left & (evidence < (bar - ROUNDING) * N)
         first = torch.where(rival < index, ROUNDING * N, -ROUNDING * N)
-        stronger = ~fails.gather(1, rival) | (evidence.gather(1, rival) + first > evidence)
-        stay = left & ~(fails & stronger)
+        stay = left & ~(fails & (evidence.gather(1, rival) + first > evidence))
         return (stay | (left & ~stay.any(dim=1, keepdim=True)),)
 
     (left,), _, _ = repeat(drop, _unchanged, (taking_part,), range(1, ROUNDS + 1), test_every)
