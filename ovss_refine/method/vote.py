@@ -17,7 +17,7 @@ from torch import Tensor
 from ovss_refine.method.distribution import ROUNDING, calibrate, sum_prompts
 from ovss_refine.tensors.tracing import State, repeat
 
-# At most; in each at least the class with the least evidence goes. Six suffice on real images.
+# At most; in each at least the class with the least evidence goes.
 ROUNDS = 64
 # How sure of their best prompt an image's patches vote on average: a nat is one for any segmenter.
 VOTING_CONFIDENCE = 0.75
