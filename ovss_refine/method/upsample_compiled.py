@@ -8,15 +8,10 @@ Axes: as in `upsample.py`.
 """
 
 import math
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
 from itertools import pairwise
-from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -26,7 +21,9 @@ from torch import Tensor
 
 from ovss_refine.config import RefineConfig
 from ovss_refine.tensors.cells import axis, neighbour_index, spatial_axes
+from ovss_refine.tensors.compiled import load_loops
 
+LOOP = "ovss_refine.method.upsample_loop"
 # Means held at a time; pixels that are worth a thread.
 BAND, GRAIN = 1 << 24, 1 << 14
 
@@ -38,23 +35,7 @@ def can_compile(low: Tensor, guide: Tensor) -> bool:
             return False
         if t.requires_grad and torch.is_grad_enabled():
             return False
-    return not torch.compiler.is_compiling() and _loop() is not None
-
-
-@cache
-def _loop() -> ModuleType | None:
-    """Import the loop, once; None without numba. A numba that does not work is a warning, once."""
-    if find_spec("numba") is None:
-        return None
-    try:
-        return import_module("ovss_refine.method.upsample_loop")
-    except Exception as err:  # whatever it is, torch can do the work
-        warnings.warn(
-            "numba is installed and does not work, so upsampling takes torch, which is slower: "
-            f"{type(err).__name__}: {err}",
-            stacklevel=2,
-        )
-        return None
+    return not torch.compiler.is_compiling() and load_loops(LOOP) is not None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,7 +65,7 @@ class CompiledBand:
         rows = self.rows.stop - self.rows.start
         out = np.empty((B, 1 if argmax else K, rows, W), np.float32)
         n, gw, _ = self.inputs[5].shape
-        cells, loop = B * n * gw, cast(Any, _loop()).upsample_cells
+        cells, loop = B * n * gw, cast(Any, load_loops(LOOP)).upsample_cells
         threads = max(1, min(torch.get_num_threads(), cells, B * rows * W // GRAIN))
         cuts = pairwise(cells * i // threads for i in range(threads + 1))
         calls = [(*cut, *self.inputs, K, argmax, out) for cut in cuts]
@@ -101,7 +82,7 @@ def compiled_bands(
     low: Tensor, guide: Tensor, spread: RefineConfig, divisor: int = 1
 ) -> Iterator[CompiledBand]:
     """Do what `upsample_bands` does; see there. A band's means are all that it holds."""
-    loop = cast(Any, _loop())
+    loop = cast(Any, load_loops(LOOP))
     B, K, gh, gw = low.shape
     H, W = guide.shape[2:]
     y = axis(H, gh, spread.sigma_spatial, spread.radius, low.device)

@@ -8,8 +8,13 @@ lock, so that forks, data loaders and several callers at once are as safe as wit
 Axes: m vectors, N tokens, P: N rounded up to whole cache lines.
 """
 
-import importlib.util
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,17 +22,38 @@ from torch import Tensor
 
 from ovss_refine.tensors.tracing import exporting
 
+LOOPS = "ovss_refine.tensors.loops"
 # Floats of a cache line. Rows that start on one are read twice as fast.
 LINE = 16
 # Entries of a product below which a second thread costs more than it saves.
 THREAD_ENTRIES = 1 << 20
 
 
+@cache
+def load_loops(module: str) -> ModuleType | None:
+    """Import a module of compiled loops, once; None where torch has to do the work.
+
+    That is so without numba. A numba that does not work, or has no folder for what it compiles, is
+    a warning, once.
+    """
+    if find_spec("numba") is None:
+        return None
+    try:
+        return import_module(module)
+    except Exception as err:  # whatever it is, torch can do the work
+        warnings.warn(
+            "numba is installed and does not work, so torch does its work, which is slower: "
+            f"{type(err).__name__}: {err}",
+            stacklevel=2,
+        )
+        return None
+
+
 def available(device: torch.device) -> bool:
     """Whether maps on `device` take these loops: never while torch traces a graph."""
     if exporting() or torch.compiler.is_compiling() or device.type != "cpu":
         return False
-    return importlib.util.find_spec("numba") is not None
+    return load_loops(LOOPS) is not None
 
 
 def scaled(weights: Tensor, rounds: int, large: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,8 +68,7 @@ def scaled(weights: Tensor, rounds: int, large: float) -> tuple[Tensor, Tensor, 
         The scaled maps [B, N, P], the added columns 0; r, c: [B, N] the factors of their rows and
         columns, of which only the products are determined.
     """
-    from ovss_refine.tensors import loops
-
+    loops = cast(Any, load_loops(LOOPS))
     B, N, _ = weights.shape
     T = weights.new_empty(B, N, -(-N // LINE) * LINE)
     r, c = weights.new_empty(B, N), T.new_empty(B, T.shape[2])
@@ -66,8 +91,7 @@ def first_passage(q: Tensor, T: Tensor, tau: float, max_steps: int) -> tuple[Ten
         Times [m, N], interpolated between the steps around the crossing; steps taken; whether every
         token was reached.
     """
-    from ovss_refine.tensors import loops
-
+    loops = cast(Any, load_loops(LOOPS))
     (m, N), P = q.shape, T.shape[1]
     f = np.zeros((m, P), np.float32)
     f[:, :N] = q.numpy()

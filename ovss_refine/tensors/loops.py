@@ -5,7 +5,7 @@ Axes: m vectors, N tokens, P: N rounded up to whole cache lines.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numba import njit
@@ -14,20 +14,12 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 
-def jit(**options: Any) -> Callable[..., Any]:
-    """Compile without holding Python's lock, kept on disk where numba finds a place for that."""
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        try:
-            return njit(nogil=True, cache=True, error_model="numpy", **options)(function)
-        except RuntimeError:
-            return njit(nogil=True, error_model="numpy", **options)(function)
-
-    return decorate
-
-
+Loop = TypeVar("Loop", bound=Callable[..., Any])
+OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+exact: Callable[[Loop], Loop] = njit(**OPTIONS)
 # Sums in any order, so that they are vectorised; NaN and infinity stay what they are.
-fast = jit(fastmath={"reassoc", "contract"})
+fast: Callable[[Loop], Loop] = njit(**OPTIONS, fastmath={"reassoc", "contract"})
+finite: Callable[[Loop], Loop] = njit(**OPTIONS, fastmath={"nnan", "nsz", "reassoc"})
 TINY = np.float32(np.finfo(np.float32).tiny)
 # Columns of a product at a time: as many sums as the first-level cache holds beside the map's rows.
 COLUMNS = 512
@@ -35,7 +27,7 @@ COLUMNS = 512
 SUMMANDS = 64
 
 
-@jit(fastmath={"nnan", "nsz", "reassoc"})
+@finite
 def largest(x: Floats) -> Any:
     """Return the largest of numbers that are all finite."""
     top = x[0]
@@ -44,7 +36,7 @@ def largest(x: Floats) -> Any:
     return top
 
 
-@jit()
+@exact
 def multiply(x: Floats, factor: Any, factors: Floats) -> None:
     """Multiply `x` in place, in this order: a product of the two may overflow where x is 0."""
     for j in range(len(x)):

@@ -150,31 +150,3 @@ def test_torch_compile_sees_torch():
     low, image = problem()
     compiled = torch.compile(lambda x: x + upsample_compiled.can_compile(x, image), backend="eager")
     assert torch.equal(compiled(low), low)
-
-
-RUN = """
-import sys, warnings, torch
-{prepare}
-from ovss_refine import joint_bilateral_upsample
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    for _ in range(2):
-        joint_bilateral_upsample(torch.rand(1, 2, 3, 3), torch.rand(1, 3, 9, 9))
-print([str(w.message) for w in caught])
-print("ovss_refine.method.upsample_loop" in sys.modules)
-"""
-
-
-def test_without_numba_torch_does_it(forks):
-    assert forks.printed(RUN.format(prepare="sys.modules['numba'] = None")) == "[]\nFalse"
-
-
-def test_a_broken_numba_is_a_warning_once(forks, tmp_path):
-    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 1.0')")
-    printed = forks.printed(RUN.format(prepare=f"sys.path.insert(0, {str(tmp_path)!r})"))
-    caught, loaded = printed.split("\n")
-    assert caught == (
-        "['numba is installed and does not work, so upsampling takes torch, which is slower: "
-        "ImportError: Numba needs NumPy 1.0']"
-    )
-    assert loaded == "False"

@@ -107,9 +107,32 @@ def test_the_map_itself_is_left_alone():
     assert torch.equal(weights, before)
 
 
-def test_without_numba_torch_does_the_same(monkeypatch):
-    attention = Attention(random_map(40, torch.Generator().manual_seed(3)), (5, 8)).batched()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    assert not compiled.available(torch.device("cpu"))
-    assert markov.doubly_stochastic(attention, 15, many_steps=True).T is None
+RUN = """
+import sys, warnings, torch
+{prepare}
+from ovss_refine import Refiner
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        Refiner()(9 * torch.rand(2, 3, 3), torch.full((9, 9), 1 / 9), torch.rand(3, 9, 9))
+caught = [str(w.message) for w in caught if 'numba' in str(w.message)]
+print(set(caught), len(caught))
+print([name for name in sys.modules if name.endswith(("loops", "upsample_loop"))])
+"""
+
+
+def test_without_numba_torch_does_the_work(forks):
+    assert forks.printed(RUN.format(prepare="sys.modules['numba'] = None")) == "set() 0\n[]"
+
+
+def test_a_broken_numba_is_a_warning_for_each_of_the_loops(forks, tmp_path):
+    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 1.0')")
+    printed = forks.printed(RUN.format(prepare=f"sys.path.insert(0, {str(tmp_path)!r})"))
+    assert printed == (
+        "{'numba is installed and does not work, so torch does its work, which is slower: "
+        "ImportError: Numba needs NumPy 1.0'} 2\n[]"
+    )
+
+
+def test_other_devices_do_not_take_them():
     assert not compiled.available(torch.device("meta"))
