@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ovss_refine.checks import check_finite, check_float, check_shape
 from ovss_refine.folders.arrays import read_array
 from ovss_refine.folders.files import clear_leftovers, make_folder, write_whole
 from ovss_refine.folders.paths import local_path
@@ -144,6 +145,34 @@ def text_features(
         lambda: f"text-{'' if unit else 'raw-'}{_digest(clip.model, tokens, K)}",
         lambda: _embed(clip.model, tokens.to(device), K, unit),
     ).to(device)
+
+
+def raw_text_features(
+    clip: Clip, classes: Labels, how: Any, axes: str, *, background: bool
+) -> Tensor:
+    """Return the features that were given, or embed the prompts, without making them unit vectors.
+
+    Args:
+        clip: the model and its tokenizer.
+        classes: whose prompts to embed.
+        how: has `text_features`, None or [K, D]; `templates` and `cache_dir` of `text_features`.
+        axes: of what was given, for messages: "K D".
+        background: whether class 0 has no features: its row is left out.
+
+    Returns:
+        [K, D] float32, or [K - 1, D].
+
+    Raises:
+        TypeError, ValueError: on features of another type or shape, or not finite.
+    """
+    given = how.text_features
+    if given is None:
+        given = text_features(clip, classes, how.templates, how.cache_dir, unit=False)
+    check_shape("text_features", given, axes, K=len(classes.all_prompts))
+    check_float("text_features", given)
+    check_finite("text_features", given)
+    rows: Tensor = given.detach().float()[1 if background else 0 :]
+    return rows
 
 
 def _check_length(

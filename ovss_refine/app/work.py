@@ -111,7 +111,7 @@ class Worker:
             ValueError: on an option out of range.
         """
         assert made.logits is not None  # noqa: S101 - kept by both functions here
-        assert made.attention is not None  # noqa: S101
+        assert made.attention is not None  # noqa: S101 - likewise
         segmenter = self.segmenter.with_options(
             logits=FixedLogits(made.logits),
             attention=FixedAttention(made.attention),

@@ -22,7 +22,7 @@ from ovss_refine.evaluation.pairs import Columns, pair_set
 from ovss_refine.evaluation.request import Chosen, EvaluateRequest
 from ovss_refine.evaluation.result import EvaluationResult
 from ovss_refine.evaluation.run import run_evaluate
-from ovss_refine.labels import LabelsLike, as_labels
+from ovss_refine.labels import Labels, LabelsLike, as_labels
 from ovss_refine.logits import LogitsSource
 from ovss_refine.method.modes import ModeName
 from ovss_refine.sources.processes import world_size
@@ -191,30 +191,10 @@ def _data(
     if isinstance(names, Mapping):
         raise TypeError("`names` must be a list; got a mapping. Pass `list(names.values())`.")
     labels = None if names is None else as_labels(names)
-    folder = isinstance(dataset, (str, Path)) and dataset not in list_datasets()
     if isinstance(dataset, (str, Path, DataSet)):
         if columns is not None:
             raise ValueError("`columns` must be left out for a data set in a folder.")
-        if folder and not Path(dataset).is_dir():  # type: ignore[arg-type]
-            raise FileNotFoundError(
-                f"`dataset` must be one of {list_datasets()} or an existing folder; got "
-                f"`{dataset}`."
-            )
-        if folder == (root is not None):
-            raise ValueError(
-                "`root` must be left out where `dataset` is the folder itself."
-                if folder
-                else "`root` must be the folder with the data set; got None."
-            )
-        base = Path(dataset if folder else root)  # type: ignore[arg-type]
-        if isinstance(dataset, DataSet):
-            if labels is not None or first_is_ignored:
-                raise ValueError(
-                    "`names` and `first_is_ignored` must be left out with a `DataSet`, which has "
-                    "its own."
-                )
-            return dataset, base
-        return load_from(FOLDER if folder else str(dataset), base, labels, first_is_ignored), base
+        return _in_folder(dataset, root, labels, first_is_ignored)
     if root is not None:
         raise ValueError("`root` must be left out where `dataset` is not a name.")
     if labels is None:
@@ -225,6 +205,38 @@ def _data(
         dataset, labels, first_is_ignored=first_is_ignored, columns=columns, limit=limit
     )
     return pairs, Path()
+
+
+def _in_folder(
+    dataset: str | Path | DataSet,
+    root: str | Path | None,
+    labels: Labels | None,
+    first_is_ignored: bool,
+) -> tuple[DataSet, Path]:
+    """Describe a data set whose files are in a folder: at `root`, or itself a folder."""
+    folder = None
+    if not isinstance(dataset, DataSet) and dataset not in list_datasets():
+        folder = Path(dataset)
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"`dataset` must be one of {list_datasets()} or an existing folder; got "
+                f"`{dataset}`."
+            )
+        if root is not None:
+            raise ValueError("`root` must be left out where `dataset` is the folder itself.")
+    base = root if folder is None else folder
+    if base is None:
+        raise ValueError("`root` must be the folder with the data set; got None.")
+    base = Path(base)
+    if isinstance(dataset, DataSet):
+        if labels is not None or first_is_ignored:
+            raise ValueError(
+                "`names` and `first_is_ignored` must be left out with a `DataSet`, which has its "
+                "own."
+            )
+        return dataset, base
+    name = str(dataset) if folder is None else FOLDER
+    return load_from(name, base, labels, first_is_ignored), base
 
 
 def _device(device: str | torch.device | None, *sources: Chosen) -> str:

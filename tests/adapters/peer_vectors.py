@@ -21,29 +21,37 @@ from ovss_refine.labels import Labels
 TOLERANCE = 1e-5
 
 
-def folder():
-    """The folder of the vectors, or skip."""
-    named = os.environ.get("OVSS_REFINE_PEER_VECTORS")
-    path = Path(named or Path(__file__).parents[3] / "shared" / "data" / "peer_vectors")
-    if not path.is_dir():
-        pytest.skip(f"no golden vectors: `{path}` is not a folder (set OVSS_REFINE_PEER_VECTORS)")
-    return path
+class Vectors:
+    """The files of a folder, named by an environment variable or beside the checkout."""
+
+    def __init__(self, variable, name):
+        self.variable, self.name = variable, name
+
+    def folder(self):
+        """The folder of the vectors, or skip."""
+        beside = Path(__file__).parents[3] / "shared" / "data" / self.name
+        path = Path(os.environ.get(self.variable) or beside)
+        if not path.is_dir():
+            pytest.skip(f"no golden vectors: `{path}` is not a folder (set {self.variable})")
+        return path
+
+    @cache  # noqa: B019 - there are two of these, for as long as the tests run
+    def load(self, name):
+        """The arrays of one file as tensors, float16 widened; fails on an array that is missing."""
+        with np.load(self.folder() / f"{name}.npz") as arrays:
+            return {
+                key: torch.from_numpy(a.astype(np.float32) if a.dtype == np.float16 else a)
+                for key, a in arrays.items()
+            }
+
+    @cache  # noqa: B019
+    def metadata(self):
+        """Settings, cases, statistics; what belongs to the seed of the vectors is only there."""
+        return json.loads((self.folder() / "metadata.json").read_text())
 
 
-@cache
-def load(name):
-    """The arrays of one file as tensors, float16 widened; fails on an array that is missing."""
-    with np.load(folder() / f"{name}.npz") as arrays:
-        return {
-            key: torch.from_numpy(a.astype(np.float32) if a.dtype == np.float16 else a)
-            for key, a in arrays.items()
-        }
-
-
-@cache
-def metadata():
-    """Settings and cases."""
-    return json.loads((folder() / "metadata.json").read_text())
+VECTORS = Vectors("OVSS_REFINE_PEER_VECTORS", "peer_vectors")
+folder, load, metadata = VECTORS.folder, VECTORS.load, VECTORS.metadata
 
 
 @cache

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovss_refine.checks import check_count, check_finite, check_float, check_number, check_shape
+from ovss_refine.checks import check_count, check_number
 from ovss_refine.labels import LabelsLike
 from ovss_refine_adapters.backbones.groupvit import (
     MEAN,
@@ -28,7 +28,7 @@ from ovss_refine_adapters.backbones.groupvit import (
 )
 from ovss_refine_adapters.backbones.open_clip import Tokenizer
 from ovss_refine_adapters.logits.windowed import WindowedLogits, WindowOptions, check_background
-from ovss_refine_adapters.text import Templates, as_classes, text_features
+from ovss_refine_adapters.text import Templates, as_classes, raw_text_features
 
 # The largest factor on cosines, whatever was learnt.
 MOST = 100.0
@@ -178,16 +178,11 @@ class GroupVitLogits(WindowedLogits):
             check_background(self.classes)
 
     def _text(self) -> Tensor:
-        given, how = self.options.text_features, self.options
-        if given is None:
-            given = text_features(
-                self._text_side, self.classes, how.templates, how.cache_dir, unit=False
-            )
-        check_shape("text_features", given, "K C", K=len(self.classes.all_prompts))
-        check_float("text_features", given)
-        check_finite("text_features", given)
-        rows = given.detach().to(self.device).float()[0 if how.background is None else 1 :]
-        return F.normalize(rows, dim=-1)
+        how = self.options
+        rows = raw_text_features(
+            self._text_side, self.classes, how, "K C", background=how.background is not None
+        )
+        return F.normalize(rows.to(self.device), dim=-1)
 
 
 def score(groups: Groups, text: Tensor, factor: float, kept: int) -> Tensor:

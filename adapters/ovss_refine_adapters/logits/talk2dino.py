@@ -22,9 +22,7 @@ from ovss_refine.attention import Attention
 from ovss_refine.baseline.pamr import pamr
 from ovss_refine.checks import (
     check_count,
-    check_finite,
     check_flag,
-    check_float,
     check_number,
     check_shape,
 )
@@ -39,7 +37,7 @@ from ovss_refine_adapters.backbones.timm_attention import Projections
 from ovss_refine_adapters.logits.talk2dino_maps import class_attention, clean, similarity
 from ovss_refine_adapters.logits.talk2dino_projection import as_projection
 from ovss_refine_adapters.logits.windowed import WindowedLogits, WindowOptions, check_background
-from ovss_refine_adapters.text import Templates, as_classes, text_features
+from ovss_refine_adapters.text import Templates, as_classes, raw_text_features
 
 BACKBONE = "vit_base_patch14_reg4_dinov2.lvd142m"
 TEMPLATES = (
@@ -247,15 +245,10 @@ class Talk2DinoLogits(WindowedLogits):
         )
 
     def _text(self) -> Tensor:
-        given, how = self.options.text_features, self.options
-        if given is None:
-            given = text_features(
-                self._clip, self.classes, how.templates, how.cache_dir, unit=False
-            )
-        check_shape("text_features", given, "K D", K=len(self.classes.all_prompts))
-        check_float("text_features", given)
-        check_finite("text_features", given)
-        rows = given.detach().float()[0 if how.background is None else 1 :]
+        how = self.options
+        rows = raw_text_features(
+            self._clip, self.classes, how, "K D", background=how.background is not None
+        )
         weight = next(self.projection.parameters())
         with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
             text = F.normalize(self.projection(rows.to(weight.device)).float(), dim=-1)

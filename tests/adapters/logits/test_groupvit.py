@@ -10,6 +10,7 @@ import transformers
 from torch.testing import assert_close
 
 from adapters import tiny_models
+from adapters.bilinear import resized
 from adapters.tiny_clip import CLASSES, images
 from ovss_refine import load_logits
 from ovss_refine.registry import MissingWeightsError
@@ -42,24 +43,6 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def resized(grid, size):
-    """Bilinear with half-pixel centres: [h, w] to `size`, one pixel after another."""
-    (h, w), out = grid.shape, np.zeros(size)
-    for y in range(size[0]):
-        for x in range(size[1]):
-            v, u = (
-                np.clip((i + 0.5) * n / m - 0.5, 0, n - 1)
-                for i, n, m in ((y, h, size[0]), (x, w, size[1]))
-            )
-            top, left = int(v), int(u)
-            low, right = min(top + 1, h - 1), min(left + 1, w - 1)
-            dy, dx = v - top, u - left
-            upper = (1 - dx) * grid[top, left] + dx * grid[top, right]
-            lower = (1 - dx) * grid[low, left] + dx * grid[low, right]
-            out[y, x] = (1 - dy) * upper + dy * lower
-    return out
-
-
 def reference(source, pixels, background=None):
     """[K, H, W] scores of one image, from the model's own outputs."""
     size, grid = tuple(pixels.shape[-2:]), source.grid(pixels)
@@ -67,7 +50,7 @@ def reference(source, pixels, background=None):
         groups = encode(source.model, pixels)
     first, second = (a[0].double().numpy() for a in groups.assignments)  # [G1, N], [G, G1]
     R = first.T @ second.T  # [N, G]
-    maps = np.array([resized(column.reshape(grid), size) for column in R.T])
+    maps = resized(R.T.reshape(-1, *grid), size)
     text, e = source.text.double().numpy(), unit(groups.features[0].double().numpy())
     whole = text @ unit(groups.mean[0].double().numpy())
     kept = np.argsort(-whole)[: source.options.classes_kept]

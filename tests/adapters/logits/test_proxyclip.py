@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from adapters import tiny_models
+from adapters.bilinear import resized
 from adapters.tiny_clip import CLASSES, images, make, tiny_clip
 from ovss_refine import Attention, load_logits
 from ovss_refine.testing.logits import check_logits_source
@@ -21,25 +22,6 @@ def smooth(batch, size=(6, 16)):
     """Features of 4 channels that vary from patch to patch and point in all directions."""
     coarse = torch.nn.functional.adaptive_avg_pool2d(batch, size)
     return torch.cat([coarse, coarse.square().sum(dim=1, keepdim=True)], dim=1) - 0.5
-
-
-def resized(maps, size):
-    """Bilinear with half-pixel centres, one pixel after another."""
-    C, h, w = maps.shape
-    out = np.zeros((C, *size))
-    for y in range(size[0]):
-        for x in range(size[1]):
-            v, u = (
-                np.clip((i + 0.5) * n / m - 0.5, 0, n - 1)
-                for i, n, m in ((y, h, size[0]), (x, w, size[1]))
-            )
-            top, left = int(v), int(u)
-            low, right = min(top + 1, h - 1), min(left + 1, w - 1)
-            dy, dx = v - top, u - left
-            upper = (1 - dx) * maps[:, top, left] + dx * maps[:, top, right]
-            lower = (1 - dx) * maps[:, low, left] + dx * maps[:, low, right]
-            out[:, y, x] = (1 - dy) * upper + dy * lower
-    return out
 
 
 def reference(source, pixels, features, beta, gamma):
