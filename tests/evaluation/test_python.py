@@ -389,6 +389,13 @@ def test_bad_data(dataset, error, message):
         evaluate(segment, dataset=dataset, names=NAMES, rows=["baseline"])
 
 
+def test_a_folder_has_no_other_root(tmp_path):
+    write_tree(tmp_path, "folder", 1)
+    message = "`root` must be left out where `dataset` is the folder itself"
+    with pytest.raises(ValueError, match=message):
+        evaluate(segment, dataset=tmp_path, root=tmp_path, names=NAMES, rows=["baseline"])
+
+
 def in_training():
     return nn.Sequential(nn.Conv2d(3, 5, 8, 8), nn.BatchNorm2d(5))
 

@@ -235,6 +235,7 @@ def test_wrong_models_and_options_are_refused():
         ({"classes_kept": 0}, "`classes_kept` must be"),
         ({"background": 2}, "`background` must be"),
         ({"text_features": torch.ones(2, 24)}, r"`text_features` must have shape \[K=4, C\]"),
+        ({"text_features": torch.full((4, 24), torch.nan)}, "`text_features` must be finite; got"),
     ):
         with pytest.raises(ValueError, match=message):
             make(**options)
