@@ -6,19 +6,24 @@ M. Cuturi, "Sinkhorn Distances", NeurIPS 2013 (the iteration).
 Axes: B images, M classes, N patches.
 """
 
+import math
 from collections.abc import Iterator
+from itertools import product
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ovss_refine.attention import Attention
 from ovss_refine.method.modes import Solution
+from ovss_refine.tensors import compiled
 from ovss_refine.tensors.blocks import add_matmul, matmul_t
 from ovss_refine.tensors.tracing import State, repeat
 
 # The scaling u is settled to this relative change. On affinities of real features two updates are
 # within 1e-6 of the map's range of fifty, so the test stops at the third or so.
 TOLERANCE = 1e-6
+LOOP = "ovss_refine.method.transport_loop"
 
 
 def optimal_path(q: Tensor, attention: Attention, epsilon: float, iterations: int) -> Solution:
@@ -36,8 +41,12 @@ def optimal_path(q: Tensor, attention: Attention, epsilon: float, iterations: in
 
     Returns:
         D[c, j] = sum_i plan[i, j] C[i, j]. Memory: B * N * N floats for K, or a block of rows where
-        the attention is held as factors or memory is short.
+        the attention is held as factors or memory is short; none of it in the compiled loop, for
+        float32 maps on a CPU where numba is installed.
     """
+    weights = attention.batched().weights
+    if weights is not None and compiled.fits(weights):
+        return _compiled(q, weights, epsilon, iterations)
     # Into one tensor: small ones kept from every block would fragment the heap, which then grows
     # by a block each, to N * N floats.
     peak = q.new_zeros(q.shape[0], 1, 1)
@@ -69,3 +78,24 @@ def optimal_path(q: Tensor, attention: Attention, epsilon: float, iterations: in
     for (rows, K), (_, block) in pairs:
         add_matmul(D, u[..., rows], K.mul_(block))  # K is no longer needed
     return Solution(D * v / peak, taken, converged)
+
+
+def _compiled(q: Tensor, weights: Tensor, epsilon: float, iterations: int) -> Solution:
+    """Do the same by the compiled loop, which stops for each class when that is settled."""
+    loop = cast(Any, compiled.load_loops(LOOP)).transport
+    q, weights = q.contiguous(), weights.contiguous()
+    D = torch.empty_like(q)
+    peak = weights.amax(dim=(1, 2))  # [B]
+    rates = (-math.log2(math.e) / (epsilon * peak)).tolist()
+
+    def solve(place: tuple[int, int]) -> tuple[int, bool]:
+        b, c = place
+        found: tuple[int, bool] = loop(
+            q[b, c].numpy(), weights[b].numpy(), rates[b], iterations, TOLERANCE, D[b, c].numpy()
+        )
+        return found
+
+    places = list(product(range(q.shape[0]), range(q.shape[1])))
+    threads = compiled.threads_for(len(places), weights.numel())
+    steps, settled = zip(*compiled.in_threads(solve, places, threads), strict=True)
+    return Solution(D / peak[:, None, None], max(steps), all(settled))

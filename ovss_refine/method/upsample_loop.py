@@ -15,6 +15,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ovss_refine.method.upsample import SPATIAL_FLOOR
+from ovss_refine.tensors.exp2 import exp2
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -28,27 +29,10 @@ TILE, LANES = 160, 16
 # Neighbours and maps that a pass of `_add` takes: as many as fit in registers.
 TAKE_S, TAKE_K = 5, 4
 FLOOR = f32(SPATIAL_FLOOR)
-# 2^r on [-0.5, 0.5]: the polynomial of degree 5 with the least relative error, 7.5e-8.
-C0, C1, C2 = f32(1.0000001), f32(0.69314694), f32(0.24022120)
-C3, C4, C5 = f32(0.055507131), f32(0.0096755410), f32(0.0013276471)
-# A float32 of this size has no fraction: adding it rounds, and leaves the whole number, plus the
-# bias of an exponent, in the lowest bits.
-ROUND = f32(1.5 * 2**23 + 127)
 # Products and sums may be fused; nothing is reordered, and NaN and infinity keep their meaning.
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 # Inlined, the loops see which arrays are apart, and are vectorised: a third of the time.
 inlined: Callable[[Loop], Loop] = njit(**OPTIONS, forceinline=True)
-
-
-@inlined
-def exp2(x: np.float32) -> np.float32:
-    """Return 2^x for x <= 0, to 3e-7 of itself; below -126, 2^-126."""
-    if x < f32(-126):
-        x = f32(-126)
-    shifted = np.float32(x + ROUND)
-    r = x - (shifted - ROUND)
-    p = ((((C5 * r + C4) * r + C3) * r + C2) * r + C1) * r + C0
-    return p * np.int32(shifted.view(np.int32) << 23).view(f32)
 
 
 @inlined

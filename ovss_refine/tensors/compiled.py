@@ -9,12 +9,13 @@ Axes: m vectors, N tokens, P: N rounded up to whole cache lines.
 """
 
 import warnings
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from ovss_refine.tensors.tracing import exporting
 
+Part = TypeVar("Part")
+Found = TypeVar("Found")
 LOOPS = "ovss_refine.tensors.loops"
 # Floats of a cache line. Rows that start on one are read twice as fast.
 LINE = 16
@@ -47,6 +50,24 @@ def load_loops(module: str) -> ModuleType | None:
             stacklevel=2,
         )
         return None
+
+
+def fits(weights: Tensor) -> bool:
+    """Whether the loops can read this map."""
+    return weights.dtype == torch.float32 and available(weights.device)
+
+
+def threads_for(parts: int, entries: int) -> int:
+    """Return how many threads are worth it for so many parts of maps of so many entries."""
+    return min(torch.get_num_threads(), parts) if entries >= THREAD_ENTRIES else 1
+
+
+def in_threads(work: Callable[[Part], Found], parts: Sequence[Part], threads: int) -> list[Found]:
+    """Do the `work`, which releases the GIL, on each of the parts."""
+    if threads == 1:
+        return list(map(work, parts))
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, parts))
 
 
 def available(device: torch.device) -> bool:
@@ -96,17 +117,12 @@ def first_passage(q: Tensor, T: Tensor, tau: float, max_steps: int) -> tuple[Ten
     f = np.zeros((m, P), np.float32)
     f[:, :N] = q.numpy()
     time = np.empty((m, N), np.float32)
-    threads = min(torch.get_num_threads(), m) if m * N * N >= THREAD_ENTRIES else 1
+    threads = threads_for(m, m * N * N)
     parts = [slice(m * i // threads, m * (i + 1) // threads) for i in range(threads)]
 
     def walk(part: slice) -> tuple[int, bool]:
         found: tuple[int, bool] = loops.walk(f[part], T.numpy(), tau, max_steps, time[part])
         return found
 
-    if threads == 1:
-        taken = [walk(parts[0])]
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            taken = list(pool.map(walk, parts))
-    steps, done = zip(*taken, strict=True)
+    steps, done = zip(*in_threads(walk, parts, threads), strict=True)
     return torch.from_numpy(time), max(steps), all(done)

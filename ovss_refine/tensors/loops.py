@@ -17,6 +17,7 @@ Floats = NDArray[np.float32]
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 exact: Callable[[Loop], Loop] = njit(**OPTIONS)
+contracted: Callable[[Loop], Loop] = njit(**OPTIONS, fastmath={"contract"})
 # Sums in any order, so that they are vectorised; NaN and infinity stay what they are.
 fast: Callable[[Loop], Loop] = njit(**OPTIONS, fastmath={"reassoc", "contract"})
 finite: Callable[[Loop], Loop] = njit(**OPTIONS, fastmath={"nnan", "nsz", "reassoc"})

@@ -1,6 +1,7 @@
-"""Optimal path: marginals, laws, closed forms."""
+"""Optimal path: marginals, laws, closed forms, by torch and by the compiled loop."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ import reference
 from conftest import RANGE_TOLERANCE, SUM_TOLERANCE
 from ovss_refine import Attention
 from ovss_refine.method.transport import optimal_path
+from ovss_refine.tensors import compiled
 from strategies import block_attention, random_attention, random_sources
 
 
@@ -92,3 +94,59 @@ def test_stopping_early_does_not_show(rng):
     expected = reference.optimal_path(q[0].double().numpy(), weights.double().numpy(), 0.1, 50)
     np.testing.assert_allclose(short[0].numpy(), expected, atol=1e-5 * np.ptp(expected), rtol=0)
     assert_close(full, short)
+
+
+class TestCompiled:
+    """The loop against torch, which the tests above check where numba is not installed."""
+
+    @pytest.fixture(autouse=True)
+    def _numba(self):
+        pytest.importorskip("numba", reason="numba is not installed ([fast])")
+
+    @staticmethod
+    def seeds(B, m, N, generator):
+        """Distributions [B, m, N] of which no two share a patch, some patches of nobody."""
+        owner = torch.randint(m + 1, (B, 1, N), generator=generator)
+        owner[..., :m] = torch.arange(m)
+        q = torch.rand(B, m, N, generator=generator) * (owner == torch.arange(m)[:, None])
+        return q / q.sum(2, keepdim=True)
+
+    @pytest.mark.parametrize(("B", "m", "N"), [(1, 1, 2), (2, 3, 65), (3, 2, 300), (1, 20, 400)])
+    @pytest.mark.parametrize("threads", [1, 3])
+    def test_equal_torch_s(self, B, m, N, threads, rng, monkeypatch):
+        generator = torch.Generator().manual_seed(N)
+        weights = torch.from_numpy(np.stack([random_attention(rng, N, 3) for _ in range(B)]))
+        q = self.seeds(B, m, N, generator)
+        monkeypatch.setattr(compiled, "THREAD_ENTRIES", 0)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        used = []
+        load = compiled.load_loops
+        monkeypatch.setattr(compiled, "load_loops", lambda name: used.append(name) or load(name))
+        held = Attention(weights.float(), (1, N))
+        several, one = optimal_path(q, held, 0.1, 50), optimal_path(q, held, 0.1, 1)
+        assert used
+        assert several.converged
+        assert not one.converged
+        monkeypatch.setattr(compiled, "available", lambda _: False)
+        for found, most in ((several, 50), (one, 1)):
+            expected = optimal_path(q, held, 0.1, most)
+            assert_close(found.D, expected.D, rtol=2e-6, atol=1e-12)
+            assert found.steps == expected.steps
+
+    def test_a_class_does_not_depend_on_the_others(self, rng):
+        weights = torch.from_numpy(random_attention(rng, 90, 3)).float()
+        q = self.seeds(1, 4, 90, torch.Generator().manual_seed(0))
+        together = solve(weights, q)
+        assert torch.equal(
+            torch.cat([solve(weights, one[None, None]) for one in q[0]], 1), together
+        )
+
+    def test_maps_in_any_layout(self, rng):
+        weights = torch.from_numpy(random_attention(rng, 70, 3)).float()
+        q = self.seeds(1, 2, 70, torch.Generator().manual_seed(0))
+        assert torch.equal(solve(weights.T.contiguous().T, q.mT.contiguous().mT), solve(weights, q))
+
+    def test_half_precision_is_left_to_torch(self, rng, monkeypatch):
+        monkeypatch.setattr(compiled, "load_loops", lambda _: object())
+        weights = torch.from_numpy(random_attention(rng, 9)).half()
+        assert solve(weights, random_sources(rng, 1, 2, 9)).isfinite().all()
