@@ -68,7 +68,7 @@ def doubly_stochastic(attention: Attention, rounds: int, *, many_steps: bool = F
         many_steps: whether so many steps will be taken that a copy, B * N * N floats, saves time.
             It changes results by rounding only.
     """
-    if many_steps and attention.fits_twice and compiled.available(attention.device):
+    if attention.fits_twice and compiled.available(attention.device):
         return _compiled_chain(attention, rounds)
     transposed = attention.transposed() if many_steps else None
     N = attention.shape[-1]

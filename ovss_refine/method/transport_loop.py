@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ovss_refine.tensors.exp2 import exp2
-from ovss_refine.tensors.loops import SUMMANDS, Floats, contracted, fast, move
+from ovss_refine.tensors.loops import SUMMANDS, Floats, contracted, dot, fast, move
 
 
 @contracted
@@ -20,15 +20,6 @@ def form(given: Floats, rate: Any, row: Floats) -> None:
     """Write 2^(rate * given) into `row`."""
     for j in range(len(row)):
         row[j] = exp2(rate * given[j])
-
-
-@fast
-def dot(x: Floats, y: Floats) -> Any:
-    """Return the sum of products."""
-    total = np.float32(0)
-    for j in range(len(x)):
-        total += x[j] * y[j]
-    return total
 
 
 @fast

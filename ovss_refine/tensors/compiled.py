@@ -19,10 +19,12 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ovss_refine.tensors.tracing import exporting
 
+Floats = NDArray[np.float32]
 Part = TypeVar("Part")
 Found = TypeVar("Found")
 LOOPS = "ovss_refine.tensors.loops"
@@ -30,6 +32,8 @@ LOOPS = "ovss_refine.tensors.loops"
 LINE = 16
 # Entries of a product below which a second thread costs more than it saves.
 THREAD_ENTRIES = 1 << 20
+# Entries of a map whose rows threads share, although they wait for each other in every round.
+SHARED_ENTRIES = 1 << 22
 
 
 @cache
@@ -93,10 +97,40 @@ def scaled(weights: Tensor, rounds: int, large: float) -> tuple[Tensor, Tensor, 
     B, N, _ = weights.shape
     T = weights.new_empty(B, N, -(-N // LINE) * LINE)
     r, c = weights.new_empty(B, N), T.new_empty(B, T.shape[2])
-    for b in range(B):
-        arrays = (x.numpy() for x in (weights[b].contiguous(), T[b], r[b], c[b]))
-        loops.scale(*arrays, rounds, int(np.log2(large)))
+    exponent, threads = int(np.log2(large)), threads_for(B, weights.numel())
+
+    def one(b: int) -> None:
+        arrays = [x.numpy() for x in (weights[b].contiguous(), T[b], r[b], c[b])]
+        shared = threads == 1 and N * N >= SHARED_ENTRIES
+        scale: Callable[..., None] = _scale_shared if shared else loops.scale
+        scale(*arrays, rounds, exponent)
+
+    in_threads(one, range(B), threads)
     return T, r, c[:, :N]
+
+
+def _scale_shared(A: Floats, T: Floats, r: Floats, c: Floats, rounds: int, exponent: int) -> None:
+    """Scale one map as `loops.scale` does, its rows parted among threads."""
+    loops = cast(Any, load_loops(LOOPS))
+    threads = torch.get_num_threads()
+    parts = [slice(len(A) * i // threads, len(A) * (i + 1) // threads) for i in range(threads)]
+    sums = np.zeros((threads, len(c)), np.float32)
+
+    def begin(i: int) -> None:
+        loops.add_rows(A[parts[i]], T[parts[i]], sums[i])
+
+    def turn(i: int) -> None:
+        loops.scale_rows(T[parts[i]], c, r[parts[i]], sums[i])
+
+    def finish(i: int) -> None:
+        loops.finish_rows(T[parts[i]], c, r[parts[i]])
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(begin, range(threads)))
+        for work in (*[turn] * (rounds - 1), finish):
+            loops.scale_columns(sums.sum(axis=0), c, exponent)
+            sums[:] = 0
+            list(pool.map(work, range(threads)))
 
 
 def first_passage(q: Tensor, T: Tensor, tau: float, max_steps: int) -> tuple[Tensor, int, bool]:

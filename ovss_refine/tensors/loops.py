@@ -37,11 +37,13 @@ def largest(x: Floats) -> Any:
     return top
 
 
-@exact
-def multiply(x: Floats, factor: Any, factors: Floats) -> None:
-    """Multiply `x` in place, in this order: a product of the two may overflow where x is 0."""
+@fast
+def dot(x: Floats, y: Floats) -> Any:
+    """Return the sum of products."""
+    total = np.float32(0)
     for j in range(len(x)):
-        x[j] = x[j] * factor * factors[j]
+        total += x[j] * y[j]
+    return total
 
 
 @fast
@@ -53,38 +55,86 @@ def move(part: Floats, sums: Floats) -> None:
 
 
 @fast
-def scale(  # noqa: C901 - in functions of their own, its loops take longer
-    A: Floats, T: Floats, r: Floats, c: Floats, rounds: int, exponent: int
-) -> None:
-    """See `compiled.scaled`; `exponent` is that of `large`."""
-    N, P = T.shape
-    sums, part, one = np.zeros(P, np.float32), np.zeros(P, np.float32), np.float32(1)
-    for i in range(N):
+def add_rows(A: Floats, T: Floats, sums: Floats) -> None:
+    """Add the rows of A to `sums`, and copy them into T, whose rows may be longer."""
+    N = A.shape[1]
+    part = np.zeros(N, np.float32)
+    for i in range(len(A)):
         given, row = A[i], T[i]
         row[N:] = 0
         for j in range(N):
             row[j] = given[j]
             part[j] += given[j]
-        if i % SUMMANDS == SUMMANDS - 1 or i == N - 1:
-            move(part, sums)
-    for turn in range(rounds):
-        # A power of two: only the product of r and c matters, and else they may overflow.
-        shift = np.float32(math.ldexp(1.0, exponent - math.frexp(largest(sums))[1]))
+        if i % SUMMANDS == SUMMANDS - 1 or i == len(A) - 1:
+            move(part, sums[:N])
+
+
+@exact
+def scale_columns(sums: Floats, c: Floats, exponent: int) -> None:
+    """Write the factors of columns with such sums, and make the sums 0."""
+    # A power of two: only the product of r and c matters, and else they may overflow.
+    shift = np.float32(math.ldexp(1.0, exponent - math.frexp(largest(sums))[1]))
+    for j in range(len(sums)):
+        c[j] = np.float32(1) / max(sums[j] * shift, TINY)
+        sums[j] = 0
+
+
+@fast
+def scale_rows(T: Floats, c: Floats, r: Floats, sums: Floats) -> None:
+    """Write the factors of rows, the columns scaled by `c`; add the rows, so scaled, to `sums`.
+
+    Four rows are added while the next four are multiplied by `c`, so that reading never pauses.
+    """
+    N, P = T.shape
+    part, one, none = np.zeros(P, np.float32), np.float32(1), np.float32(0)
+    fours = N - N % 4
+    s0 = s1 = s2 = s3 = none
+    if fours:
+        s0, s1, s2, s3 = dot(T[0], c), dot(T[1], c), dot(T[2], c), dot(T[3], c)
+    for i in range(0, fours, 4):
+        t0, t1, t2, t3 = T[i], T[i + 1], T[i + 2], T[i + 3]
+        r0, r1 = one / max(s0, TINY), one / max(s1, TINY)
+        r2, r3 = one / max(s2, TINY), one / max(s3, TINY)
+        r[i], r[i + 1], r[i + 2], r[i + 3] = r0, r1, r2, r3
+        k = min(i + 4, fours - 4)
+        n0, n1, n2, n3 = T[k], T[k + 1], T[k + 2], T[k + 3]
+        s0 = s1 = s2 = s3 = none
         for j in range(P):
-            c[j] = one / max(sums[j] * shift, TINY)
-            sums[j] = 0
-        for i in range(N):
-            row, total = T[i], np.float32(0)
-            for j in range(P):
-                total += row[j] * c[j]
-            r[i] = factor = one / max(total, TINY)
-            if turn == rounds - 1:  # nobody needs the sums of columns any more
-                multiply(row, factor, c)
-                continue
-            for j in range(P):
-                part[j] += factor * row[j]
-            if i % SUMMANDS == SUMMANDS - 1 or i == N - 1:
-                move(part, sums)
+            part[j] += r0 * t0[j] + r1 * t1[j] + r2 * t2[j] + r3 * t3[j]
+            s0 += n0[j] * c[j]
+            s1 += n1[j] * c[j]
+            s2 += n2[j] * c[j]
+            s3 += n3[j] * c[j]
+        if (i + 4) % SUMMANDS == 0:
+            move(part, sums)
+    for i in range(fours, N):
+        row = T[i]
+        r[i] = r0 = one / max(dot(row, c), TINY)
+        for j in range(P):
+            part[j] += r0 * row[j]
+    move(part, sums)
+
+
+@exact
+def finish_rows(T: Floats, c: Floats, r: Floats) -> None:
+    """Write the factors of rows, the columns scaled by `c`, and scale T by both."""
+    for i in range(len(T)):
+        row = T[i]
+        r[i] = factor = np.float32(1) / max(dot(row, c), TINY)
+        for j in range(len(row)):  # in this order: c alone may overflow what r brings back
+            row[j] = row[j] * factor * c[j]
+
+
+@exact
+def scale(A: Floats, T: Floats, r: Floats, c: Floats, rounds: int, exponent: int) -> None:
+    """See `compiled.scaled`; `exponent` is that of `large`."""
+    sums = np.zeros(T.shape[1], np.float32)
+    add_rows(A, T, sums)
+    for _ in range(rounds - 1):
+        scale_columns(sums, c, exponent)
+        scale_rows(T, c, r, sums)
+    scale_columns(sums, c, exponent)
+    finish_rows(T, c, r)
 
 
 @fast

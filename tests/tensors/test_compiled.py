@@ -63,6 +63,25 @@ def test_patches_that_are_never_reached(monkeypatch):
 
 
 @needs_numba
+@pytest.mark.parametrize(("B", "rounds"), [(1, 15), (1, 1), (3, 15)])
+def test_rows_or_images_parted_among_threads_scale_as_in_one(B, rounds, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.stack([random_map(77, generator) for _ in range(B)])
+    alone = compiled.scaled(maps, rounds, markov.LARGE)[0]
+    monkeypatch.setattr(compiled, "THREAD_ENTRIES", 0)
+    monkeypatch.setattr(compiled, "SHARED_ENTRIES", 0)
+    used, shared = [], compiled._scale_shared
+    monkeypatch.setattr(compiled, "_scale_shared", lambda *a: used.append(1) or shared(*a))
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
+        used.clear()
+        T = compiled.scaled(maps, rounds, markov.LARGE)[0]
+        assert len(used) == (B if B == 1 or threads == 1 else 0)
+        assert_close(T, alone, rtol=1e-6, atol=0)
+        assert (T[..., 77:] == 0).all()
+
+
+@needs_numba
 def test_classes_parted_among_threads_are_as_in_one(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     (T,), _, _ = compiled.scaled(random_map(300, generator)[None], 15, markov.LARGE)
