@@ -10,7 +10,6 @@ On the CPU, N = 4096 patches, 21 classes, 512 x 512 pixels:
 - its two parts, scaling and walk, as a good engineer writes them: ten lines of torch for all the
   classes at once, at N = 1089 and 4096 with 3 and 20 of them, on synthetic attention, and on a real
   transformer's (the built-in examples, N = 1369);
-- the products of few vectors with the map, which both consist of: torch's `@`;
 - upsampling: a bilateral filter over a window of 3 sigma in pixels on the bilinearly upsampled map,
   as in M2N2; and kornia's `joint_bilateral_blur`, 17 x 17 window, on the same map.
 The upsamplings differ from ours by design (distance in pixels, colours of pixels instead of cells):
@@ -40,7 +39,6 @@ from ovss_refine.examples import read_example
 from ovss_refine.method.markov import doubly_stochastic, first_passage
 from ovss_refine.method.modes import ModeName
 from ovss_refine.tensors import compiled
-from ovss_refine.tensors.blocks import add_matmul, matmul_t
 from problems import Problem, problem
 from timing import floor, rates, seconds
 
@@ -270,23 +268,6 @@ def upsampling_rows(inputs: Problem, repeats: int, rate: dict[str, float]) -> di
     return rows
 
 
-def product_rows(repeats: int, rate: dict[str, float]) -> dict[str, object]:
-    """Compare the thin products that all modes consist of with torch's, one map, m vectors."""
-    A = torch.rand(1, N, N)
-    rows: dict[str, object] = {}
-    for m in (1, 20):
-        x, out = torch.rand(1, m, N), torch.zeros(1, m, N)
-        torch.testing.assert_close(matmul_t(x, A), x @ A.mT, rtol=1e-4, atol=0)
-        rows[f"m = {m}"] = {
-            "x A^T": seconds(lambda x=x: matmul_t(x, A), "cpu", 10 * repeats),
-            "x A": seconds(lambda x=x, o=out: add_matmul(o, x, A), "cpu", 10 * repeats),
-            "x A^T, torch": seconds(lambda x=x: x @ A.mT, "cpu", 10 * repeats),
-            "x A, torch": seconds(lambda x=x: x @ A, "cpu", 10 * repeats),
-            "floor": max(floor(rate, multiply_adds=m * N * N), floor(rate, bytes=4 * N * N)),
-        }
-    return rows
-
-
 def labels_only(low: Tensor, guide: Tensor) -> None:
     """Label every pixel without holding the scores, as a refinement does."""
     from ovss_refine.method.upsample import upsample_bands
@@ -314,7 +295,6 @@ def main() -> None:
             "maximum_velocity", class_by_class, inputs, args.repeats, rate
         ),
         "ten lines of torch": loop_rows(args.repeats),
-        "thin products": product_rows(args.repeats, rate),
         "upsampling": upsampling_rows(inputs, args.repeats, rate),
     }
     text = json.dumps(report, indent=1)

@@ -22,7 +22,7 @@ from ovss_refine.checks import (
     check_weights_shape,
 )
 from ovss_refine.images.convert import as_tensor
-from ovss_refine.tensors.blocks import Dense, Factors, add_matmul
+from ovss_refine.tensors.blocks import Dense, Factors
 from ovss_refine.tensors.layout import check_grid
 from ovss_refine.tensors.memory import free_bytes
 
@@ -189,12 +189,8 @@ class Attention:
         """Return `x` times the attention, [B, M, N] float32 in and out."""
         out = torch.zeros_like(x)
         for rows, block in self.blocks():
-            add_matmul(out, x[..., rows], block)
+            out.baddbmm_(x[..., rows], block)
         return out
-
-    def transposed(self) -> Tensor | None:
-        """Return the columns as rows, [B, N, N], or None: no room for it, or no use here."""
-        return self.batched()._held.transposed() if self.fits_twice else None
 
     def formed(self) -> "Attention":
         """Return the same maps held as a matrix, where they may be and memory is plentiful."""

@@ -94,12 +94,11 @@ def test_left_product_in_blocks(weights, dtype, divisor, monkeypatch):
     assert_close(torch.cat([block for _, block in blocks], dim=1), weights.to(dtype).float())
 
 
-def test_only_a_float32_map_with_room_is_copied(weights):
-    assert_close(Attention(weights, (3, 4)).transposed(), weights.mT)
-    assert_close(Attention(weights[0], (3, 4)).transposed(), weights[:1].mT)
-    assert Attention(weights.half(), (3, 4)).transposed() is None
-    assert Attention(weights, (3, 4), block_divisor=8).transposed() is None
-    assert Attention.from_factors(*torch.rand(2, 2, 12, 5), 1.0, (3, 4)).transposed() is None
+def test_only_a_float32_map_with_room_fits_twice(weights):
+    assert Attention(weights, (3, 4)).fits_twice
+    assert not Attention(weights.half(), (3, 4)).fits_twice
+    assert not Attention(weights, (3, 4), block_divisor=8).fits_twice
+    assert not Attention.from_factors(*torch.rand(2, 2, 12, 5), 1.0, (3, 4)).fits_twice
 
 
 def test_affinity_is_the_softmax_of_cosines():

@@ -18,6 +18,7 @@ from ovss_refine import Attention, Logits, RefineConfig, Refiner, refine
 from ovss_refine import refiner as refiner_module
 from ovss_refine.method import steps as steps_module
 from ovss_refine.tensors import blocks as blocks_module
+from ovss_refine.tensors import compiled
 from strategies import Case, cases, random_attention
 
 MODES = [
@@ -243,7 +244,7 @@ def test_factors_equal_the_reference(mode, form, monkeypatch):
     assert_same_labels(result, expected["labels"], expected["scores"])
 
 
-WAYS = ["blocks of ten rows", "without a second map", "without oneDNN", "tested seldom"]
+WAYS = ["blocks of ten rows", "without a second map", "without numba", "tested seldom"]
 
 
 @each_mode
@@ -255,8 +256,8 @@ def test_every_way_to_multiply_equals_the_reference(mode, way, monkeypatch):
     monkeypatch.setattr(blocks_module, "MIN_ROWS", 1)
     if way == "without a second map":
         attention = Attention(attention.weights, case.grid, block_divisor=5)
-    elif way == "without oneDNN":
-        monkeypatch.setattr(blocks_module, "_has_onednn", lambda device: False)
+    elif way == "without numba":
+        monkeypatch.setattr(compiled, "load_loops", lambda module: None)
     elif way == "tested seldom":
         monkeypatch.setattr(Attention, "test_every", 7)
     expected = reference.refine(case.logits, case.attention, case.image, case.grid, **mode)
@@ -326,7 +327,7 @@ def note(given, attention, *rest):
     tried.append(attention.block_divisor)
     return whole(given, attention, *rest)
 module.refine_confidence = note
-refiner = Refiner(mode="optimal_path")
+refiner = Refiner(mode="maximum_velocity")
 # In small blocks, so that no freed map is left in the heap for the next call to use.
 sparing = Attention(attention.weights, (60, 60), block_divisor=8)
 expected = refiner(logits, sparing, image).labels

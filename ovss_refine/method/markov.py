@@ -15,7 +15,6 @@ from torch import Tensor
 from ovss_refine.attention import Attention
 from ovss_refine.method.modes import Solution
 from ovss_refine.tensors import compiled
-from ovss_refine.tensors.blocks import add_matmul, matmul_t
 from ovss_refine.tensors.tracing import State, exporting, repeat
 
 # Bound on the sums of columns before they are scaled. Near the upper end of float32, with room for
@@ -31,24 +30,20 @@ class Chain:
         attention: B maps of N tokens.
         r: [B, 1, N] factor of each row.
         c: [B, 1, N] factor of each column.
-        transposed: [B, N, N] the attention's columns as rows, or None.
-        T: [B, N, P] the chain itself for compiled loops, see `compiled.scaled`, or None.
+        T: None, or [B, N, N or more] the chain as one map; columns past N are 0, see
+            `compiled.scaled`.
     """
 
     attention: Attention
     r: Tensor
     c: Tensor
-    transposed: Tensor | None = None
     T: Tensor | None = None
 
     def step(self, x: Tensor) -> Tensor:
         """Return x T, [B, M, N] in and out."""
         if self.T is not None:
             return x @ self.T[..., : x.shape[-1]]
-        x = x * self.r
-        T = self.transposed
-        x = self.attention.left_matmul(x) if T is None else matmul_t(x, T)
-        return x.mul_(self.c)
+        return self.attention.left_matmul(x * self.r).mul_(self.c)
 
     def spread(self, f: Tensor) -> Tensor:
         """Return f T with every class's largest entry scaled to one, [B, M, N] in and out."""
@@ -68,9 +63,9 @@ def doubly_stochastic(attention: Attention, rounds: int, *, many_steps: bool = F
         many_steps: whether so many steps will be taken that a copy, B * N * N floats, saves time.
             It changes results by rounding only.
     """
-    if attention.fits_twice and compiled.available(attention.device):
-        return _compiled_chain(attention, rounds)
-    transposed = attention.transposed() if many_steps else None
+    weights = attention.batched().weights if attention.fits_twice else None
+    if weights is not None and compiled.available(attention.device):
+        return Chain(attention, *compiled.scaled(weights, rounds, LARGE))
     N = attention.shape[-1]
     column_sums = torch.zeros(attention.batch, 1, N, dtype=torch.float32, device=attention.device)
     for _, block in attention.blocks():
@@ -80,19 +75,11 @@ def doubly_stochastic(attention: Attention, rounds: int, *, many_steps: bool = F
         r = torch.empty_like(c)
         column_sums = torch.zeros_like(c)
         for rows, block in attention.blocks():
-            r[..., rows] = _reciprocal(matmul_t(c, block))
-            if transposed is None:
-                add_matmul(column_sums, r[..., rows], block)
-        if transposed is not None:
-            column_sums = matmul_t(r, transposed)
-    return Chain(attention, r, c, transposed)
-
-
-def _compiled_chain(attention: Attention, rounds: int) -> Chain:
-    weights = attention.weights
-    assert weights is not None  # noqa: S101 - as it fits twice
-    T, r, c = compiled.scaled(weights if weights.ndim == 3 else weights[None], rounds, LARGE)
-    return Chain(attention, r[:, None], c[:, None], T=T)
+            r[..., rows] = _reciprocal(c @ block.mT)
+            column_sums.baddbmm_(r[..., rows], block)
+    # In this order: r and c alone may multiply to more than float32 holds, where a weight is 0.
+    T = (weights * r.mT).mul_(c) if many_steps and weights is not None else None
+    return Chain(attention, r, c, T)
 
 
 def propagate(x: Tensor, chain: Chain, steps: int) -> Tensor:
@@ -133,7 +120,7 @@ def first_passage(q: Tensor, chain: Chain, tau: float, max_steps: int) -> Soluti
         D = 1 / (1 + l), l = steps, interpolated between the two around the crossing. Converged
         if every patch was reached.
     """
-    if chain.T is not None:
+    if chain.T is not None and compiled.available(chain.T.device):
         found = [
             compiled.first_passage(one, T, tau, max_steps)
             for one, T in zip(q, chain.T, strict=True)

@@ -93,7 +93,7 @@ class Mode:
 
     @property
     def takes_many_steps(self) -> bool:
-        """Whether the chain takes so many steps that a transposed copy of the map pays off."""
+        """Whether the chain takes so many steps that forming it pays off."""
         return "max_steps" in self.options
 
 

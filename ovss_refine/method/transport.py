@@ -17,7 +17,6 @@ from torch import Tensor
 from ovss_refine.attention import Attention
 from ovss_refine.method.modes import Solution
 from ovss_refine.tensors import compiled
-from ovss_refine.tensors.blocks import add_matmul, matmul_t
 from ovss_refine.tensors.tracing import State, repeat
 
 # The scaling u is settled to this relative change. On affinities of real features two updates are
@@ -63,8 +62,8 @@ def optimal_path(q: Tensor, attention: Attention, epsilon: float, iterations: in
     def update(t: int, u: Tensor, v: Tensor) -> State:
         u, mass = torch.empty_like(q), torch.zeros_like(q)  # mass: u K, before the scaling by v
         for rows, K in kernel() if held is None else held:
-            u[..., rows] = q[..., rows] / matmul_t(v, K)
-            add_matmul(mass, u[..., rows], K)
+            u[..., rows] = q[..., rows] / (v @ K.mT)
+            mass.baddbmm_(u[..., rows], K)
         return u, 1 / (q.shape[-1] * mass)
 
     def settled(before: State, after: State) -> Tensor:
@@ -76,7 +75,7 @@ def optimal_path(q: Tensor, attention: Attention, epsilon: float, iterations: in
     D = torch.zeros_like(q)
     pairs = zip(kernel() if held is None else held, attention.blocks(), strict=True)
     for (rows, K), (_, block) in pairs:
-        add_matmul(D, u[..., rows], K.mul_(block))  # K is no longer needed
+        D.baddbmm_(u[..., rows], K.mul_(block))  # K is no longer needed
     return Solution(D * v / peak, taken, converged)
 
 

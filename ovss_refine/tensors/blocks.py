@@ -1,6 +1,6 @@
-"""Large square maps, held as a matrix or as factors, in blocks of rows; thin products with them.
+"""Large square maps, held as a matrix or as factors, in blocks of rows.
 
-Axes: B images, A heads, N tokens, d channels of a head, M vectors.
+Axes: B images, A heads, N tokens, d channels of a head.
 """
 
 from collections.abc import Iterator
@@ -17,8 +17,6 @@ CPU_BLOCK = 1 << 21
 GPU_BLOCK = 1 << 26
 # Thinner blocks make thin matrix products, which are slow.
 MIN_ROWS = 64
-# Rows transposed at a time: half the time of one transposed copy of the whole map.
-TRANSPOSE_ROWS = 32
 
 
 class Dense(NamedTuple):
@@ -48,18 +46,6 @@ class Dense(NamedTuple):
         for rows in _ranges(N, max(_block_size(self.weights) // (B * N), MIN_ROWS) // divisor):
             yield rows, self.weights[:, rows].float()
 
-    def transposed(self) -> Tensor | None:
-        """Return a transposed copy, [B, N, N], or None where that saves no time.
-
-        A chain multiplies by the same map many times, and a CPU is faster at x A^T than at x A.
-        """
-        if self.weights.dtype != torch.float32 or not _has_onednn(self.weights.device):
-            return None
-        out = torch.empty_like(self.weights)
-        for rows in _ranges(self.weights.shape[1], TRANSPOSE_ROWS):
-            out[:, :, rows].copy_(self.weights[:, rows].mT)
-        return out
-
 
 class Factors(NamedTuple):
     """A map held as what it is made of: the mean over heads of softmax(q k^T).
@@ -87,9 +73,6 @@ class Factors(NamedTuple):
                 block = block + (self.q[:, head, rows] @ self.k[:, head].mT).softmax(dim=-1)
             yield rows, block.div_(A)
 
-    def transposed(self) -> None:
-        """Return None: a transposed copy would be the map that factors avoid."""
-
 
 def _block_size(tensor: Tensor) -> int:
     return CPU_BLOCK if tensor.device.type == "cpu" else GPU_BLOCK
@@ -98,34 +81,3 @@ def _block_size(tensor: Tensor) -> int:
 def _ranges(N: int, n: int) -> Iterator[slice]:
     n = max(1, n)
     return (slice(start, min(start + n, N)) for start in range(0, N, n))
-
-
-def matmul_t(x: Tensor, block: Tensor) -> Tensor:
-    """Return x block^T, [B, M, n], of `x` [B, M, N] and a `block` [B, n, N] of rows."""
-    if not _has_onednn(x.device):
-        return x @ block.mT
-    return torch.stack([_linear(one, A) for one, A in zip(x, block, strict=True)])
-
-
-def add_matmul(out: Tensor, x: Tensor, block: Tensor) -> None:
-    """Add x block to `out` [B, M, N], of `x` [B, M, n] and a `block` [B, n, N] of rows."""
-    if not _has_onednn(x.device) or x.shape[1] == 1:
-        out.baddbmm_(x, block)
-        return
-    for total, one, A in zip(out, x, block, strict=True):
-        total += _linear(one, A.mT)
-
-
-def _linear(x: Tensor, weight: Tensor) -> Tensor:
-    """Return x weight^T by oneDNN, for thin x up to twice as fast as torch's own choice."""
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-    return out
-
-
-def _has_onednn(device: torch.device) -> bool:
-    return (
-        device.type == "cpu"
-        and bool(torch._C._has_mkldnn)
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and not torch.compiler.is_compiling()
-    )

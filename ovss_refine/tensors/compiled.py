@@ -90,8 +90,8 @@ def scaled(weights: Tensor, rounds: int, large: float) -> tuple[Tensor, Tensor, 
         large: bound on the sums of columns before they are scaled, a power of two.
 
     Returns:
-        The scaled maps [B, N, P], the added columns 0; r, c: [B, N] the factors of their rows and
-        columns, of which only the products are determined.
+        The factors of rows and columns, each [B, 1, N], of which only the products are determined;
+        the scaled maps [B, N, P], the added columns 0.
     """
     loops = cast(Any, load_loops(LOOPS))
     B, N, _ = weights.shape
@@ -106,7 +106,7 @@ def scaled(weights: Tensor, rounds: int, large: float) -> tuple[Tensor, Tensor, 
         scale(*arrays, rounds, exponent)
 
     in_threads(one, range(B), threads)
-    return T, r, c[:, :N]
+    return r[:, None], c[:, None, :N], T
 
 
 def _scale_shared(A: Floats, T: Floats, r: Floats, c: Floats, rounds: int, exponent: int) -> None:

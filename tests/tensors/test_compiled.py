@@ -23,12 +23,13 @@ def random_map(N, generator):
     return weights / weights.sum(1, keepdim=True)
 
 
-def chains(weights, monkeypatch):
-    """The chain of the loops, and that of torch."""
+def both_ways(weights, monkeypatch, use):
+    """What `use` makes of the chain by the loops, and by torch."""
     held = Attention(weights, (1, len(weights))).batched()
-    ours = markov.doubly_stochastic(held, 15, many_steps=True)
-    monkeypatch.setattr(compiled, "available", lambda _: False)
-    return ours, markov.doubly_stochastic(held, 15, many_steps=True)
+    ours = use(markov.doubly_stochastic(held, 15, many_steps=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled, "load_loops", lambda _: None)
+        return ours, use(markov.doubly_stochastic(held, 15, many_steps=True))
 
 
 @needs_numba
@@ -36,27 +37,33 @@ def chains(weights, monkeypatch):
 @pytest.mark.parametrize("m", [1, 3])
 def test_equal_torch_s(N, m, monkeypatch):
     generator = torch.Generator().manual_seed(N)
-    ours, torchs = chains(random_map(N, generator), monkeypatch)
-    assert ours.T is not None
-    assert torchs.T is None
     x = torch.rand(1, m, N, generator=generator) ** 8
-    assert_close(ours.step(x), torchs.step(x), rtol=1e-5, atol=1e-6)
     q = x / x.sum(2, keepdim=True)
-    for tau, steps in ((0.3, 100), (0.9, 100), (0.3, 1)):
-        found, expected = (markov.first_passage(q, c, tau, steps) for c in (ours, torchs))
+
+    def use(chain):
+        passages = [
+            markov.first_passage(q, chain, tau, steps)
+            for tau, steps in ((0.3, 100), (0.9, 100), (0.3, 1))
+        ]
+        maps = [chain.T[..., :N], chain.step(x), markov.increment(q, chain, 0.5, 100).D]
+        return passages, maps
+
+    (ours, our_maps), (torchs, torch_maps) = both_ways(random_map(N, generator), monkeypatch, use)
+    assert_close(our_maps, torch_maps, rtol=1e-5, atol=1e-6)
+    for found, expected in zip(ours, torchs, strict=True):
         assert_close(found.D, expected.D, rtol=1e-4, atol=1e-5)
         assert (found.steps, found.converged) == (expected.steps, expected.converged)
-    assert_close(
-        *(markov.increment(q, c, 0.5, 100).D for c in (ours, torchs)), rtol=1e-5, atol=1e-6
-    )
 
 
 @needs_numba
 def test_patches_that_are_never_reached(monkeypatch):
-    ours, torchs = chains(block_attention([5, 9]), monkeypatch)
     q = torch.zeros(1, 2, 14)
     q[0, 0, 2] = q[0, 1, 7] = 1
-    found, expected = (markov.first_passage(q, c, 0.3, 20) for c in (ours, torchs))
+
+    def use(chain):
+        return markov.first_passage(q, chain, 0.3, 20)
+
+    found, expected = both_ways(block_attention([5, 9]), monkeypatch, use)
     assert_close(found.D, expected.D)
     assert (found.D[0, 0, 5:] == 1 / 21).all()
     assert (found.steps, found.converged) == (20, False)
@@ -67,7 +74,7 @@ def test_patches_that_are_never_reached(monkeypatch):
 def test_rows_or_images_parted_among_threads_scale_as_in_one(B, rounds, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     maps = torch.stack([random_map(77, generator) for _ in range(B)])
-    alone = compiled.scaled(maps, rounds, markov.LARGE)[0]
+    alone = compiled.scaled(maps, rounds, markov.LARGE)[2]
     monkeypatch.setattr(compiled, "THREAD_ENTRIES", 0)
     monkeypatch.setattr(compiled, "SHARED_ENTRIES", 0)
     used, shared = [], compiled._scale_shared
@@ -75,7 +82,7 @@ def test_rows_or_images_parted_among_threads_scale_as_in_one(B, rounds, monkeypa
     for threads in (1, 2, 5):
         monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
         used.clear()
-        T = compiled.scaled(maps, rounds, markov.LARGE)[0]
+        T = compiled.scaled(maps, rounds, markov.LARGE)[2]
         assert len(used) == (B if B == 1 or threads == 1 else 0)
         assert_close(T, alone, rtol=1e-6, atol=0)
         assert (T[..., 77:] == 0).all()
@@ -84,7 +91,7 @@ def test_rows_or_images_parted_among_threads_scale_as_in_one(B, rounds, monkeypa
 @needs_numba
 def test_classes_parted_among_threads_are_as_in_one(monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    (T,), _, _ = compiled.scaled(random_map(300, generator)[None], 15, markov.LARGE)
+    _, _, (T,) = compiled.scaled(random_map(300, generator)[None], 15, markov.LARGE)
     q = torch.rand(5, 300, generator=generator) ** 20
     q[0] = 1 / 300  # is everywhere at once
     monkeypatch.setattr(compiled, "THREAD_ENTRIES", 0)
