@@ -72,11 +72,13 @@ class Attention:
         given = self.weights if self.weights is None else as_tensor(self.weights, "weights")
         weights = check_weights_shape("weights", given)
         object.__setattr__(self, "grid", check_grid(self.grid, weights.shape[-1]))
-        # Per head, so that a negative entry of one head cannot hide behind another's.
-        lowest = weights.detach().amin()
         if weights.ndim == 4:
+            # Per head, so that a negative entry of one head cannot hide behind another's.
+            lowest = float(weights.detach().amin())
             weights = weights.mean(dim=1, dtype=torch.promote_types(weights.dtype, torch.float32))
-        check_rows(weights, float(lowest))
+            check_rows(weights, lowest)
+        else:
+            check_rows(weights)
         object.__setattr__(self, "weights", weights)
 
     @classmethod

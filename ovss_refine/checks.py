@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROW_SUM_TOLERANCE = 1e-2
+# Entries of a map that are checked at a time on a CPU.
+ROWS_BLOCK = 1 << 18
 # Of scales, spreads and temperatures: their squares, reciprocals and products with numbers of size
 # one are far from the ends of float32.
 SCALES = (1e-6, 1e6)
@@ -100,17 +102,15 @@ def check_weights_shape(name: str, weights: Tensor | None) -> Tensor:
     return weights
 
 
-def check_rows(weights: Tensor, lowest: float) -> None:
+def check_rows(weights: Tensor, lowest: float = math.inf) -> None:
     """Raise ValueError unless attention `weights` [..., N, N] are finite, >= 0 and sum to one.
 
     Args:
         weights: the map, its heads averaged.
         lowest: the smallest entry before the average.
     """
-    import torch
-
-    dtype = torch.promote_types(weights.dtype, torch.float32)
-    low, high = (float(x) for x in weights.sum(dim=-1, dtype=dtype).detach().aminmax())
+    least, low, high = _row_bounds(weights)
+    lowest = min(lowest, least)
     # A NaN or an infinity anywhere is one in its row's sum as well.
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("the attention `weights` must be finite; got NaN or infinite entries.")
@@ -125,6 +125,24 @@ def check_rows(weights: Tensor, lowest: float) -> None:
             f"the rows of the attention `weights` must sum to one within {ROW_SUM_TOLERANCE}; "
             f"got sums from {low:.4g} to {high:.4g}. {fix}; row = query."
         )
+
+
+def _row_bounds(weights: Tensor) -> tuple[float, float, float]:
+    """Return the smallest entry, and the smallest and largest sum of a row; reads the map once."""
+    import torch
+
+    dtype = torch.promote_types(weights.dtype, torch.float32)
+    rows = weights.detach().flatten(0, -2)
+    size = ROWS_BLOCK if rows.device.type == "cpu" else rows.numel()
+    least, sums = [], []
+    for block in torch.split(
+        rows, max(1, size // rows.shape[1])
+    ):  # the second reading is of the cache
+        least.append(block.amin())
+        sums.append(block.sum(dim=1, dtype=dtype))
+    low, high = torch.cat(sums).aminmax()
+    found: list[float] = torch.stack([torch.stack(least).amin().to(dtype), low, high]).tolist()
+    return found[0], found[1], found[2]
 
 
 def _row_advice(weights: Tensor, low: float, high: float) -> str:

@@ -275,7 +275,7 @@ def _refine_in_memory(
     reason = ""
     for divisor in BLOCK_DIVISORS:
         try:
-            held = attention.formed() if divisor == 1 else attention.in_blocks(divisor)
+            held = attention if divisor == 1 else attention.in_blocks(divisor)
             return refine_confidence(given, held, guide, config)
         except RuntimeError as error:  # on a CPU the allocator raises nothing more specific
             reason = str(error)

@@ -27,6 +27,16 @@ def test_half_precision_heads_are_averaged_in_float32(weights):
     assert Attention(weights[None].half(), (3, 4)).weights.dtype == torch.float32
 
 
+@pytest.mark.parametrize("row", [0, 5, 11])
+@pytest.mark.parametrize(("change", "word"), [(-1, "0"), (1, "sum to one"), (torch.nan, "finite")])
+def test_every_block_of_rows_is_checked(weights, row, change, word, monkeypatch):
+    monkeypatch.setattr("ovss_refine.checks.ROWS_BLOCK", 5 * 12)
+    Attention(weights, (3, 4))
+    weights[1, row, 2] += change
+    with pytest.raises(ValueError, match=f"must be .*{word}|must {word}"):
+        Attention(weights, (3, 4))
+
+
 def test_a_negative_entry_cannot_hide_behind_another_head(weights):
     weights[0, 0, 0] -= 1
     weights[0, 0, 1] += 1

@@ -221,7 +221,7 @@ def test_sizes():
         for path in PACKAGE.rglob("*.py")
         if {path.parent.name, path.stem} & core or (path.parent == PACKAGE and path.stem in names)
     )
-    assert code <= 2110
+    assert code <= 2140
 
 
 def code_lines(path):

@@ -244,6 +244,18 @@ def test_factors_equal_the_reference(mode, form, monkeypatch):
     assert_same_labels(result, expected["labels"], expected["scores"])
 
 
+@pytest.mark.parametrize("steps", [0, 1])
+def test_kl_reads_the_attention_only_to_propagate_before(steps, monkeypatch):
+    case = smooth_case(17)
+    logits, _, image = case.tensors()
+    factors = torch.rand(2, 1, len(case.attention), 4)
+    read, blocks = [], Attention.blocks
+    monkeypatch.setattr(Attention, "blocks", lambda held: read.append(1) or blocks(held))
+    attention = Attention.from_factors(*factors, 0.5, case.grid)
+    Refiner("kl", pre_propagation=steps)(logits, attention, image)
+    assert bool(read) == bool(steps)
+
+
 WAYS = ["blocks of ten rows", "without a second map", "without numba", "tested seldom"]
 
 

@@ -92,6 +92,11 @@ class Mode:
         return "ipf_rounds" in self.options
 
     @property
+    def reads_map(self) -> bool:
+        """Whether the scores depend on the attention, even without propagation before them."""
+        return self.needs_chain or "epsilon" in self.options
+
+    @property
     def takes_many_steps(self) -> bool:
         """Whether the chain takes so many steps that forming it pays off."""
         return "max_steps" in self.options

@@ -59,6 +59,8 @@ def refine_confidence(
     """
     mode = MODES[config.mode]
     pre_propagation = config.pre_propagation if "pre_propagation" in mode.options else 0
+    if mode.reads_map or pre_propagation:
+        attention = attention.formed()
     chain = None
     if mode.needs_chain or pre_propagation:
         chain = doubly_stochastic(attention, config.ipf_rounds, many_steps=mode.takes_many_steps)
