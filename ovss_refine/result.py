@@ -3,8 +3,8 @@
 Axes: B images, M classes, (gh, gw) grid of the attention, (H, W) pixels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,8 +31,8 @@ class RefineResult:
             "propagation" and "anchored" all the patches that it won.
         scores: [B, M, H, W] float32, `discrepancy` upsampled, -inf for rejected classes; None
             unless `keep_scores` was set.
-        steps: steps that each solver took, by name, such as {"maximum_velocity": 53}; the same for
-            all images of a batch. On a GPU up to three more than were needed.
+        steps: steps that each solver took, by name, such as {"maximum_velocity": 53}; the
+            most of any image of a batch. On a GPU up to three more than were needed.
         converged: whether every solver met its stopping test: the marginals of the optimal path
             hold, the walks of maximum velocity have reached every patch.
 
@@ -112,3 +112,19 @@ class RefineResult:
         from ovss_refine.segmentation import of_result
 
         return of_result(self, image, names)
+
+
+def gather(results: Iterable[RefineResult], B: int) -> RefineResult:
+    """Put the results of B >= 1 batches of one image into one; holds one of them beside it."""
+    results = iter(results)
+    one = next(results)
+    whole = one._each(lambda x: x.new_empty(B, *x.shape[1:]))
+    steps, converged = dict(one.steps), one.converged
+    for b in range(B):
+        for part in fields(one):
+            if isinstance(x := getattr(one, part.name), Tensor):
+                getattr(whole, part.name)[b] = x[0]
+        steps = {name: max(n, steps[name]) for name, n in one.steps.items()}
+        converged = converged and one.converged
+        one = next(results, one)
+    return replace(whole, steps=steps, converged=converged)

@@ -34,7 +34,7 @@ class Solution:
 
     Attributes:
         D: [B, M, N] the result.
-        steps: steps taken, the same for the whole batch; 0 in an exported graph, which cannot tell.
+        steps: most steps taken for any image and class; 0 in an exported graph, which cannot tell.
         converged: whether the stopping test was met within the upper bound on steps.
     """
 

@@ -20,12 +20,12 @@ from ovss_refine.method.markov import Chain, doubly_stochastic, propagate
 from ovss_refine.method.modes import MODES, Problem, Solution
 from ovss_refine.method.upsample import upsample_bands
 from ovss_refine.method.vote import log_confidence, region_vote
-from ovss_refine.result import RefineResult
+from ovss_refine.result import RefineResult, gather
 from ovss_refine.tensors.tracing import exporting
 
 
 class Confidence(NamedTuple):
-    """What the logits say of the classes.
+    """What the logits say of the classes of B images.
 
     Attributes:
         P: [B, M, N] class confidence.
@@ -36,6 +36,11 @@ class Confidence(NamedTuple):
     P: Tensor
     assigned: Tensor
     votes: Tensor | None
+
+    def alone(self, b: int) -> "Confidence":
+        """Return that of image `b`, as a batch of one."""
+        P, assigned, votes = (None if x is None else x[b : b + 1] for x in self)
+        return Confidence(cast(Tensor, P), cast(Tensor, assigned), votes)
 
 
 def weigh_logits(logits: Tensor, prompt_index: Tensor | None, config: RefineConfig) -> Confidence:
@@ -49,7 +54,10 @@ def weigh_logits(logits: Tensor, prompt_index: Tensor | None, config: RefineConf
 def refine_confidence(
     given: Confidence, attention: Attention, guide: Tensor, config: RefineConfig
 ) -> RefineResult:
-    """Do the method's steps 3 to 8.
+    """Do the method's steps 3 to 8, on a CPU for one image after the other.
+
+    There the maps of a batch would only push each other out of the cache, and images with few
+    classes would wait for those with many.
 
     Args:
         given: what `weigh_logits` returns.
@@ -57,6 +65,18 @@ def refine_confidence(
         guide: [B, 3, H, W] float32 image in [0, 1].
         config: the options.
     """
+    B = attention.batch
+    if B == 1 or attention.device.type != "cpu" or exporting():
+        return _refine(given, attention, guide, config)
+    one_by_one = (
+        _refine(given.alone(b), attention[b].batched(), guide[b : b + 1], config) for b in range(B)
+    )
+    return gather(one_by_one, B)
+
+
+def _refine(
+    given: Confidence, attention: Attention, guide: Tensor, config: RefineConfig
+) -> RefineResult:
     mode = MODES[config.mode]
     pre_propagation = config.pre_propagation if "pre_propagation" in mode.options else 0
     if mode.reads_map or pre_propagation:
