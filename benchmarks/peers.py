@@ -1,91 +1,46 @@
-"""What a user would run instead of each stage, checked for equal results before it is timed.
+"""The solvers beside what a good engineer would write in ten lines with the best library.
 
-    pip install -e '.[bench]'
-    python benchmarks/peers.py [--json OUT]
+    pip install -e '.[fast,bench]'
+    python benchmarks/peers.py [--threads 1 2] [--json OUT]
 
-On the CPU, N = 4096 patches, 21 classes, 512 x 512 pixels:
-- optimal path: POT's `ot.sinkhorn`, torch backend, float32, class by class, 50 iterations;
-- maximum velocity: the chain as an explicit matrix, multiplied by one class's vector per step;
-- both are checked in float64 and timed in float32;
-- its two parts, scaling and walk, as a good engineer writes them: ten lines of torch for all the
-  classes at once, at N = 1089 and 4096 with 3 and 20 of them, on synthetic attention, and on a real
-  transformer's (the built-in examples, N = 1369);
-- upsampling: a bilateral filter over a window of 3 sigma in pixels on the bilinearly upsampled map,
-  as in M2N2; and kornia's `joint_bilateral_blur`, 17 x 17 window, on the same map.
-The upsamplings differ from ours by design (distance in pixels, colours of pixels instead of cells):
-the fraction of equal labels is reported.
+On the CPU, from attention and seeds to the map of each class; every peer's map is compared with
+ours before it is timed. All run in turns, and the median counts.
+- maximum velocity: torch for all classes at once, scaling as two vectors, one product a step;
+- its scaling alone: two products a round, with and without forming the chain, which ours does;
+- optimal path: torch for all classes at once, with our stopping test and with all 50 updates, and
+  POT's `ot.sinkhorn` for all classes at once, 50 updates;
+- a sweep over N and m of the first; batches against their images one by one; and whole calls on the
+  built-in photographs (N = 1369, 375 x 500), with and without a neighbour that keeps a core busy.
+Attention is synthetic, or a real transformer's (the photographs).
 """
 
 import argparse
 import json
-import unittest.mock
-from collections.abc import Callable
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from machine import machine
-from ovss_refine import (
-    Attention,
-    RefineConfig,
-    RefineResult,
-    joint_bilateral_upsample,
-    refine,
-)
-from ovss_refine.config import PAPER
+from ovss_refine import Attention, Refiner, refine
 from ovss_refine.examples import read_example
 from ovss_refine.method.markov import doubly_stochastic, first_passage
-from ovss_refine.method.modes import ModeName
+from ovss_refine.method.modes import MODES
+from ovss_refine.method.transport import optimal_path
 from ovss_refine.tensors import compiled
-from problems import Problem, problem
-from timing import floor, rates, seconds
+from problems import problem
 
-N, M, SIZE = 4096, 21, (512, 512)
-EPSILON, TAU = 0.1, 0.3
-
-
-def sources(result: RefineResult, logits: Tensor) -> Tensor:
-    """Compute the distributions [m, N] of the kept classes from the public result."""
-    P = logits.softmax(dim=0).flatten(1)[result.kept]
-    return P.masked_fill(~result.seeds.flatten(1)[result.kept], -torch.inf).softmax(dim=1)
-
-
-def pot(q: Tensor, attention: Tensor) -> Tensor:
-    """Solve the optimal path class by class with POT."""
-    import ot
-
-    cost = attention / attention.max()
-    target = torch.full((len(cost),), 1 / len(cost))
-    paths = []
-    for source in q:
-        plan = ot.sinkhorn(source, target, cost, EPSILON, numItermax=50, stopThr=0, warn=False)
-        paths.append((plan * cost).sum(dim=0))
-    return torch.stack(paths)
-
-
-def class_by_class(q: Tensor, attention: Tensor) -> Tensor:
-    """Walk the chain class by class, rewriting its matrix in every round of scaling."""
-    T = attention
-    for _ in range(15):
-        T = T / T.sum(dim=0, keepdim=True)
-        T = T / T.sum(dim=1, keepdim=True)
-    velocities = []
-    for f in q:
-        f = f / f.max()
-        pending = f <= TAU
-        time = pending * 100.0
-        for t in range(1, 101):
-            if not bool(pending.any()):
-                break
-            before, f = f, f @ T
-            f = f / f.max()
-            crossed = pending & (f > TAU)
-            time = torch.where(crossed, t - 1 + (TAU - before) / (f - before), time)
-            pending = pending & ~crossed
-        velocities.append(1 / (1 + time))
-    return torch.stack(velocities)
+EPSILON, TAU, UPDATES = 0.1, 0.3, 50
+PHOTOGRAPHS = ("astronaut", "coffee")
+Row = dict[str, float]
 
 
 def scaled(A: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,10 +53,15 @@ def scaled(A: Tensor) -> tuple[Tensor, Tensor]:
     return r, c
 
 
-def all_classes(q: Tensor, A: Tensor) -> Tensor:
-    """Walk the chain with all classes at once."""
+def chain(A: Tensor) -> Tensor:
+    """Scale, and form the chain."""
     r, c = scaled(A)
-    T = r[:, None] * A * c
+    return r[:, None] * A * c
+
+
+def walk(q: Tensor, A: Tensor) -> Tensor:
+    """Walk the chain with all classes at once."""
+    T = chain(A)
     f = q / q.amax(dim=1, keepdim=True)
     pending = f <= TAU
     time = pending * 100.0
@@ -116,165 +76,191 @@ def all_classes(q: Tensor, A: Tensor) -> Tensor:
     return 1 / (1 + time)
 
 
-def loop_rows(repeats: int) -> dict[str, object]:
-    """Compare scaling and walk with torch's ten lines, with and without the compiled loops."""
-    problems: dict[str, tuple[Tensor, Tensor]] = {}
+def sinkhorn(q: Tensor, A: Tensor, *, stop: bool) -> Tensor:
+    """Transport all classes at once."""
+    C = A / A.max()
+    K = (-C / EPSILON).exp()
+    u, v = torch.zeros_like(q), torch.ones_like(q)
+    for _ in range(UPDATES):
+        before, u = u, q / (v @ K.T)
+        v = 1 / (q.shape[1] * (u @ K))
+        if stop and ((u - before).abs() <= 1e-6 * u).all():
+            break
+    return (u @ (K * C)) * v
+
+
+def pot(q: Tensor, A: Tensor) -> Tensor:
+    """Transport all classes at once with POT: from the uniform map, which all share, to each."""
+    import ot
+
+    C = A / A.max()
+    uniform = torch.full((len(A),), 1 / len(A))
+    _, log = ot.sinkhorn(
+        uniform, q.T.contiguous(), C.T.contiguous(), EPSILON, numItermax=UPDATES, stopThr=0,
+        warn=False, log=True,
+    )  # fmt: skip
+    u, v, K = log["u"], log["v"], (-C / EPSILON).exp()
+    return u.T * (v.T @ (K * C))
+
+
+def rounds(calls: dict[str, Callable[[], object]], repeats: int) -> Row:
+    """Return the median milliseconds of each call, all in turns after a warm-up."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn:
+                taken[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def check(name: str, peer: Tensor, ours: Tensor, most: float) -> float:
+    """Return the largest difference as a fraction of the range of `ours`, or stop."""
+    off = float((peer - ours).abs().max() / (ours.max() - ours.min()))
+    if not off <= most:
+        raise SystemExit(f"{name}: the peer's map differs by {off:.1e} of the range")
+    return off
+
+
+def without_numba(call: Callable[[], object]) -> Callable[[], object]:
+    """Make `call` do with torch."""
+
+    def run() -> object:
+        with patch.object(compiled, "load_loops", lambda _: None):
+            return call()
+
+    return run
+
+
+def sources(logits: Tensor, attention: Attention, image: Tensor, **extra: object) -> Tensor:
+    """Return the distributions [m, N] over seeds of the classes that the refinement keeps."""
+    result = refine(logits, attention, image, **extra)  # type: ignore[arg-type]
+    seeds = result.seeds.flatten(1)[result.kept]
+    q = torch.rand(seeds.shape, generator=torch.Generator().manual_seed(0))
+    return q.masked_fill(~seeds, -torch.inf).softmax(dim=1)
+
+
+def solver_problems() -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Iterate over names, sources [m, N] and maps [N, N]."""
     for side, m in ((33, 3), (33, 20), (64, 3), (64, 20)):
-        logits, attention, _ = problem((side, side), m, (64, 64), "cpu")
-        q = logits.softmax(dim=0).flatten(1) ** 8
-        weights = torch.cat([block[0] for _, block in attention.blocks()])
-        problems[f"N = {side * side}, {m} classes"] = q / q.sum(1, keepdim=True), weights
-    for name in ("astronaut", "coffee"):
-        example = read_example(name)
-        result = refine(
-            example.logits, example.attention, example.image, prompt_index=example.prompt_index
-        )
-        q = result.seeds.flatten(1)[result.kept].float()
-        weights = torch.cat([block[0] for _, block in example.attention.blocks()])
-        problems[f"{name}, N = 1369, {len(q)} classes"] = q / q.sum(1, keepdim=True), weights
-    rows: dict[str, object] = {}
-    for name, (q, A) in problems.items():
-        held = Attention(A, (1, len(A))).batched()
-
-        def ours(q: Tensor = q, held: Attention = held) -> Tensor:
-            chain = doubly_stochastic(held, 15, many_steps=True)
-            return first_passage(q[None], chain, TAU, 100).D[0]
-
-        def scaling(held: Attention = held) -> None:
-            doubly_stochastic(held, 15, many_steps=True)
-
-        off = distance(all_classes(q, A), ours())
-        if off > 1e-3:
-            raise SystemExit(f"{name}: the ten lines differ by {off:.1e} of the range")
-        row = {"difference": off}
-        timed: dict[str, Callable[[], object]] = {
-            "ours": ours,
-            "ten lines": lambda q=q, A=A: all_classes(q, A),
-            "scaling": scaling,
-            "scaling, ten lines": lambda A=A: scaled(A),
-        }
-        for key, call in timed.items():
-            row[key] = seconds(call, "cpu", 5 * repeats)
-        with unittest.mock.patch.object(compiled, "available", return_value=False):
-            row["ours without numba"] = seconds(ours, "cpu", 5 * repeats)
-        rows[name] = row
-    return rows
+        logits, attention, image = problem((side, side), m, (64, 64), "cpu")
+        q = sources(logits, attention, image)
+        yield f"N = {side * side}, {len(q)} classes", q, dense(attention)
+    for name in PHOTOGRAPHS:
+        one = read_example(name)
+        q = sources(one.logits, one.attention, one.image, prompt_index=one.prompt_index)
+        yield f"{name}, N = {q.shape[1]}, {len(q)} classes", q, dense(one.attention)
 
 
-def pixel_window(low: Tensor, image: Tensor, reach: int) -> Tensor:
-    """Filter the upsampled map with a window of 2 * `reach` + 1 pixels, offset by offset."""
-    big = F.interpolate(low, SIZE, mode="bilinear", align_corners=False)[0]
-    sigma = reach / 3
-    H, W = SIZE
-    padded = F.pad(big[None], (reach,) * 4, mode="replicate")[0]
-    colours = F.pad(image, (reach,) * 4, mode="replicate")[0]
-    total, weights = torch.zeros_like(big), torch.zeros(SIZE)
-    for dy in range(2 * reach + 1):
-        for dx in range(2 * reach + 1):
-            far = ((dy - reach) ** 2 + (dx - reach) ** 2) / (2 * sigma**2)
-            there = colours[:, dy : dy + H, dx : dx + W]
-            range_ = (there - image[0]).square().sum(dim=0) / (2 * 0.1**2)
-            weight = (-far - range_).exp()
-            total += weight * padded[:, dy : dy + H, dx : dx + W]
-            weights += weight
-    return (total / weights)[None]
+def dense(attention: Attention) -> Tensor:
+    """Return one map [N, N]."""
+    return torch.cat([block[0] for _, block in attention.blocks()])
 
 
-def kornia_blur(low: Tensor, image: Tensor) -> Tensor:
-    """Filter the upsampled map with kornia."""
-    from kornia.filters import joint_bilateral_blur
+def solver_row(name: str, q: Tensor, A: Tensor, repeats: int) -> dict[str, object]:
+    """Compare both solvers on one problem."""
+    held = Attention(A, (1, len(A))).batched()
 
-    big = F.interpolate(low, SIZE, mode="bilinear", align_corners=False)
-    out: Tensor = joint_bilateral_blur(
-        big, image, 17, 0.1, (8.0, 8.0), border_type="replicate", color_distance_type="l2"
-    )
-    return out
+    def velocity() -> Tensor:
+        scaled = doubly_stochastic(held, 15, many_steps=True)
+        return first_passage(q[None], scaled, TAU, 100).D[0]
 
+    def path() -> Tensor:
+        return optimal_path(q[None], held, EPSILON, UPDATES).D[0]
 
-def distance(peer: Tensor, ours: Tensor) -> float:
-    """Return the largest difference as a fraction of the range of `ours`."""
-    return float((peer - ours).abs().max() / (ours.max() - ours.min()))
-
-
-def chain_row(
-    mode: ModeName,
-    peer: Callable[[Tensor, Tensor], Tensor],
-    inputs: Problem,
-    repeats: int,
-    rate: dict[str, float],
-) -> dict[str, object]:
-    """Compare one mode, from attention to discrepancy and little else."""
-    logits, attention, image = inputs
-    inputs = logits, attention, image[:, :64, :64]  # so that upsampling takes almost no time
-    weights = torch.cat([block[0] for _, block in attention.blocks()])
-    config = RefineConfig(mode=mode, **PAPER)  # one pass, so that the result tells its sources
-    result = refine(*inputs, config)
-    q = sources(result, logits)
-    ours = result.discrepancy.flatten(1)[result.kept]
-    # In float64: in float32, the loop's 15 rewritings of the matrix add up rounding errors.
-    off = distance(peer(sources(result, logits.double()), weights.double()), ours)
-    off_in_float32 = distance(peer(q, weights), ours)
-    if off > 1e-4:
-        raise SystemExit(f"{mode}: the peer's map differs by {off:.1e} of the range")
-    steps = count_steps(mode, inputs, ours)
-    products = 2 * steps + 1 if mode == "optimal_path" else steps
+    calls: dict[str, Callable[[], object]] = {
+        "maximum velocity": velocity,
+        "maximum velocity, no numba": without_numba(velocity),
+        "maximum velocity, ten lines": lambda: walk(q, A),
+        "scaling": lambda: doubly_stochastic(held, 15, many_steps=True),
+        "scaling, ten lines, vectors": lambda: scaled(A),
+        "scaling, ten lines, chain": lambda: chain(A),
+        "optimal path": path,
+        "optimal path, no numba": without_numba(path),
+        "optimal path, ten lines": lambda: sinkhorn(q, A, stop=True),
+        "optimal path, ten lines, all updates": lambda: sinkhorn(q, A, stop=False),
+        "optimal path, POT": lambda: pot(q, A),
+    }
     return {
-        "ours": seconds(lambda: refine(*inputs, config), "cpu", 3 * repeats),
-        "peer": seconds(lambda: peer(q, weights), "cpu", repeats),
-        "difference": off,
-        "difference_in_float32": off_in_float32,
-        "steps": steps,
-        "gemm_floor": floor(rate, multiply_adds=products * len(q) * N * N),
-    }
-
-
-def count_steps(mode: ModeName, inputs: Problem, ours: Tensor) -> int:
-    """Count the steps or updates that were taken, from the results alone."""
-    if mode == "maximum_velocity":
-        return int((1 / ours.min() - 1).ceil())
-    for updates in range(1, 51):
-        config = RefineConfig(mode="optimal_path", sinkhorn_iterations=updates, **PAPER)
-        result = refine(*inputs, config)
-        if torch.equal(result.discrepancy.flatten(1)[result.kept], ours):
-            return updates
-    raise SystemExit("optimal path: two runs differ")
-
-
-def upsampling_rows(inputs: Problem, repeats: int, rate: dict[str, float]) -> dict[str, object]:
-    """Compare the upsampling; ours is timed to labels, and to all scores as the peers return."""
-    low, guide = inputs[0].softmax(dim=0)[None], inputs[2][None]
-    labels = joint_bilateral_upsample(low, guide).argmax(dim=1)
-    pixels = SIZE[0] * SIZE[1]
-    work = {"multiply_adds": 25 * (M + 1) * pixels, "exponentials": 25 * pixels}
-    rows: dict[str, object] = {
-        "labels": {
-            "ours": seconds(lambda: labels_only(low, guide), "cpu", 10 * repeats),
-            "floor": floor(rate, bytes=(3 * 4 + 8) * pixels, **work),
+        "differences": {
+            "maximum velocity": check(name, walk(q, A), velocity(), 1e-3),
+            "optimal path": check(name, sinkhorn(q, A, stop=True), path(), 1e-5),
+            "POT": check(name, pot(q, A), path(), 1e-5),
         },
-        "scores": {
-            "ours": seconds(lambda: joint_bilateral_upsample(low, guide), "cpu", 10 * repeats),
-            "floor": floor(rate, bytes=(3 + M) * 4 * pixels, **work),
-        },
+        "milliseconds": rounds(calls, repeats),
     }
-    peers: dict[str, Callable[[], Tensor]] = {
-        "kornia, 17 x 17 pixels": lambda: kornia_blur(low, guide),
-        "pixel window of 3 sigma": lambda: pixel_window(low, guide, 24),
-    }
-    for name, peer in peers.items():
-        same = float((peer().argmax(dim=1) == labels).float().mean())
-        if same < 0.9:
-            raise SystemExit(f"{name}: only {same:.0%} of the labels equal ours")
-        rows[name] = {"peer": seconds(peer, "cpu", repeats), "same_labels": same}
-    return rows
 
 
-def labels_only(low: Tensor, guide: Tensor) -> None:
-    """Label every pixel without holding the scores, as a refinement does."""
-    from ovss_refine.method.upsample import upsample_bands
+def sweep(repeats: int) -> Iterator[tuple[str, Row]]:
+    """Compare maximum velocity at every size; a single time at the largest."""
+    for side in (16, 24, 32, 48, 64, 128):
+        N = side * side
+        _, attention, _ = problem((side, side), 1, (8, 8), "cpu")
+        A = dense(attention)
+        held = Attention(A, (1, N)).batched()
+        for m in (1, 8, 32, 160) if N < 10_000 else (3, 20):
+            q = torch.rand(m, N, generator=torch.Generator().manual_seed(m)) ** 20
+            q = q / q.sum(dim=1, keepdim=True)
 
-    with torch.no_grad():
-        for band in upsample_bands(low, guide, RefineConfig()):
-            band.labels()
+            def ours(q: Tensor = q, held: Attention = held) -> Tensor:
+                scaled = doubly_stochastic(held, 15, many_steps=True)
+                return first_passage(q[None], scaled, TAU, 100).D[0]
+
+            name = f"N = {N}, {m} classes"
+            check(name, walk(q, A), ours(), 2e-3)
+            calls = {"ours": ours, "ten lines": lambda q=q, A=A: walk(q, A)}
+            few = 1 if N > 10_000 else repeats
+            yield name, rounds(calls, few)
+
+
+def batch_row(mode: str, repeats: int) -> Row:
+    """Compare 8 images of 2 to 9 classes in a batch with the same one by one."""
+    logits, attention, image = problem((32, 32), 21, (375, 500), "cpu", batch=8)
+    generator = torch.Generator().manual_seed(1)
+    for b in range(8):
+        logits[b, torch.randperm(21, generator=generator)[: 19 - b]] -= 40
+    refiner = Refiner(mode)  # type: ignore[arg-type]
+    whole = refiner(logits, attention, image).labels
+    one_by_one = lambda: [refiner(logits[b], attention[b], image[b]).labels for b in range(8)]  # noqa: E731
+    if not torch.equal(whole, torch.stack(one_by_one())):
+        raise SystemExit(f"{mode}: a batch differs from its images")
+    return rounds(
+        {"batch": lambda: refiner(logits, attention, image), "one by one": one_by_one}, repeats
+    )
+
+
+def whole_calls(repeats: int) -> dict[str, Row]:
+    """Time whole refinements of the photographs at 375 x 500, in every mode."""
+    found: dict[str, Row] = {}
+    for name in PHOTOGRAPHS:
+        one = read_example(name)
+        image = torch.tensor(one.image).permute(2, 0, 1)[None] / 255
+        image = F.interpolate(image, (375, 500), mode="bilinear", antialias=True)[0].clamp(0, 1)
+        given = one.logits, one.attention, image
+        calls = {
+            mode: partial(Refiner(mode), *given, prompt_index=one.prompt_index) for mode in MODES
+        }
+        found[name] = rounds(calls, 3 * repeats)
+    return found
+
+
+@contextmanager
+def neighbour() -> Iterator[None]:
+    """Keep one core busy."""
+    process = multiprocessing.get_context("spawn").Process(target=_spin, daemon=True)
+    process.start()
+    time.sleep(1)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.join()
+
+
+def _spin() -> None:
+    while True:
+        pass
 
 
 def main() -> None:
@@ -282,21 +268,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=3, help="timings per peer; ours has more")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
-    inputs = problem((64, 64), M, SIZE, "cpu")
-    rate = rates("cpu")
-    report = {
-        "machine": machine("cpu"),
-        "rates": rate,
-        "optimal path": chain_row("optimal_path", pot, inputs, args.repeats, rate),
-        "maximum velocity": chain_row(
-            "maximum_velocity", class_by_class, inputs, args.repeats, rate
-        ),
-        "ten lines of torch": loop_rows(args.repeats),
-        "upsampling": upsampling_rows(inputs, args.repeats, rate),
-    }
+    report: dict[str, object] = {"machine": machine("cpu")}
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        report[f"{threads} threads"] = {
+            "solvers": {
+                name: solver_row(name, q, A, args.repeats) for name, q, A in solver_problems()
+            },
+            "whole calls": whole_calls(args.repeats),
+            "batches": {mode: batch_row(mode, args.repeats) for mode in MODES},
+        }
+        with neighbour():
+            report[f"{threads} threads, a busy neighbour"] = whole_calls(args.repeats)
+    torch.set_num_threads(args.threads[0])
+    report[f"sweep, {args.threads[0]} threads"] = dict(sweep(args.repeats))
     text = json.dumps(report, indent=1)
     print(text)
     if args.json:
