@@ -88,6 +88,15 @@ def check_finite(name: str, tensor: Tensor) -> None:
         )
 
 
+def check_all_finite(tensors: dict[str, Tensor]) -> None:
+    """Do `check_finite` on tensors of one device, by name; the host waits once for them all."""
+    import torch
+
+    if not bool(torch.stack([t.float().isfinite().all() for t in tensors.values()]).all()):
+        for name, tensor in tensors.items():
+            check_finite(name, tensor)
+
+
 def check_values(name: str, tensor: Tensor) -> None:
     """Do `check_float` and `check_finite`."""
     check_float(name, tensor)

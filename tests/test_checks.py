@@ -35,6 +35,18 @@ def test_finite_counts_the_bad_ones():
         checks.check_finite("x", bad)
 
 
+def test_finite_of_several_names_the_first_bad_one():
+    good, bad = torch.zeros(3), torch.tensor([[torch.nan, 0]])
+    checks.check_all_finite({"a": good, "b": good[None]})
+    checks.check_all_finite({"a": good})
+    with pytest.raises(
+        ValueError, match=r"^`b` must be finite; got 1 NaN or infinite of 2 values.$"
+    ):
+        checks.check_all_finite({"a": good, "b": bad, "c": bad})
+    with pytest.raises(ValueError, match=r"in float32, which ends at 3\.4e38"):
+        checks.check_all_finite({"a": good, "b": torch.tensor([1e300], dtype=torch.float64)})
+
+
 def test_number_accepts_its_ends_only_when_closed():
     checks.check_number("x", 0, 0, 1)
     with pytest.raises(ValueError, match=r"^`x` must be in \(0, 1\); got 0.$"):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ovss_refine.attention import Attention
-from ovss_refine.checks import check_finite
+from ovss_refine.checks import check_all_finite
 from ovss_refine.config import RefineConfig
 from ovss_refine.method.distribution import Seeds, confidence, find_seeds, kept_index, normalise
 from ovss_refine.method.markov import Chain, doubly_stochastic, propagate
@@ -161,10 +161,9 @@ def _score(
     solutions = {score.__name__: score(problem) for score in mode.scores}
     D = _mean([solution.D for solution in solutions.values()])
     if not exporting():  # the one guard before labels: no index is made of a NaN
-        if chain is not None:
-            check_finite("doubly stochastic attention", chain.r)
-        check_finite("class confidence", P)
-        check_finite(f"discrepancy of {config.mode}", D)
+        scaling = {} if chain is None else {"doubly stochastic attention": chain.r}
+        name = f"discrepancy of {config.mode}"
+        check_all_finite({**scaling, "class confidence": P, name: D})
     return Scored(seeds, classes, D, solutions)
 
 
