@@ -95,8 +95,8 @@ class Refiner:
         Either all inputs have the leading batch axis or none has. The work is done in float32
         on the attention's device; the result is on the logits' device. Memory is dominated by the
         attention: B * N * N floats, as much again in every mode but "kl", twice as much again in
-        "fusion" without numba. Half precision and factors need none of that, and where it does not
-        fit it is done without: the same result, later.
+        "fusion" without numba. Half precision on a CPU and factors need none of that, and where it
+        does not fit it is done without: the same result, later.
 
         Args:
             logits: [B, K, h, w] or [K, h, w] of any segmenter, a tensor or an array of any float

@@ -19,7 +19,8 @@ TORCH = tuple(int(number) for number in version("torch").split(".")[:2])
 # The sources' tests use the real libraries: without the extra `models` they are left out.
 MODELS = ("timm", "open_clip", "diffusers", "transformers", "safetensors", "scipy")
 MISSING = [name for name in MODELS if find_spec(name) is None]
-collect_ignore = ["on_ray.py"] + (["adapters"] if MISSING else [])  # that is a program
+PROGRAMS = ["on_ray.py", "kernels_checked.py", "kernels_compiled.py"]
+collect_ignore = PROGRAMS + (["adapters"] if MISSING else [])
 
 
 def pytest_report_header():
@@ -27,6 +28,15 @@ def pytest_report_header():
     if MISSING:
         return f"tests/adapters is left out: {', '.join(MISSING)} not installed ([models])"
     return None
+
+
+def pytest_runtest_setup(item):
+    """Skip what needs a GPU where there is none; a worker has imported torch already."""
+    if item.get_closest_marker("cuda"):
+        from torch.cuda import is_available
+
+        if not is_available():
+            pytest.skip("needs a CUDA GPU")
 
 
 # How far a float32 result may be from the float64 reference, as a share of the map's range.

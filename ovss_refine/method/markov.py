@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ovss_refine.attention import Attention
 from ovss_refine.method.modes import Solution
-from ovss_refine.tensors import compiled
+from ovss_refine.tensors import compiled, gpu_chain
 from ovss_refine.tensors.tracing import State, exporting, repeat
 
 # Bound on the sums of columns before they are scaled. Near the upper end of float32, with room for
@@ -63,7 +63,11 @@ def doubly_stochastic(attention: Attention, rounds: int, *, many_steps: bool = F
         many_steps: whether so many steps will be taken that a copy, B * N * N floats, saves time.
             It changes results by rounding only.
     """
-    weights = attention.batched().weights if attention.fits_twice else None
+    held = attention.batched().weights
+    if held is not None and gpu_chain.can_scale(held):
+        form = many_steps and attention.block_divisor == 1
+        return Chain(attention, *gpu_chain.scaled(held, rounds, LARGE, form))
+    weights = held if attention.fits_twice else None
     if weights is not None and compiled.available(attention.device):
         return Chain(attention, *compiled.scaled(weights, rounds, LARGE))
     N = attention.shape[-1]
@@ -120,6 +124,10 @@ def first_passage(q: Tensor, chain: Chain, tau: float, max_steps: int) -> Soluti
         D = 1 / (1 + l), l = steps, interpolated between the two around the crossing. Converged
         if every patch was reached.
     """
+    if chain.T is not None and gpu_chain.can_walk(q, chain.T):
+        every = chain.attention.test_every
+        times, taken, converged = gpu_chain.first_passage(q, chain.T, tau, max_steps, every)
+        return Solution(1 / (1 + times), taken, converged)
     if chain.T is not None and compiled.available(chain.T.device):
         found = [
             compiled.first_passage(one, T, tau, max_steps)

@@ -21,6 +21,7 @@ from ovss_refine.checks import check_shape, check_values
 from ovss_refine.config import RefineConfig
 from ovss_refine.images.convert import as_guide
 from ovss_refine.method.upsample_compiled import CompiledBand, can_compile, compiled_bands
+from ovss_refine.method.upsample_gpu import GpuBand, can_upsample, gpu_bands
 from ovss_refine.tensors.cells import Axis, axis, by_cell, cell_means, neighbours, spatial_weights
 from ovss_refine.tensors.tracing import exporting
 
@@ -126,11 +127,12 @@ class Band:
 
 def upsample_bands(
     low: Tensor, guide: Tensor, spread: RefineConfig, divisor: int = 1
-) -> Iterator[Band | CompiledBand]:
+) -> Iterator[Band | CompiledBand | GpuBand]:
     """Upsample one band of pixel rows after the other, so that [B, K, H, W] need not be held.
 
     A band holds 2 * S + K + 1 floats for every place of its cells; all bands use the same memory.
-    On a CPU the compiled loop does the same, where numba is installed, and holds what it returns.
+    On a CPU the compiled loop does the same, where numba is installed, and on a GPU a kernel, where
+    Triton compiles it. They hold what they return.
 
     Args:
         low: [B, K, gh, gw] float32.
@@ -139,8 +141,13 @@ def upsample_bands(
         divisor: divides the size of a band.
     """
     if can_compile(low, guide):
-        yield from compiled_bands(low, guide, spread, divisor)
-        return
+        return compiled_bands(low, guide, spread, divisor)
+    if can_upsample(low, guide):
+        return gpu_bands(low, guide, spread, SPATIAL_FLOOR, divisor)
+    return _torch_bands(low, guide, spread, divisor)
+
+
+def _torch_bands(low: Tensor, guide: Tensor, spread: RefineConfig, divisor: int) -> Iterator[Band]:
     B, K, gh, gw = low.shape
     y = axis(guide.shape[2], gh, spread.sigma_spatial, spread.radius, low.device)
     x = axis(guide.shape[3], gw, spread.sigma_spatial, spread.radius, low.device)

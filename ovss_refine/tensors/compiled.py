@@ -37,19 +37,19 @@ SHARED_ENTRIES = 1 << 22
 
 
 @cache
-def load_loops(module: str) -> ModuleType | None:
+def load_loops(module: str, compiler: str = "numba") -> ModuleType | None:
     """Import a module of compiled loops, once; None where torch has to do the work.
 
-    That is so without numba. A numba that does not work, or has no folder for what it compiles, is
-    a warning, once.
+    That is so without the compiler. One that does not work, or has no folder for what it compiles,
+    is a warning, once.
     """
-    if find_spec("numba") is None:
+    if find_spec(compiler) is None:
         return None
     try:
         return import_module(module)
     except Exception as err:  # whatever it is, torch can do the work
         warnings.warn(
-            "numba is installed and does not work, so torch does its work, which is slower: "
+            f"{compiler} is installed and does not work, so torch does its work, which is slower: "
             f"{type(err).__name__}: {err}",
             stacklevel=2,
         )
