@@ -213,8 +213,8 @@ def main() -> None:
                 f"| {r['peak_gib_above_start']:.2f} |",
                 flush=True,
             )
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+            if args.json:
+                args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -525,7 +525,7 @@ def test_autocast_changes_nothing():
     assert_same_result(result, expected)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.cuda
 @each_mode
 def test_cuda_equals_cpu(mode):
     logits, attention, image = smooth_case(14).tensors()
