@@ -1,62 +1,71 @@
-"""The kernels for a GPU, compiled for one that need not be there.
+"""The kernels for a GPU, compiled as they are called, for one that need not be there.
 
-For a process of its own, as Triton asks once where it keeps what it compiled.
+For a process of its own: Triton is told of a GPU, and to compile only.
 """
 
 import re
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
-from ovss_refine.method import upsample_triton
-from ovss_refine.tensors import gpu_loops
+from ovss_refine import RefineConfig
+from ovss_refine.method import upsample_gpu
+from ovss_refine.method.markov import LARGE
+from ovss_refine.tensors import gpu_chain, gpu_device, gpu_loops
 
-FLOATS = ("whole", "tau", "scale", "floor")
-INTEGERS = ("left", "y_cell", "x_cell")
-LARGE = {"LARGE": 2.0**100}
-# Name: (kernel, its tensors, what is fixed, warps).
-KERNELS = {
-    "scale": (gpu_loops.scale_round, "A sums parts", LARGE | {"WIDTH": 4096}, 8),
-    "scale the widest": (gpu_loops.scale_round, "A sums parts", LARGE | {"WIDTH": 1 << 14}, 16),
-    "scale one token": (
-        gpu_loops.scale_round,
-        "A sums parts",
-        LARGE | {"WIDTH": 16, "N": 1, "G": 1},
-        4,
-    ),
-    "form": (gpu_loops.finish_scaling, "A sums r c T", LARGE | {"WIDTH": 2048, "FORM": True}, 4),
-    "factors": (gpu_loops.finish_scaling, "A sums r c T", LARGE | {"WIDTH": 16, "FORM": False}, 4),
-    "arrive": (
-        gpu_loops.arrive,
-        "before after top_before top_after time left",
-        {"BLOCK": 1024},
-        4,
-    ),
-    **{
-        f"upsample {maps} to {'labels' if labels else 'means'}": (
-            upsample_triton.upsample_pixels,
-            "low image means y_cell x_cell y_weights x_weights out",
-            {"LABELS": labels, "MAPS": maps, "PIXELS": 128},
-            4,
-        )
-        for maps in (1, 16)
-        for labels in (True, False)
-    },
-}
+COMPILED = []
 
 
-def compile_kernel(name, capability, dtype="fp32"):
-    """Compile down to the machine's code; flushing small numbers to 0 would lose weak columns."""
-    kernel, tensors, fixed, warps = KERNELS[name]
-    types = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(FLOATS, "fp32")
-    types |= dict.fromkeys(tensors.split(), "*fp32") | dict.fromkeys(INTEGERS, "*i32")
-    types |= dict.fromkeys(fixed, "constexpr") | {"A": f"*{dtype}"}
-    types["out"] = "*i64" if fixed.get("LABELS") else "*fp32"
-    signature = {argument: types[argument] for argument in kernel.arg_names}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=fixed)
-    target = GPUTarget("cuda", capability, 32)
-    done = triton.compile(source, target=target, options={"num_warps": warps})
-    assert len(done.asm["cubin"]) > 1000
-    assert re.search(rf"^\.target sm_{capability}", done.asm["ptx"], re.MULTILINE)
-    assert ".ftz" not in done.asm["ptx"]
+class MissingGpu:
+    """A driver of Triton's that knows what to compile for."""
+
+    def __init__(self, capability):
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return self.target
+
+
+def without_launch(kernel, grid):
+    """Compile for these arguments, and launch nothing."""
+
+    def call(*arguments, **options):
+        COMPILED.append(kernel.run(*arguments, grid=grid, warmup=True, **options))
+
+    return call
+
+
+def compile_all(capability):
+    """Call what launches kernels, on tensors of a CPU that nothing is written to."""
+    triton.runtime.driver.set_active(MissingGpu(capability))
+    JITFunction.__getitem__ = without_launch
+    for N in (1, 100, 4096):
+        for dtype in gpu_device.DTYPES if N == 4096 else (torch.float32,):
+            gpu_chain.scaled(torch.ones(1, N, N, dtype=dtype), 2, LARGE, form=N != 100)
+    x, options = torch.ones(1), {"WIDTH": gpu_chain.MOST_TOKENS, "num_warps": 16}
+    gpu_loops.scale_round[1, 1](x, x, x, gpu_chain.MOST_TOKENS, 512, LARGE=LARGE, **options)
+    for B, m, N in ((1, 1, 1), (2, 3, 100), (1, 21, 1024)):
+        gpu_chain.first_passage(torch.ones(B, m, N), torch.ones(B, N, N), 0.3, 1, 1)
+    for K in (1, 21):
+        low, image = torch.ones(1, K, 4, 4), torch.ones(1, 3, 16, 16)
+        for band in upsample_gpu.gpu_bands(low, image, RefineConfig(), 1e-12):
+            assert band.labels().dtype == torch.int64
+            band.means()
+    assert {kernel.name for kernel in COMPILED} == {
+        "scale_round",
+        "finish_scaling",
+        "arrive",
+        "upsample_pixels",
+    }
+    for kernel in COMPILED:
+        assert len(kernel.asm["cubin"]) > 1000
+        assert re.search(rf"^\.target sm_{capability}", kernel.asm["ptx"], re.MULTILINE)
+        assert ".ftz" not in kernel.asm["ptx"]  # flushed to 0, weak columns would be lost
