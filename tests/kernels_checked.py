@@ -30,7 +30,8 @@ if DEVICE == "cpu":  # a CPU takes the GPU's part, and numba's loops stand back
 
 def chain_of(weights, rounds, divisor=1, many_steps=True):
     """Return the kernels' chain of a map [N, N] or [B, N, N]."""
-    held = Attention(weights.to(DEVICE), (1, weights.shape[-1])).batched().in_blocks(divisor)
+    weights = weights.to(DEVICE).mT.contiguous().mT  # rows that do not lie one after the other
+    held = Attention(weights, (1, weights.shape[-1])).batched().in_blocks(divisor)
     calls = []
     gpu_chain.scaled = lambda *given: calls.append(given) or SCALING(*given)
     chain = markov.doubly_stochastic(held, rounds, many_steps=many_steps)
@@ -84,7 +85,7 @@ def walk(weights, q, tau=0.3, max_steps=100, every=1, block=1024):
     maps = weights.expand(B, N, N)
     exact = [reference.doubly_stochastic(one.double().numpy(), 3) for one in maps]
     T = torch.from_numpy(np.stack(exact)).float()
-    given = q.to(DEVICE), T.to(DEVICE)
+    given = q.to(DEVICE).mT.contiguous().mT, T.to(DEVICE)
     assert gpu_chain.can_walk(*given)
     times, steps, done = gpu_chain.first_passage(*given, tau, max_steps, every)
     times = times.cpu()
@@ -138,7 +139,8 @@ def upsampling(K, grid, size, B=1, radius=2, sigma=0.1, rows=None):
     low = torch.rand(B, K, *grid, generator=generator)
     config = RefineConfig(radius=radius, sigma_range=sigma)
     upsample_gpu.BAND = (rows or size[0]) * B * K * size[1]
-    bands = list(upsample.upsample_bands(low.to(DEVICE), image.to(DEVICE), config))
+    given = (x.to(DEVICE, memory_format=torch.channels_last) for x in (low, image))
+    bands = list(upsample.upsample_bands(*given, config))
     assert all(isinstance(band, upsample_gpu.GpuBand) for band in bands)
     assert len(bands) == -(-size[0] // (rows or size[0]))
     means = torch.cat([band.means() for band in bands], 2).cpu()

@@ -82,7 +82,7 @@ def first_passage(
     """
     loops = cast(Any, load_loops(LOOPS, "triton"))
     B, m, N = q.shape
-    f = q / q.amax(dim=2, keepdim=True)
+    f = (q / q.amax(dim=2, keepdim=True)).contiguous()
     time = torch.where(f <= tau, -1.0, 0.0)
     walks, tops = (f, torch.empty_like(f)), (f.new_ones(B * m), f.new_empty(B * m))
     # One product and not a batch of one, for which cuBLAS does not split the sum over tokens.

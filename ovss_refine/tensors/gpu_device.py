@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ LOOPS = "ovss_refine.tensors.gpu_loops"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # The oldest generation of GPUs that the kernels are compiled for in the tests.
 CAPABILITY = (8, 0)
+# The oldest Triton that flushes no small number to 0 in a division, and interprets the kernels.
+TRITON = (3, 7)
 
 
 def available(module: str, *tensors: Tensor) -> bool:
@@ -28,6 +31,8 @@ def available(module: str, *tensors: Tensor) -> bool:
             return False
         if t.requires_grad and torch.is_grad_enabled():
             return False
+    if not triton_is_known():
+        return False
     # The first module runs a kernel as it is imported: so it is known whether Triton works here.
     return all(load_loops(name, "triton") is not None for name in (LOOPS, module))
 
@@ -38,6 +43,16 @@ def capable(device: torch.device) -> bool:
     if device.type != "cuda" or torch.version.hip is not None:
         return False
     return torch.cuda.get_device_capability(device) >= CAPABILITY
+
+
+@cache
+def triton_is_known() -> bool:
+    """Whether there is a Triton for which the kernels are tested."""
+    try:
+        found = version("triton")
+    except PackageNotFoundError:
+        return False
+    return tuple(map(int, found.split(".")[:2])) >= TRITON
 
 
 def current(device: torch.device) -> AbstractContextManager[object]:

@@ -1,6 +1,6 @@
 """The kernels for a GPU: in the interpreter, compiled, and when they are used."""
 
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -10,9 +10,11 @@ from ovss_refine.method import markov, upsample_gpu
 from ovss_refine.tensors import compiled, gpu_chain, gpu_device
 
 needs_triton = pytest.mark.skipif(
-    find_spec("triton") is None, reason="Triton is not installed: it comes with torch for CUDA"
+    not gpu_device.triton_is_known(),
+    reason="no Triton, or one before 3.7: it comes with torch for CUDA",
 )
 
+KNOWN = gpu_device.triton_is_known
 # Each in one process: to import what they need takes longer than most of them.
 CASES = {
     "scaling": [
@@ -84,6 +86,7 @@ def test_compiled_as_they_are_called_without_a_gpu(capability, forks, tmp_path):
 def capable(monkeypatch):
     """A machine with everything that the kernels ask for."""
     monkeypatch.setattr(gpu_device, "capable", lambda device: True)
+    monkeypatch.setattr(gpu_device, "triton_is_known", lambda: True)
     monkeypatch.setattr(gpu_device, "load_loops", lambda *_: object())
 
 
@@ -140,6 +143,23 @@ def test_capable_devices(device, capability, hip, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.version, "hip", hip)
     assert gpu_device.capable.__wrapped__(torch.device(device)) is expected
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [("3.6.0", False), ("3.7.0", True), ("3.10.1", True), ("4.0.0+git1", True), (None, False)],
+)
+def test_known_tritons(found, expected, capable, monkeypatch):
+    def version(name):
+        assert name == "triton"
+        if found is None:
+            raise PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(gpu_device, "version", version)
+    monkeypatch.setattr(gpu_device, "triton_is_known", KNOWN.__wrapped__)
+    assert KNOWN.__wrapped__() is expected
+    assert gpu_chain.can_scale(torch.ones(2, 2)) is expected
 
 
 def test_factors_are_not_formed_for_them(capable, monkeypatch):
