@@ -28,6 +28,9 @@ from ovss_refine.tensors.memory import free_bytes
 
 # Steps between two checks of a stopping test; on a GPU each waits for everything launched before.
 GPU_TEST_EVERY = 4
+# Where a map in half precision is widened once rather than for every product: the products read it
+# faster than it can be widened.
+WIDENED_ONCE = ("cuda",)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,7 +175,10 @@ class Attention:
     def fits_twice(self) -> bool:
         """Whether other N x N maps may be formed beside this one, to save time."""
         held = self.weights
-        return held is not None and held.dtype == torch.float32 and self.block_divisor == 1
+        if held is None or self.block_divisor > 1:
+            return False
+        half = held.dtype in (torch.float16, torch.bfloat16)
+        return held.dtype == torch.float32 or (half and held.device.type in WIDENED_ONCE)
 
     @property
     def test_every(self) -> int:
@@ -183,7 +189,7 @@ class Attention:
         """Iterate over the rows in order: (rows, [B, n, N] float32 weights of those rows).
 
         Float32 weights are not copied. Half precision is widened, and factors are multiplied out,
-        a block at a time, so that the full float32 map is never held.
+        a block at a time, so that the full float32 map is not held.
         """
         return self.batched()._held.blocks(self.block_divisor)
 

@@ -62,6 +62,7 @@ def unformed(N):
     for held in (chain_of(weights, 2, divisor=8), chain_of(weights, 2, many_steps=False)):
         assert held.T is None
         assert torch.equal(held.r * held.c, formed.r * formed.c)
+    assert chain_of(weights.half(), 2, many_steps=False).T is not None
 
 
 def sinks(weakest):

@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ovss_refine import Attention
+from ovss_refine import Attention, Refiner
 from ovss_refine import attention as attention_module
 from ovss_refine.attention import affinity
 from ovss_refine.refiner import as_attention
 from ovss_refine.tensors import blocks as blocks_module
+from ovss_refine.tensors import compiled
 from strategies import random_attention
 
 
@@ -109,6 +110,29 @@ def test_only_a_float32_map_with_room_fits_twice(weights):
     assert not Attention(weights.half(), (3, 4)).fits_twice
     assert not Attention(weights, (3, 4), block_divisor=8).fits_twice
     assert not Attention.from_factors(*torch.rand(2, 2, 12, 5), 1.0, (3, 4)).fits_twice
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("mode", ["optimal_path", "maximum_velocity"])
+def test_half_precision_is_widened_once_on_a_gpu(mode, dtype, weights, monkeypatch):
+    """Here a CPU takes the GPU's part: the same result as of the widened map, in few readings."""
+    logits, image = torch.randn(3, 3, 4), torch.rand(3, 9, 12)
+    read, blocks = [], Attention.blocks
+    monkeypatch.setattr(Attention, "blocks", lambda self: read.append(1) or blocks(self))
+    monkeypatch.setattr(compiled, "available", lambda device: False)
+    refiner = Refiner(mode, ipf_rounds=2, vote=0)
+    weights = weights.mean(0).to(dtype)
+    expected = refiner(logits, Attention(weights.float(), (3, 4)), image)
+    few = len(read)
+    monkeypatch.setattr(attention_module, "WIDENED_ONCE", ("cpu",))
+    one = Attention(weights, (3, 4))
+    result = refiner(logits, one, image)
+    assert len(read) == 2 * few
+    assert few <= 3
+    assert torch.equal(result.discrepancy, expected.discrepancy)
+    assert one.fits_twice
+    assert not one.in_blocks(8).fits_twice
+    assert not Attention(weights.double(), (3, 4)).fits_twice
 
 
 def test_affinity_is_the_softmax_of_cosines():

@@ -65,7 +65,9 @@ def doubly_stochastic(attention: Attention, rounds: int, *, many_steps: bool = F
     """
     held = attention.batched().weights
     if held is not None and gpu_chain.can_scale(held):
-        form = many_steps and attention.block_divisor == 1
+        # Half precision would be widened for every step.
+        saves_time = many_steps or held.dtype != torch.float32
+        form = saves_time and attention.block_divisor == 1
         return Chain(attention, *gpu_chain.scaled(held, rounds, LARGE, form))
     weights = held if attention.fits_twice else None
     if weights is not None and compiled.available(attention.device):
