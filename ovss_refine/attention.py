@@ -22,15 +22,12 @@ from ovss_refine.checks import (
     check_weights_shape,
 )
 from ovss_refine.images.convert import as_tensor
-from ovss_refine.tensors.blocks import Dense, Factors
+from ovss_refine.tensors.blocks import Dense, Factors, worth_a_copy
 from ovss_refine.tensors.layout import check_grid
 from ovss_refine.tensors.memory import free_bytes
 
 # Steps between two checks of a stopping test; on a GPU each waits for everything launched before.
 GPU_TEST_EVERY = 4
-# Where a map in half precision is widened once rather than for every product: the products read it
-# faster than it can be widened.
-WIDENED_ONCE = ("cuda",)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -175,10 +172,7 @@ class Attention:
     def fits_twice(self) -> bool:
         """Whether other N x N maps may be formed beside this one, to save time."""
         held = self.weights
-        if held is None or self.block_divisor > 1:
-            return False
-        half = held.dtype in (torch.float16, torch.bfloat16)
-        return held.dtype == torch.float32 or (half and held.device.type in WIDENED_ONCE)
+        return held is not None and worth_a_copy(held) and self.block_divisor == 1
 
     @property
     def test_every(self) -> int:

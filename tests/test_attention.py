@@ -124,7 +124,7 @@ def test_half_precision_is_widened_once_on_a_gpu(mode, dtype, weights, monkeypat
     weights = weights.mean(0).to(dtype)
     expected = refiner(logits, Attention(weights.float(), (3, 4)), image)
     few = len(read)
-    monkeypatch.setattr(attention_module, "WIDENED_ONCE", ("cpu",))
+    monkeypatch.setattr(blocks_module, "WIDENED_ONCE", ("cpu",))
     one = Attention(weights, (3, 4))
     result = refiner(logits, one, image)
     assert len(read) == 2 * few

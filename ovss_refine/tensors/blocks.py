@@ -17,6 +17,8 @@ CPU_BLOCK = 1 << 21
 GPU_BLOCK = 1 << 26
 # Thinner blocks make thin matrix products, which are slow.
 MIN_ROWS = 64
+# Where half precision is widened once: to widen it takes longer than a product does.
+WIDENED_ONCE = ("cuda",)
 
 
 class Dense(NamedTuple):
@@ -81,3 +83,9 @@ def _block_size(tensor: Tensor) -> int:
 def _ranges(N: int, n: int) -> Iterator[slice]:
     n = max(1, n)
     return (slice(start, min(start + n, N)) for start in range(0, N, n))
+
+
+def worth_a_copy(weights: Tensor) -> bool:
+    """Whether a float32 map made of `weights`, beside them, saves time."""
+    half = weights.dtype in (torch.float16, torch.bfloat16)
+    return weights.dtype == torch.float32 or (half and weights.device.type in WIDENED_ONCE)
