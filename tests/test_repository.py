@@ -1,6 +1,7 @@
 """The files around the package agree with each other and with `pyproject.toml`."""
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -157,3 +158,15 @@ def test_the_address_of_the_repository_stands_in_one_place():
     for path in (*ROOT.glob("*.*"), *(ROOT / ".github").rglob("*.*")):
         if path.is_file() and path.name != "pyproject.toml":
             assert address not in path.read_text(), path
+
+
+def test_the_gpu_script_is_bounded_and_names_what_there_is():
+    script = ROOT / "benchmarks" / "gpu.sh"
+    assert script.stat().st_mode & 0o100
+    subprocess.run(["bash", "-n", script], check=True)
+    text = script.read_text()
+    limits = re.findall(r"^step \w+ (\d+) ", text, re.M)
+    assert len(limits) == 5
+    assert sum(int(limit) + 3 for limit in limits) < 6 * 60  # 3: until a step is killed
+    for name in re.findall(r"\b(?:benchmarks|tests)/[\w./]+", text):
+        assert (ROOT / name).exists(), name
