@@ -1,7 +1,8 @@
 """What refinement adds to real logits with real attention, mode by mode, cell by cell.
 
     python benchmarks/real_data.py [--data DIR ...] [--attention NAME ...] [--logits NAME ...]
-        [--rows NAME ...] [--model DIR] [--limit N] [--part all|even|odd] [--json OUT]
+        [--rows NAME ...] [--model DIR] [--limit N] [--part all|even|odd] [--upsampler NAME]
+        [--json OUT]
 
 A cell is a data set, the logits and the attention. Every figure is a difference in mIoU to
 upsampling the classes' confidence along the image's edges, without attention, with a 95 % interval
@@ -46,8 +47,9 @@ from ovss_refine.folders.arrays import read_arrays
 from ovss_refine.images.read import read_image
 from ovss_refine.method.markov import doubly_stochastic
 from ovss_refine.method.steps import Confidence, Scored, score_classes, weigh_logits
-from ovss_refine.method.upsample import upsample_bands
 from ovss_refine.tensors.cells import resize
+from ovss_refine.upsamplers.bands import bands
+from ovss_refine.upsamplers.names import BUILT_IN
 from ovss_refine_adapters.backbones.capture import mix_attention
 from ovss_refine_adapters.backbones.timm import TimmBackbone
 
@@ -234,11 +236,13 @@ def logits_of(
     return {name: (x[None], index) for name, (x, index) in found.items() if name in names}
 
 
-def upsample_labels(maps: Sequence[tuple[Tensor, Tensor]], image: Tensor) -> list[Tensor]:
+def upsample_labels(
+    maps: Sequence[tuple[Tensor, Tensor]], image: Tensor, upsampler: str
+) -> list[Tensor]:
     """Upsample many maps at once: pairs of scores [m, gh, gw] and their classes [m] to labels."""
     low = torch.cat([x for x, _ in maps])[None]
-    bands = upsample_bands(low, image[None], RefineConfig())
-    pixels = torch.cat([band.means()[0] for band in bands], dim=1)  # [all m, H, W]
+    found = bands(low, image[None], RefineConfig(upsampler=upsampler, keep_scores=True))
+    pixels = torch.cat([band.means()[0] for band in found], dim=1)  # [all m, H, W]
     parts = torch.split(pixels, [len(x) for x, _ in maps])
     return [classes[x.argmax(dim=0)] for x, (_, classes) in zip(parts, maps, strict=True)]
 
@@ -260,7 +264,8 @@ def measure_image(
     }
     for name, (x, index) in given.items():
         P = _weigh(x, index, tuple(x.shape[2:]), folder.M, RefineConfig()).P
-        (labels,) = upsample_labels([(P[0].view(-1, *x.shape[2:]), every)], sample.image)
+        low = P[0].view(-1, *x.shape[2:])
+        (labels,) = upsample_labels([(low, every)], sample.image, args.upsampler)
         yield "-", name, "upsampling alone", confusion(sample.mask, labels, folder.M), 0.0
         up = F.interpolate(x, sample.mask.shape, mode="bilinear")
         labels = up.argmax(1)[0] if index is None else index[up.argmax(1)[0]]
@@ -279,7 +284,7 @@ def measure_image(
                 seconds.append(time.perf_counter() - start)
                 keys.append((name, row))
                 maps.append(_maps(scored, attention))
-        labelled = upsample_labels(maps, sample.image) if maps else []
+        labelled = upsample_labels(maps, sample.image, args.upsampler) if maps else []
         for (name, row), labels, spent in zip(keys, labelled, seconds, strict=True):
             yield kind, name, row, confusion(sample.mask, labels, folder.M), spent
         for name, row, labels, spent in rivals[kind == "own"]:
@@ -442,6 +447,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=SHARED / "dinov2_s14")
     parser.add_argument("--limit", type=int, help="only the first N images")
     parser.add_argument("--part", choices=("all", "even", "odd"), default="all")
+    parser.add_argument("--upsampler", choices=BUILT_IN, default="jbu")
     parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
     cells: dict[str, dict[str, Any]] = {}

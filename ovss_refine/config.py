@@ -17,6 +17,7 @@ from ovss_refine.checks import (
     number_range,
 )
 from ovss_refine.method.modes import ModeName
+from ovss_refine.upsamplers.names import HELP, Upsampler, as_upsampler
 
 NMS = Literal["classwise", "relative", "absolute"]
 Criterion = Literal["first_passage", "increment"]
@@ -48,6 +49,7 @@ class RefineOptions(TypedDict, total=False):
     max_steps: int
     ipf_rounds: int
     propagation_steps: int
+    upsampler: Upsampler | str
     sigma_spatial: float
     sigma_range: float
     radius: int
@@ -124,9 +126,12 @@ class RefineConfig:
         max_steps: upper bound on the steps of maximum velocity, in [1, 100000].
         ipf_rounds: rounds that make the attention doubly stochastic, in [1, 100000].
         propagation_steps: steps of the modes "propagation" and "anchored", in [0, 100000].
-        sigma_spatial: spatial spread of the upsampling, in patches, in [1e-6, 1e6].
-        sigma_range: colour spread of the upsampling, in [1e-6, 1e6]; RGB in [0, 1], Euclidean.
-        radius: reach of the upsampling, in patches, in [0, 32]: (2 * radius + 1)^2 neighbours.
+        upsampler: what makes pixels of the scores of patches: "jbu", joint bilateral upsampling;
+            "bilinear"; "guided", a guided filter; the name of a registered one; MODULE:FUNCTION;
+            or a function itself, see `upsamplers.names.Upsampler`.
+        sigma_spatial: spatial spread of "jbu", in patches, in [1e-6, 1e6].
+        sigma_range: colour spread of "jbu", in [1e-6, 1e6]; RGB in [0, 1], Euclidean.
+        radius: reach of "jbu", in patches, in [0, 32]: (2 * radius + 1)^2 neighbours.
         background: None, or (class index, threshold in [0, 1]): patches whose best class
             confidence is under the threshold become that class.
         keep_scores: return the upsampled scores [B, M, H, W] too.
@@ -165,6 +170,7 @@ class RefineConfig:
     max_steps: int = _count(100, "most steps of maximum velocity", 1)
     ipf_rounds: int = _count(15, "rounds that make the attention doubly stochastic", 1)
     propagation_steps: int = _count(3, "steps of propagation and anchored", 0)
+    upsampler: Upsampler | str = _field("jbu", HELP, as_upsampler, parse=str, metavar="UPSAMPLER")
     sigma_spatial: float = _number(1.0, "spatial spread of the upsampling in patches", *SCALES)
     sigma_range: float = _number(0.1, "colour spread of the upsampling, RGB in [0, 1]", *SCALES)
     radius: int = _count(2, "reach of the upsampling in patches", 0, MOST_RADIUS)

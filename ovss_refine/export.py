@@ -21,6 +21,8 @@ from ovss_refine.folders.paths import local_path
 from ovss_refine.method.steps import refine_confidence, weigh_logits
 from ovss_refine.registry import require
 from ovss_refine.tensors.cells import resize
+from ovss_refine.upsamplers.bands import EXPORTED
+from ovss_refine.upsamplers.names import name_of
 
 OPSET = 18
 OUTPUTS = ("labels", "discrepancy", "kept", "seeds", "scores")
@@ -36,11 +38,19 @@ class RefineModule(nn.Module):
         early_stop: whether the loops of the optimal path and of maximum velocity stop at
             convergence, as those of `refine` do. If not, they always take `sinkhorn_iterations`
             and `max_steps` steps: the same result, more slowly, from a graph without loops.
+
+    Raises:
+        ValueError: if the upsampler is none of "jbu", "bilinear" and "guided".
     """
 
     def __init__(self, config: RefineConfig, *, early_stop: bool = True) -> None:
-        """Store the options."""
+        """Store the options; ValueError if their upsampler has no graph."""
         super().__init__()
+        if config.upsampler not in EXPORTED:
+            raise ValueError(
+                f"`upsampler` must be one of {list(EXPORTED)} in a graph; got "
+                f"{name_of(config.upsampler)!r}."
+            )
         self.config = config
         self.early_stop = early_stop
 
@@ -96,6 +106,9 @@ def export_program(
 
     Returns:
         A program whose `module()` takes the arguments of `RefineModule.forward`, of any sizes.
+
+    Raises:
+        ValueError: as `RefineModule` does.
     """
     axes = {"logits": "B K h w", "attention": "B gh gw gh gw", "image": "B C H W"}
     inputs = {
@@ -130,6 +143,7 @@ def export_onnx(
         early_stop: see `RefineModule`.
 
     Raises:
+        ValueError: as `RefineModule` does.
         ModuleNotFoundError: if the extra `export` is not installed.
         FileNotFoundError: if the folder does not exist.
         OSError: if the file cannot be written.

@@ -7,6 +7,7 @@ does not import torch.
 
 import difflib
 import importlib
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -77,18 +78,24 @@ def list_logits() -> list[str]:
     return sorted(_registered("logits"))
 
 
-def find(kind: str, name: str) -> EntryPoint:
-    """Return the entry point of a source, whose `kind` is "attention" or "logits".
+def find(kind: str, name: str, built_in: Sequence[str] = ()) -> EntryPoint:
+    """Return the entry point of `kind` "attention", "logits" or "upsampler".
+
+    Args:
+        kind: the end of the group's name.
+        name: of the entry point.
+        built_in: names that need no entry point, for the message.
 
     Raises:
-        ValueError: if nothing is registered under `name`.
+        ValueError: if nothing is registered under `name`; names the nearest.
     """
     known = _registered(kind)
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
+    names = [*built_in, *sorted(known)]
+    near = difflib.get_close_matches(name, names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"`{kind}` must be one of {sorted(known)}; got {name!r}.{hint}")
+    raise ValueError(f"`{kind}` must be one of {names}; got {name!r}.{hint}")
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -517,6 +517,79 @@ def joint_bilateral_upsample(low, image, sigma_spatial, sigma_range, radius):
     return out
 
 
+def bilinear_upsample(low, size):
+    """Upsample with half-pixel centres, pixel by pixel.
+
+    Args:
+        low: [M, gh, gw] maps.
+        size: (H, W), at least (gh, gw).
+
+    Returns:
+        [M, H, W].
+    """
+    M, gh, gw = low.shape
+    out = np.zeros((M, *size))
+    for py in range(size[0]):
+        y = min(max((py + 0.5) * gh / size[0] - 0.5, 0.0), gh - 1.0)
+        top = min(int(y), max(gh - 2, 0))
+        for px in range(size[1]):
+            x = min(max((px + 0.5) * gw / size[1] - 0.5, 0.0), gw - 1.0)
+            left = min(int(x), max(gw - 2, 0))
+            for row, of_row in ((top, 1 - (y - top)), (min(top + 1, gh - 1), y - top)):
+                for column, of_column in (
+                    (left, 1 - (x - left)),
+                    (min(left + 1, gw - 1), x - left),
+                ):
+                    out[:, py, px] += of_row * of_column * low[:, row, column]
+    return out
+
+
+def guided_upsample(low, image, radius, eps):
+    """Upsample by a fast guided filter (He and Sun 2015, Algorithm 2; colour guide).
+
+    Args:
+        low: [M, gh, gw] maps, any finite range.
+        image: [3, H, W] guide in [0, 1]; sets the output size, at least (gh, gw).
+        radius: cells on either side of a window's centre; windows are cut at the border.
+        eps: the ridge of the fit.
+
+    Returns:
+        [M, H, W].
+    """
+    M, gh, gw = low.shape
+    colour = _area_average(image, (gh, gw))  # [3, gh, gw]
+
+    def window(i, j):
+        rows = range(max(i - radius, 0), min(i + radius + 1, gh))
+        columns = range(max(j - radius, 0), min(j + radius + 1, gw))
+        return [(y, x) for y in rows for x in columns]
+
+    slopes, offsets = np.zeros((M, 3, gh, gw)), np.zeros((M, gh, gw))
+    for i in range(gh):
+        for j in range(gw):
+            cells = window(i, j)
+            guide = np.array([colour[:, y, x] for y, x in cells])  # [cells, 3]
+            centred = guide - guide.mean(axis=0)
+            for m in range(M):
+                values = np.array([low[m, y, x] for y, x in cells])
+                # The minimum of sum (a . guide + b - values)^2 / cells + eps |a|^2.
+                left = centred.T @ centred / len(cells) + eps * np.eye(3)
+                right = centred.T @ (values - values.mean()) / len(cells)
+                slopes[m, :, i, j] = np.linalg.solve(left, right)
+                offsets[m, i, j] = values.mean() - slopes[m, :, i, j] @ guide.mean(axis=0)
+    mean_slopes, mean_offsets = np.zeros_like(slopes), np.zeros_like(offsets)
+    for i in range(gh):
+        for j in range(gw):
+            cells = window(i, j)
+            mean_slopes[..., i, j] = sum(slopes[..., y, x] for y, x in cells) / len(cells)
+            mean_offsets[..., i, j] = sum(offsets[..., y, x] for y, x in cells) / len(cells)
+    size = image.shape[1:]
+    out = bilinear_upsample(mean_offsets, size)
+    for channel in range(3):
+        out += bilinear_upsample(mean_slopes[:, channel], size) * image[channel]
+    return out
+
+
 def refine(
     logits,
     A,

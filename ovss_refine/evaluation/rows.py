@@ -6,7 +6,7 @@ Axes: B images, K prompts, M classes, (h, w) grid, (H, W) pixels.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +16,13 @@ from ovss_refine.baseline.decision import decide
 from ovss_refine.baseline.lposs import Lposs
 from ovss_refine.baseline.pamr import pamr
 from ovss_refine.baseline.resize import resize, resized_size
-from ovss_refine.checks import check_choice
 from ovss_refine.config import PAPER, RefineConfig
+from ovss_refine.images.convert import as_guide
 from ovss_refine.logits import Logits
 from ovss_refine.method.distribution import confidence
 from ovss_refine.method.modes import CONTROLS
-from ovss_refine.method.upsample import joint_bilateral_upsample
 from ovss_refine.refiner import refine
+from ovss_refine.upsamplers.bands import bands
 
 Size = tuple[int, int]
 Row = Callable[[Logits, Attention, Tensor], Tensor]
@@ -76,32 +76,17 @@ class Variant:
     """A row besides the usual ones: a refinement with its own options."""
 
     config: RefineConfig
-    # Of the classes' discrepancies: along the image's "edges", as in a refinement, or "bilinear",
-    # for ablations.
-    upsampling: Literal["edges", "bilinear"] = "edges"
-
-    def __post_init__(self) -> None:
-        """Check the upsampling."""
-        check_choice("upsampling", self.upsampling, ("edges", "bilinear"))
 
     def label(self, logits: Logits, attention: Attention, images: Tensor) -> Tensor:
         """Label [B, 3, H, W] images: [B, H, W]."""
-        if self.upsampling == "edges":
-            return refine(logits, attention, images, self.config).labels
-        guide = resize(images, attention.grid)  # affects the labels only, which are not used
-        result = refine(logits, attention, guide, self.config)
-        classes = result.kept.any(dim=0).nonzero()[:, 0]  # kept in any of the images
-        large = resize(result.discrepancy[:, classes], images.shape[2:])  # [B, m, H, W]
-        # The discrepancy of other classes is -inf, and -inf times a weight of 0 is NaN.
-        rejected = ~result.kept[:, classes, None, None]
-        return classes[large.masked_fill(rejected, -torch.inf).argmax(dim=1)]
+        return refine(logits, attention, images, self.config).labels
 
 
 def make_rows(config: RefineConfig, baseline: Baseline) -> dict[str, Row]:
     """Make the rows of one mode.
 
     * baseline: the published decision, without refinement;
-    * upsampling: the classes' confidence, upsampled along the image's edges and nothing else;
+    * upsampling: the classes' confidence, upsampled as by `config` and nothing else;
     * refined: `config`;
     * paper: `config` with the paper's own reading of seeds, see `Refiner.paper`;
     * the controls, with the other options of `config`;
@@ -133,8 +118,8 @@ def _upsampled(
     with torch.no_grad(), torch.autocast(values.device.type, enabled=False):
         P, _ = confidence(values.flatten(2), index, scale, config.background)
         low = P.view(*P.shape[:2], *values.shape[2:])
-        spread = (config.sigma_spatial, config.sigma_range, config.radius)
-        return joint_bilateral_upsample(low, images, *spread).argmax(dim=1)
+        guide = as_guide(images, B=len(low)).to(low.device)
+        return torch.cat([band.labels() for band in bands(low, guide, config)], dim=1)
 
 
 def choose(table: Mapping[str, Row], names: tuple[str, ...]) -> dict[str, Row]:

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ovss_refine import __version__
+from ovss_refine.config import RefineConfig
 from ovss_refine.evaluation import report
 from ovss_refine.evaluation.batches import Sample
 from ovss_refine.evaluation.engine import Job, LabelMaps, evaluate
+from ovss_refine.evaluation.functions import code_digest
 from ovss_refine.evaluation.inputs import AttentionFrom, LogitsFrom, files_digest, weights_digest
 from ovss_refine.evaluation.items import Item
 from ovss_refine.evaluation.published import OF_DECISION, Published
@@ -20,6 +22,7 @@ from ovss_refine.folders.manifest import digest
 from ovss_refine.folders.records import Records
 from ovss_refine.folders.results import ResultsFolder, check_results, check_writable
 from ovss_refine.sources.processes import ProcessGroup, join
+from ovss_refine.upsamplers.names import BUILT_IN, resolved, settings_of
 
 HOME = Path("ovss-refine-results")
 # The fields of a data set that determine the labels; two runs must agree on them.
@@ -148,9 +151,19 @@ def _settings(
         "rows": rows,
         "drop_background": request.drop_background,
         **{f"baseline {key}": value for key, value in asdict(baseline).items()},
-        **{f"refinement {key}": value for key, value in asdict(request.config).items()},
-        **{f"variant {name}": asdict(one) for name, one in request.variants.items()},
+        **{f"refinement {key}": value for key, value in _options(request.config).items()},
+        **{f"variant {name}": _options(one.config) for name, one in request.variants.items()},
     }
+
+
+def _options(config: RefineConfig) -> dict[str, Any]:
+    """Return the options of a refinement, and what an upsampler of the user's consists of."""
+    options = settings_of(config)
+    if options["upsampler"] in BUILT_IN:
+        return options
+    own = resolved(config.upsampler)
+    code = {"upsampler code": code_digest(own), "upsampler weights": weights_digest(own)}
+    return options | code
 
 
 def _started(request: EvaluateRequest) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from ovss_refine.config import RefineConfig
 from ovss_refine.method.distribution import Seeds, confidence, find_seeds, kept_index, normalise
 from ovss_refine.method.markov import Chain, doubly_stochastic, propagate
 from ovss_refine.method.modes import MODES, Problem, Solution
-from ovss_refine.method.upsample import upsample_bands
 from ovss_refine.method.vote import log_confidence, region_vote
 from ovss_refine.result import RefineResult, gather
 from ovss_refine.tensors.tracing import exporting
+from ovss_refine.upsamplers.bands import bands
 
 
 class Confidence(NamedTuple):
@@ -87,7 +87,7 @@ def _refine(
         given = given._replace(P=propagate(given.P, chain, pre_propagation))
     found = score_classes(given, attention, chain, config)
     P = given.P
-    labels, scores = _upsample(found.D, found.classes, P.shape[1], attention, guide, config)
+    labels, scores = _upsample(found, P.shape[1], attention, guide, config)
     full = torch.full_like(P, -torch.inf)
     full.scatter_(1, found.classes[:, :, None].expand_as(found.D), found.D)
     return RefineResult(
@@ -188,14 +188,15 @@ def _min_max(D: Tensor) -> Tensor:
 
 
 def _upsample(
-    D: Tensor, classes: Tensor, M: int, attention: Attention, guide: Tensor, config: RefineConfig
+    found: Scored, M: int, attention: Attention, guide: Tensor, config: RefineConfig
 ) -> tuple[Tensor, Tensor | None]:
-    """Upsample `D` [B, m, N] and label every pixel: [B, H, W], and [B, M, H, W] or None."""
+    """Upsample what M classes got and label every pixel: [B, H, W], and [B, M, H, W] or None."""
+    D, classes, counts = found.D, found.classes, found.seeds.kept.sum(dim=1)
     B, H, W = D.shape[0], *guide.shape[2:]
     labels = classes.new_empty(B, H, W)
     scores = D.new_full((B, M, H, W), -torch.inf) if config.keep_scores else None
     low = D.reshape(*D.shape[:2], *attention.grid)
-    for band in upsample_bands(low, guide, config, attention.block_divisor):
+    for band in bands(low, guide, config, attention.block_divisor, counts):
         winner = band.labels()  # [B, rows, W], indices into the kept classes
         labels[:, band.rows] = classes.gather(1, winner.flatten(1)).view_as(winner)
         if scores is not None:

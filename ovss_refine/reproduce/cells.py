@@ -6,7 +6,7 @@ read, not repeated, even if its data or weights are gone.
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,8 +26,9 @@ from ovss_refine.reproduce.tables import (
     PaperRow,
     PaperTable,
     load_tables,
-    split_variant,
+    variant_config,
 )
+from ovss_refine.upsamplers.names import settings_of
 
 TIMED = "cost"  # the set of variants whose seconds are reported
 # The first images of each process do not count in its seconds: they are slower.
@@ -54,8 +55,7 @@ class Run:
 def variants_of(row: PaperRow) -> dict[str, Variant]:
     """Make the variants that the evaluation of a row measures."""
     options = load_tables().variants[row.measured] if row.attention else {}
-    split = {name: split_variant(one) for name, one in options.items()}
-    return {name: Variant(config=c, upsampling=u) for name, (c, u) in split.items()}
+    return {name: Variant(config=variant_config(one)) for name, one in options.items()}
 
 
 def make_run(row: PaperRow, found: Found, *, limit: int | None, device: torch.device) -> Run:
@@ -67,7 +67,7 @@ def make_run(row: PaperRow, found: Found, *, limit: int | None, device: torch.de
         "logits options": dict(row.logits_options),
         "attention": row.attention,
         "attention options": dict(row.attention_options),
-        "variants": {name: asdict(one) for name, one in variants_of(row).items()},
+        "variants": {name: settings_of(one.config) for name, one in variants_of(row).items()},
         "limit": limit,
         "tiny": False,  # kept so that the folders of earlier versions are found
         "device": device.type,

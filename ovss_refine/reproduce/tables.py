@@ -118,7 +118,7 @@ class PaperTables:
     """All tables."""
 
     tables: Mapping[str, PaperTable]  # by name
-    # For each set, variants by name: options of the refinement, and `upsampling`.
+    # For each set, variants by name: options of the refinement.
     variants: Mapping[str, Mapping[str, Options]]
     weights: Mapping[str, Weights]
     reasons: Mapping[str, str]  # why rows cannot be measured, as text
@@ -170,10 +170,9 @@ def published() -> dict[Key, float]:
         }
 
 
-def split_variant(options: Options) -> tuple[RefineConfig, Any]:
-    """Split a variant into the options of the refinement, the paper's, and the upsampling."""
-    rest = {key: value for key, value in options.items() if key != UPSAMPLING}
-    return RefineConfig(**{**PAPER, **rest}), options.get(UPSAMPLING, "edges")
+def variant_config(options: Options) -> RefineConfig:
+    """Make the refinement of a variant: its options, and else the paper's."""
+    return RefineConfig(**{**PAPER, **options})
 
 
 def _group(group: Options, variants: Mapping[str, Mapping[str, Options]]) -> Iterator[PaperRow]:

@@ -1,7 +1,7 @@
 """Command-line flags of `ovss-refine segment`, one field each. Does not import torch."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from ovss_refine.checks import check_count
 from ovss_refine.config import RefineConfig
 from ovss_refine.images import MAX_PIXELS
 from ovss_refine.labels import Labels
+from ovss_refine.upsamplers.names import settings_of
 
 SOURCES, RESULTS, WORK = ({"group": title} for title in ("sources", "results", "work"))
 SOURCE = SOURCES | {"metavar": "SOURCE", "help": "a name that `ovss-refine sources` lists"}
@@ -103,5 +104,5 @@ class SegmentRequest:
             "attention": self.attention,
             **{f"logits option {key}": value for key, value in self.logits_options.items()},
             **{f"attention option {key}": value for key, value in self.attention_options.items()},
-            **{key: value for key, value in asdict(self.config).items() if key != "keep_scores"},
+            **{key: x for key, x in settings_of(self.config).items() if key != "keep_scores"},
         }

@@ -3,7 +3,7 @@
 import errno
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +54,7 @@ def _segment(request: SegmentRequest, segmenter: Segmenter | None, group: Proces
         logits_options=request.logits_options,
         attention_options=request.attention_options,
         max_pixels=request.max_pixels,
-        **asdict(request.config),
+        **{one.name: getattr(request.config, one.name) for one in fields(request.config)},
     )
     images = find_pictures(request.images, request.out)
     journal = Journal(

@@ -154,16 +154,16 @@ def _shares(size: int, g: int, like: Tensor) -> Tensor:
     return inside / inside.sum(dim=1, keepdim=True)
 
 
-def resize(logits: Tensor, gh: int, gw: int) -> Tensor:
-    """Resize [B, K, h, w] to [B, K, gh, gw], bilinear and antialiased, by matrix products.
+def resize(logits: Tensor, gh: int, gw: int, rows: slice = slice(None)) -> Tensor:
+    """Resize [B, K, h, w] to [B, K, gh, gw], or to some rows of that, by matrix products.
 
-    Averages where the new grid is coarser. torch's own function gives wrong values if gw is 1 and
-    gh is not (2.14), and ONNX's disagrees with it there.
+    Bilinear, and antialiased: averages where the new grid is coarser. torch's own function gives
+    wrong values if gw is 1 and gh is not (2.14), and ONNX's disagrees with it there.
     """
     down, across = (
         _hats(size, g, logits) for size, g in zip(logits.shape[2:], (gh, gw), strict=True)
     )
-    return down @ logits @ across.mT
+    return down[rows] @ logits @ across.mT
 
 
 def _hats(size: int, g: int, like: Tensor) -> Tensor:

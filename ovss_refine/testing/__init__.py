@@ -1,4 +1,4 @@
-"""Conformance suites that any source can run in its own tests, ours or a third party's.
+"""Conformance suites that any source or upsampler can run in its own tests, ours or another's.
 
 ```python
 def test_my_source():
@@ -8,3 +8,4 @@ def test_my_source():
 
 from ovss_refine.testing.attention import check_attention_source as check_attention_source
 from ovss_refine.testing.logits import check_logits_source as check_logits_source
+from ovss_refine.testing.upsampler import check_upsampler as check_upsampler

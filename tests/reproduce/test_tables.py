@@ -10,7 +10,7 @@ import pytest
 from ovss_refine.evaluation import ROWS
 from ovss_refine.evaluation.dataset import list_datasets, load_dataset
 from ovss_refine.reproduce import TABLES, tables
-from ovss_refine.reproduce.tables import COMMON, load_tables, published, split_variant
+from ovss_refine.reproduce.tables import COMMON, load_tables, published, variant_config
 
 SHARED = Path(__file__).parents[3] / "shared"
 CSV = Path(tables.__file__).with_name("paper_tables.csv")
@@ -125,7 +125,7 @@ def test_every_row_shows_what_its_evaluation_measures():
             assert set(load_tables().needs(row)) <= set(load_tables().weights)
     for members in load_tables().variants.values():
         for options in members.values():
-            split_variant(options)  # raises on an unknown option
+            variant_config(options)  # raises on an unknown option
             assert not set(members) & set(ROWS)
 
 
@@ -190,7 +190,7 @@ def test_sweeps_pass_through_the_defaults_and_share_their_evaluation():
         assert any(row.pair in main for row in points)
     tau = {row.show: row.x for row in load_tables().tables["tau"].rows if row.method == "M.V."}
     for show, x in tau.items():
-        assert split_variant(load_tables().variants["tau"][show])[0].tau == x
+        assert variant_config(load_tables().variants["tau"][show]).tau == x
     assert {row.method for row in load_tables().tables["nms"].rows} == {
         *("O.P., relative", "O.P., absolute", "M.V., relative", "M.V., absolute"),
         *("not refined", "upsampling alone", "propagation", "anchored"),
