@@ -101,6 +101,7 @@ def test_out_of_range(options, match):
         ({"max_steps": True}, "`max_steps` must be a whole number; got True"),
         ({"background": 0}, r"`background` must be None or \(class index, threshold\); got 0"),
         ({"background": (0,)}, "`background` must be None or"),
+        ({"upsampler": dict}, "`upsampler` must be a name or a function of .*got <class 'dict'>"),
         ({"upsampler": 3}, "`upsampler` must be a name or a function of maps and images; got 3"),
         ({"keep_scores": 1}, "`keep_scores` must be True or False; got 1"),
     ],

@@ -49,6 +49,7 @@ RUN_ELSEWHERE = [
     ("docs/scaling.md", "", "tests/test_scaling.py"),
     ("docs/attention.md", "from_hugging_face", "tests/adapters/attention/test_outputs.py"),
     ("docs/attention.md", "timm_model", "tests/adapters/attention/test_outputs.py"),
+    ("docs/writing_an_adapter.md", "torch.hub.load", "tests/upsamplers/test_own.py"),
     ("docs/attention.md", "Parts(", "tests/adapters/attention/test_outputs.py"),
     ("docs/attention.md", "own_model", "tests/adapters/attention/test_outputs.py"),
 ]

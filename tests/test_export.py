@@ -20,7 +20,7 @@ from strategies import block_attention
 GATES = {"nms": "absolute", "nms_threshold": 0.8, "min_area": 0.15, "pre_propagation": 1}
 SPREAD = {"sigma_spatial": 0.7, "sigma_range": 0.03, "radius": 1}
 MODES = {
-    "kl": {"mode": "kl", **GATES},
+    "kl": {"mode": "kl", "upsampler": "bilinear", **GATES},
     "optimal path": {"mode": "optimal_path"},
     "maximum velocity": {"mode": "maximum_velocity"},
     "calibrated": {
@@ -33,7 +33,7 @@ MODES = {
     "increment": {"mode": "maximum_velocity", "criterion": "increment"},
     "fusion": {"mode": "fusion"},
     "propagation": {"mode": "propagation", "background": (1, 0.6), **SPREAD},
-    "anchored": {"mode": "anchored"},
+    "anchored": {"mode": "anchored", "upsampler": "guided"},
 }
 # Sizes (B, K, logits, attention, pixels) that differ from those traced and from each other: grids
 # that fit and that do not, one patch a row, one class kept, more patches than pixels.
@@ -141,6 +141,14 @@ class TestModule:
 
     def test_has_nothing_to_train(self):
         assert not list(RefineModule(RefineConfig()).parameters())
+
+    @pytest.mark.parametrize("own", [lambda low, image: low, "json:dumps"])
+    def test_an_upsampler_of_the_user_s_has_no_graph(self, own):
+        config = RefineConfig(upsampler=own)
+        names = r"\['jbu', 'bilinear', 'guided'\] in a graph; got '(json:|.*lambda>)"
+        for export in (RefineModule, export_program):
+            with pytest.raises(ValueError, match=f"`upsampler` must be one of {names}"):
+                export(config)
 
     def test_without_scores_there_are_four_outputs(self):
         given = problem(*SIZES["even"])

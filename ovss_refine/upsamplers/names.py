@@ -97,7 +97,7 @@ def as_upsampler(name: str, value: Any) -> Upsampler | str:
     """Return `value`, an upsampler or the name of one, or raise.
 
     Raises:
-        TypeError: if it is neither a text nor callable.
+        TypeError: if it is neither a text nor a function or another object that can be called.
         ValueError: if there is no upsampler of that name; names the nearest.
     """
     if isinstance(value, str):
@@ -105,7 +105,7 @@ def as_upsampler(name: str, value: Any) -> Upsampler | str:
             load_upsampler(value)
         elif value not in BUILT_IN:
             registry.find("upsampler", value, [*BUILT_IN])
-    elif not callable(value):
+    elif isinstance(value, type) or not callable(value):
         raise TypeError(f"`{name}` must be a name or a function of maps and images; got {value!r}.")
     return cast("Upsampler | str", value)
 

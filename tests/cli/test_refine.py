@@ -142,7 +142,8 @@ OTHER = (
     "mode=fusion logit_scale=40 nms=absolute nms_threshold=0.25 seed_quantile=0.5 vote=0.5 "
     "confidence_power=1 pre_propagation=2 min_area=0.002 "
     "epsilon=0.2 sinkhorn_iterations=7 tau=0.5 criterion=increment max_steps=9 ipf_rounds=4 "
-    "propagation_steps=0 sigma_spatial=2 sigma_range=0.3 radius=1 background=0,0.4 keep_scores="
+    "propagation_steps=0 upsampler=guided sigma_spatial=2 sigma_range=0.3 radius=1 "
+    "background=0,0.4 keep_scores="
 )
 
 
@@ -270,6 +271,12 @@ BAD = [
     ({}, "--tau 1", r"`tau` must be in \(0, 1\); got 1\.0\."),
     ({}, "--logit-scale nan", r"`logit_scale` must be in \[1e-06, 1e\+06\]; got nan\."),
     ({}, "--logit-scale 1e308", r"`logit_scale` must be in \[1e-06, 1e\+06\]; got 1e\+308\."),
+    ({}, "--upsampler jub", r"`upsampler` must be one of \['jbu', .* Did you mean 'jbu'\?"),
+    (
+        {},
+        "--upsampler no_such:f",
+        "`upsampler` must be MODULE:FUNCTION .*: No module named 'no_such'",
+    ),
     ({}, "--sigma-range 1e-200", r"`sigma_range` must be in \[1e-06, 1e\+06\]; got 1e-200\."),
     ({}, "--sigma-spatial 1e200", r"`sigma_spatial` must be in \[1e-06, 1e\+06\]; got 1e\+200\."),
     ({}, "--radius 1000000000", r"`radius` must be in \[0, 32\]; got 1000000000\."),

@@ -20,6 +20,8 @@ from ovss_refine.evaluation.rows import (
     make_rows,
     without_background,
 )
+from ovss_refine.upsamplers.bilinear import bilinear_upsample
+from ovss_refine.upsamplers.names import resolved
 
 SIZE = (21, 34)
 
@@ -92,6 +94,19 @@ def test_upsampling_alone_is_confidence_along_edges(given):
     classes = torch.stack([P[:, :2].sum(1), P[:, 2], P[:, 3:].sum(1)], dim=1)
     wanted = joint_bilateral_upsample(classes, images, 1.0, 0.3, 2).argmax(1)
     assert (labels != wanted).double().mean() < 0.005
+
+
+@pytest.mark.parametrize("upsampler", ["bilinear", "guided", bilinear_upsample])
+def test_upsampling_alone_is_the_upsampler_of_the_options(given, upsampler):
+    logits, _, images = given
+    config = RefineConfig(upsampler=upsampler)
+    labels = make_rows(config, Baseline())["upsampling"](*given)
+    P = (4.0 * logits.values).softmax(1)
+    classes = torch.stack([P[:, :2].sum(1), P[:, 2], P[:, 3:].sum(1)], dim=1)
+    wanted = resolved(upsampler)(classes, images).argmax(1)
+    assert (labels != wanted).double().mean() < 0.005
+    other = make_rows(RefineConfig(), Baseline())["upsampling"](*given)
+    assert not torch.equal(labels, other)
 
 
 @pytest.mark.parametrize("name", ["refined", "propagation", "anchored"])

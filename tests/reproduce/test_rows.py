@@ -1,5 +1,6 @@
 """Variants: rows of an evaluation besides the usual ones."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from ovss_refine.evaluation.dataset import load_dataset
 from ovss_refine.evaluation.request import Chosen, EvaluateRequest
 from ovss_refine.evaluation.rows import Variant
 from ovss_refine.evaluation.run import run_evaluate
+from ovss_refine.upsamplers.bilinear import bilinear_upsample
 
 
 def problem(B=2, K=5, grid=(4, 6), size=(33, 50)):
@@ -84,3 +86,49 @@ def test_variants_are_rows_of_an_evaluation(tmp_path):
         ValueError, match=r"`variants` must not have the names of rows; got \['refined'\]"
     ):
         found("taken", {"refined": RefineConfig()})
+
+
+class Weighted(torch.nn.Module):
+    """An upsampler with a weight."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.register_buffer("weight", torch.tensor(weight))
+
+    def forward(self, low, image):
+        return bilinear_upsample(self.weight * low, image)
+
+
+def test_an_upsampler_of_the_user_s_is_part_of_the_settings(tmp_path):
+    ids = write_tree(tmp_path, "voc21", count=2)
+    source = Chosen(f"npz:{write_arrays(tmp_path / 'arrays', ids, 21)}")
+    plain, negated = (
+        lambda low, image: bilinear_upsample(low, image),
+        lambda low, image: bilinear_upsample(-low, image),
+    )
+
+    def found(out, upsampler):
+        request = EvaluateRequest(
+            dataset=load_dataset("voc21"),
+            root=tmp_path,
+            logits=source,
+            attention=source,
+            rows=("refined",),
+            variants={"own": Variant(config=RefineConfig(vote=0, upsampler=upsampler))},
+            config=RefineConfig(vote=0, upsampler=upsampler),
+            out=tmp_path / out,
+            device="cpu",
+        )
+        return run_evaluate(request).rows
+
+    rows = found("function", plain)
+    assert rows["own"]["iou"] == rows["refined"]["iou"] == found("name", "bilinear")["own"]["iou"]
+    assert found("function", plain) == rows  # finds its results
+    with pytest.raises(ValueError, match="refinement upsampler code was"):
+        found("function", negated)
+    settings = json.loads((tmp_path / "function" / "manifest.json").read_text())["settings"]
+    assert settings["refinement upsampler"].startswith(f"{__name__}:test_an_upsampler")
+    found("model", Weighted(1.0))
+    found("model", Weighted(1.0))
+    with pytest.raises(ValueError, match="refinement upsampler weights was"):
+        found("model", Weighted(2.0))

@@ -253,6 +253,7 @@ def test_finished_images_are_skipped(tmp_path, capsys):
         ({"logits_options": {"model": "L/14"}}, "logits option model was absent, is 'L/14'"),
         ({"attention_options": {"size": 7}}, "attention option size was absent, is 7"),
         ({"config": RefineConfig(tau=0.4)}, r"tau was 0\.3, is 0\.4"),
+        ({"config": RefineConfig(upsampler="guided")}, "upsampler was 'jbu', is 'guided'"),
         ({"config": RefineConfig(background=(0, 0.5))}, r"background was absent, is \[0, 0\.5\]"),
     ],
 )
