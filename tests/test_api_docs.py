@@ -19,6 +19,7 @@ DIRECTIVE = re.compile(r"^\.\. auto(class|function|module):: (\S+)$", re.MULTILI
 RAISES_NOTHING = {
     "AttentionSource": "a protocol",
     "LogitsSource": "a protocol",
+    "Upsampler": "a protocol",
     "RefineResult": "made by the refinement",
     "Segmentation": "made by the segmenter",
     "EvaluationResult": "made by `evaluate`",
@@ -28,12 +29,11 @@ RAISES_NOTHING = {
     "DataSet": "made by `load_dataset`",
     "Scores": "made by `scores`",
     "scores": "takes the counts that an evaluation made",
-    "RefineModule": "checks nothing, as it says",
-    "export_program": "traces with an example of its own",
     "TextProjection": "layers of PyTorch",
     "DinoiserHeads": "layers of PyTorch",
     "list_attention": "takes nothing",
     "list_logits": "takes nothing",
+    "list_upsamplers": "takes nothing",
 }
 
 

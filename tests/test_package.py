@@ -57,6 +57,8 @@ EXTRAS = (
     "gradio",
     "torchmetrics",
     "numba",
+    "rankseg",
+    "pydensecrf",
 )
 
 

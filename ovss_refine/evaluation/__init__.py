@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 # Here because the command line needs them before torch is imported.
 ROWS = ("baseline", "upsampling", "refined", "paper", *CONTROLS)
-RIVALS = ("lposs", "lposs+")  # other methods' refinements, slower, on request
+# Other methods, on request: refinements, which are slower, and decisions, which need `rivals`.
+DECISIONS = ("rankseg", "crf")
+RIVALS = ("lposs", "lposs+", *DECISIONS)
 CONVERSIONS = ("coco-object", "coco-stuff", "cityscapes", "context")
 # At first use, for the same reason.
 _HOME = {"evaluate": "python", "EvaluationResult": "result"}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ovss_refine.attention import AttentionSource
 from ovss_refine.config import RefineOptions, config_of
-from ovss_refine.evaluation import ROWS
+from ovss_refine.evaluation import DECISIONS, ROWS
 from ovss_refine.evaluation.dataset import FOLDER, DataSet, list_datasets, load_from
 from ovss_refine.evaluation.given import Given, as_given, without_attention
 from ovss_refine.evaluation.inputs import PerImage
@@ -28,7 +28,7 @@ from ovss_refine.method.modes import ModeName
 from ovss_refine.sources.processes import world_size
 
 # Rows that are computed from the logits alone.
-OF_LOGITS = ("baseline", "upsampling")
+OF_LOGITS = ("baseline", "upsampling", *DECISIONS)
 DataSetLike = str | Path | DataSet | Iterable[Any]
 
 
@@ -71,7 +71,7 @@ def evaluate(
             `for_image(image_id)`. The K maps are the data set's classes unless `Logits` say more.
         attention: a function from the same images to `Attention`, or to a map [B, N, N] or
             [B, A, N, N] over patches; or a source, as for `logits`. None: `logits` returns it too,
-            or all `rows` are "baseline" and "upsampling", which use none.
+            or all `rows` are among "baseline", "upsampling", "rankseg" and "crf", which use none.
         dataset: a name such as "voc21", with `root`; a folder with images/, masks/ and names.txt;
             or an iterable of (image, mask), such as a data set of Hugging Face or torchvision, with
             `names`. An image has any form that `Refiner` takes; a mask is a path, a PIL image of

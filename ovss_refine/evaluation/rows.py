@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from ovss_refine.attention import Attention
+from ovss_refine.baseline.crf import DenseCrf
 from ovss_refine.baseline.decision import decide
 from ovss_refine.baseline.lposs import Lposs
 from ovss_refine.baseline.pamr import pamr
+from ovss_refine.baseline.rankseg import rankseg
 from ovss_refine.baseline.resize import resize, resized_size
 from ovss_refine.config import PAPER, RefineConfig
 from ovss_refine.images.convert import as_guide
@@ -22,8 +24,11 @@ from ovss_refine.logits import Logits
 from ovss_refine.method.distribution import confidence
 from ovss_refine.method.modes import CONTROLS
 from ovss_refine.refiner import refine
+from ovss_refine.registry import require
 from ovss_refine.upsamplers.bands import bands
 
+# What rows need that is not installed by default.
+NEEDS = {"rankseg": "rankseg", "crf": "pydensecrf"}
 Size = tuple[int, int]
 Row = Callable[[Logits, Attention, Tensor], Tensor]
 
@@ -90,22 +95,35 @@ def make_rows(config: RefineConfig, baseline: Baseline) -> dict[str, Row]:
     * refined: `config`;
     * paper: `config` with the paper's own reading of seeds, see `Refiner.paper`;
     * the controls, with the other options of `config`;
-    * lposs, lposs+: label propagation along the same attention, as published otherwise.
+    * lposs, lposs+: label propagation along the same attention, as published otherwise;
+    * rankseg, crf: other decisions on the logits alone, at the scale of the baseline.
     """
-    scale = config.logit_scale
+    scale = 1.0 if config.logit_scale == "auto" else config.logit_scale
     return {
-        "baseline": replace(baseline, logit_scale=1.0 if scale == "auto" else scale).label,
+        "baseline": replace(baseline, logit_scale=scale).label,
         "upsampling": partial(_upsampled, config),
         "refined": Variant(config=config).label,
         "paper": Variant(config=replace(config, **PAPER)).label,
         **{name: Variant(config=replace(config, mode=name)).label for name in CONTROLS},
         "lposs": partial(_propagated, Lposs()),
         "lposs+": partial(_propagated, Lposs(pixels=True)),
+        "rankseg": partial(_ranked, scale),
+        "crf": partial(_smoothed, DenseCrf(), scale),
     }
 
 
 def _propagated(lposs: Lposs, logits: Logits, attention: Attention, images: Tensor) -> Tensor:
     return lposs(logits, attention, images).labels
+
+
+def _ranked(scale: float, logits: Logits, attention: Attention, images: Tensor) -> Tensor:
+    return rankseg(replace(logits, scale=scale * logits.scale), images)
+
+
+def _smoothed(
+    crf: DenseCrf, scale: float, logits: Logits, attention: Attention, images: Tensor
+) -> Tensor:
+    return crf(replace(logits, scale=scale * logits.scale), images).labels
 
 
 def _upsampled(
@@ -127,10 +145,13 @@ def choose(table: Mapping[str, Row], names: tuple[str, ...]) -> dict[str, Row]:
 
     Raises:
         ValueError: on an unknown name, or if there are no names.
+        ModuleNotFoundError: if a row needs a package that is not installed; names the extra.
     """
     unknown = [name for name in names if name not in table]
     if unknown or not names:
         raise ValueError(f"`rows` must be some of {list(table)}; got {[*names]}.")
+    for module in (NEEDS[name] for name in names if name in NEEDS):
+        require(module, "rivals")
     return {name: row for name, row in table.items() if name in names}
 
 

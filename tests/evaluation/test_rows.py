@@ -1,7 +1,9 @@
 """The rows: what each computes from one forward pass, and the published decision."""
 
+import sys
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ import torch.nn.functional as F
 
 from ovss_refine import Logits, RefineConfig, Refiner, joint_bilateral_upsample
 from ovss_refine.attention import affinity
+from ovss_refine.baseline.crf import DenseCrf
 from ovss_refine.baseline.lposs import Lposs
 from ovss_refine.baseline.pamr import pamr
-from ovss_refine.evaluation import RIVALS, ROWS
+from ovss_refine.baseline.rankseg import rankseg
+from ovss_refine.evaluation import DECISIONS, RIVALS, ROWS
 from ovss_refine.evaluation import rows as rows_module
 from ovss_refine.evaluation.rows import (
     Baseline,
@@ -24,6 +28,8 @@ from ovss_refine.upsamplers.bilinear import bilinear_upsample
 from ovss_refine.upsamplers.names import resolved
 
 SIZE = (21, 34)
+LACKING = {name: need for name, need in rows_module.NEEDS.items() if find_spec(need) is None}
+PROPAGATIONS = [name for name in RIVALS if name not in DECISIONS]
 
 
 @pytest.fixture
@@ -127,13 +133,13 @@ def small_rivals(monkeypatch):
 def test_all_rows_exist_and_differ(given):
     table = make_rows(RefineConfig(), Baseline())
     assert tuple(table) == (*ROWS, *RIVALS)
-    labels = [row(*given) for row in table.values()]
+    labels = [row(*given) for name, row in table.items() if name not in LACKING]
     assert all(x.shape == (2, *SIZE) for x in labels)
-    assert len({x.numpy().tobytes() for x in labels}) == len(table)
+    assert len({x.numpy().tobytes() for x in labels}) == len(labels)
 
 
 @pytest.mark.usefixtures("small_rivals")
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", PROPAGATIONS)
 def test_rivals_are_label_propagation_along_the_same_attention(given, name):
     logits, attention, images = given
     labels = make_rows(RefineConfig(logit_scale=3.0), Baseline())[name](*given)
@@ -143,7 +149,29 @@ def test_rivals_are_label_propagation_along_the_same_attention(given, name):
 
 def test_rivals_have_the_published_options():
     table = make_rows(RefineConfig(), Baseline())
-    assert [table[name].args for name in RIVALS] == [(Lposs(),), (Lposs(pixels=True),)]
+    assert [table[name].args for name in PROPAGATIONS] == [(Lposs(),), (Lposs(pixels=True),)]
+    assert table["crf"].args == (DenseCrf(), 1.0)
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+@pytest.mark.parametrize("scale", [3.0, "auto"])
+def test_other_decisions_are_on_the_logits_alone(given, name, scale):
+    if name in LACKING:
+        pytest.skip(f"{LACKING[name]} is not installed ([rivals])")
+    logits, _, images = given
+    labels = make_rows(RefineConfig(logit_scale=scale), Baseline())[name](*given)
+    scaled = replace(logits, scale=logits.scale * (1.0 if scale == "auto" else scale))
+    wanted = rankseg(scaled, images) if name == "rankseg" else DenseCrf()(scaled, images).labels
+    assert torch.equal(labels, wanted)
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+def test_other_decisions_are_refused_where_they_are_not_installed(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, rows_module.NEEDS[name], None)
+    table = make_rows(RefineConfig(), Baseline())
+    with pytest.raises(ModuleNotFoundError, match=r"is not installed; run .*\[rivals\]'"):
+        choose(table, ("baseline", name))
+    assert list(choose(table, ("baseline",))) == ["baseline"]
 
 
 def test_the_paper_s_row_reads_the_paper_whatever_the_options(given):
