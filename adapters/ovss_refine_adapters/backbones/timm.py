@@ -25,7 +25,14 @@ from ovss_refine_adapters.backbones.capture import (
 )
 from ovss_refine_adapters.backbones.plain import plain, undisturbed
 from ovss_refine_adapters.backbones.positions import resize_positions
-from ovss_refine_adapters.backbones.timm_attention import Projections, add_hooks, project
+from ovss_refine_adapters.backbones.timm_attention import (
+    Projections,
+    add_hooks,
+    attention_of,
+    patch_size,
+    project,
+    trunk,
+)
 from ovss_refine_adapters.backbones.weights import load_timm, pixel_statistics
 
 Positions = Literal["timm", "reference"]
@@ -74,10 +81,7 @@ class TimmBackbone:
                 f"{type(self.model).__name__}. Pass the timm model inside, or a function that "
                 "computes features to `AffinityAttention`."
             )
-        # `embeds` is that of a NaFlexVit.
-        embed = getattr(self.model, "patch_embed", getattr(self.model, "embeds", None))
-        patch = getattr(embed, "patch_size", (1, 1))
-        self.patch_size: tuple[int, int] = (int(patch[0]), int(patch[1]))
+        self.patch_size = patch_size(trunk(self.model))
         self.size = check_size("size", size, self.patch_size)
         self.prefix = int(getattr(self.model, "num_prefix_tokens", 0))
         if positions == "reference" and getattr(self.model, "pos_embed", None) is None:
@@ -143,7 +147,7 @@ class TimmBackbone:
         """Run up to layer `last`; return its features, and queries and keys of blocks."""
         captured: dict[int, dict[str, Any]] = {index: {} for index in indices}
         with undisturbed(self.model), ExitStack() as stack:
-            modules = {index: self._attention_of(index) for index in indices}
+            modules = {index: attention_of(self.model, index) for index in indices}
             for index, attn in modules.items():
                 for handle in add_hooks(attn, captured[index]):
                     stack.enter_context(handle)
@@ -158,22 +162,7 @@ class TimmBackbone:
         """Raise ValueError unless the blocks have plain softmax attention."""
         with undisturbed(self.model):
             for index in layers:
-                self._attention_of(index)
-
-    def _attention_of(self, index: int) -> Any:
-        """Return the attention module of a block of the undisturbed model, if it is known."""
-        vit, eva = (require(f"timm.models.{m}", "models") for m in ("vision_transformer", "eva"))
-        known = (vit.Attention, eva.EvaAttention, eva.AttentionRope)
-        blocks = getattr(self.model, "blocks", None)
-        attn = getattr(blocks[index], "attn", None) if blocks is not None else None
-        # Not isinstance: a subclass may add a bias to the products, which would be missed.
-        if type(attn) not in known:
-            found = type(attn).__name__ if attn is not None else "none"
-            raise ValueError(
-                "`model` must be a vision transformer with plain softmax attention in its blocks; "
-                f"got {type(self.model).__name__} with {found}. Use features and their affinity."
-            )
-        return attn
+                attention_of(self.model, index)
 
     def _run(self, images: Tensor, index: int, *, norm: bool) -> Tensor:
         """Run up to layer `index` and return its [B, C, gh, gw] features."""
