@@ -86,6 +86,7 @@ def tiny_options(kind, name):
         tiny_projection,
         tiny_vit,
     )
+    from adapters.tiny_promptable import tiny_clipseg
 
     plain = {"short_side": None, "window": None, "templates": "single", "cache_dir": None}
     if name == "talk2dino":
@@ -93,6 +94,8 @@ def tiny_options(kind, name):
         return {**plain, **models, "projection": tiny_projection()}
     if name == "groupvit":
         return {**plain, "model": tiny_groupvit()}
+    if name == "transformers":
+        return {**plain, "model": tiny_clipseg(), "size": 64}
     if kind == "logits":
         more = {"proxyclip": {"proxy": tiny_vit("dino")}, "cass": {"proxy": tiny_vit("dino")}}
         more["rf-clip"] = {"sink_channels": []}

@@ -195,6 +195,7 @@ PREPARED = {
     "docs/logits.md": for_logits,
     "docs/logits_proxies.md": for_logits,
     "docs/logits_trained.md": for_logits,
+    "docs/logits_promptable.md": for_logits,
 }
 WITHOUT_MODELS = (
     "docs/usage.md",

@@ -72,6 +72,7 @@ _LOGITS = {
         "0.9 GB",
         "open_clip, timm",
     ),
+    "transformers": ("a promptable model, `model=`", *_ANY_TIMM[1:-1], "open_clip, transformers"),
 }
 ABOUT = {
     kind: {name: dict(zip(COLUMNS, row, strict=True)) for name, row in table.items()}

@@ -12,15 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovss_refine.registry import require
-from ovss_refine.sources.device import given_device
-from ovss_refine_adapters.backbones.folders import check_config, fetch, first_line, model_folder
 from ovss_refine_adapters.backbones.open_clip import Clip, Tokenizer, own_tokenizer
-from ovss_refine_adapters.backbones.plain import plain
 from ovss_refine_adapters.backbones.positions import resize_positions_to
-from ovss_refine_adapters.backbones.weights import WEIGHT_FILES, check_finite_weights, weight_file
+from ovss_refine_adapters.backbones.transformers_model import load_transformers
 
-CONFIG = "config.json"
 # ImageNet's statistics, which the released evaluation uses.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -62,40 +57,7 @@ def load_groupvit(
         ValueError: on another model, weights that do not fit or are not finite, or a folder whose
             files may run code.
     """
-    transformers = require("transformers", "models")
-    if isinstance(model, nn.Module):
-        model = plain(model)
-        if not isinstance(model, transformers.GroupViTModel):
-            raise ValueError(f"`model` must be a GroupViTModel; got {type(model).__name__}.")
-        return check_finite_weights(model, type(model).__name__)
-    device = given_device(device)
-    folder = model_folder(model)
-    if folder is None:
-        instead = f"a folder with {CONFIG} and the weights"
-        folder = fetch(str(model), [CONFIG], WEIGHT_FILES, argument="model", instead=instead)
-    kind = check_config(folder, CONFIG, "model_type")
-    if kind != "groupvit":
-        raise ValueError(f"`{folder / CONFIG}` must describe a groupvit; got {kind!r}.")
-    weight_file(folder)  # without one, transformers may look for others
-    try:
-        loaded, report = transformers.GroupViTModel.from_pretrained(
-            folder,
-            local_files_only=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            trust_remote_code=False,
-            weights_only=True,
-        )
-    except Exception as error:  # whatever transformers raises for files of another kind
-        raise ValueError(f"`{folder}` must hold a GroupViT; got {first_line(error)}") from error
-    missing = [key for name in ("missing_keys", "mismatched_keys") for key in report[name]]
-    if missing:  # these would be random
-        raise ValueError(
-            f"the weights `{folder}` must be complete; got {len(missing)} missing parameters, "
-            f"{sorted(map(str, missing))[:3]}."
-        )
-    checked = check_finite_weights(loaded, str(folder))
-    return checked.to(device=device).eval()
+    return load_transformers(model, {"groupvit": "GroupViTModel"}, device)
 
 
 class TextTower(nn.Module):
