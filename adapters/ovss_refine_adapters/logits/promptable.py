@@ -33,7 +33,8 @@ from ovss_refine_adapters.text import Templates, as_classes, as_templates, text_
 class PromptableOptions(WindowOptions):
     """Options of `PromptableLogits`.
 
-    Further arguments and exceptions are those of `WindowOptions`; `faithful` has no effect.
+    Further arguments and exceptions are those of `WindowOptions`.
+    No oddities are reproduced: `faithful` has no effect.
 
     Attributes:
         model: "owner/name" on the hub, a folder with safetensors, or a ready model. Required.
