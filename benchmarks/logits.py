@@ -34,7 +34,7 @@ from timing import seconds
 SIZE, CLASSES = (375, 500), 21
 TOWERS = {"B/16": ("ViT-B-16-quickgelu", 512), "L/14": ("ViT-L-14-quickgelu", 768)}
 WITH_PROXY = ("proxyclip", "cass")
-OTHER_MODELS = ("talk2dino", "groupvit")  # not on the towers: the same for both
+OTHER_MODELS = ("talk2dino", "groupvit", "transformers")  # not on the towers: the same for both
 NO_MODEL = ("callable", "npz")
 
 
@@ -81,6 +81,10 @@ def others(name: str, device: str) -> dict[str, Any]:
     if name == "groupvit":
         model = transformers.GroupViTModel(transformers.GroupViTConfig())
         return {"model": model.eval().to(device), "text_features": torch.randn(CLASSES, 256)}
+    if name == "transformers":  # the images are stretched to 352 x 352, whatever `short_side` is
+        config = transformers.CLIPSegConfig(vision_config={"patch_size": 16})
+        clipseg = transformers.CLIPSegForImageSegmentation(config)
+        return {"model": clipseg.eval().to(device), "cache_dir": None}
     dino = timm.create_model(
         "vit_base_patch14_reg4_dinov2.lvd142m", num_classes=0, dynamic_img_size=True
     )

@@ -54,7 +54,9 @@ def tiny(name):
     options = TINY | FAMILIES[name]
     try:
         model = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
-    except TypeError:  # takes any size
+    except TypeError as error:  # takes any size
+        if "swiglu_align_to" in str(error):
+            pytest.skip(f"timm {timm.__version__} cannot make {name}")
         model = timm.create_model(name, num_classes=0, **options)
     return randomise(model, 0.3)
 
@@ -127,9 +129,9 @@ REFUSED = {
     "swinv2_cr_tiny_224": ("SwinTransformerV2Cr with WindowMultiHeadAttention", {}),
     "tnt_s_patch16_224": ("TNT with Attention", {"depth": 1}),
     "twins_svt_small": ("Twins with ", {}),
-    "vit_base_patch16_18x2_224": ("with Attention and ParallelThingsBlock", TINY),
+    "vit_base_patch16_18x2_224": ("VisionTransformer with Attention and ParallelThingsBlock", TINY),
     "vit_dlittle_patch16_reg1_gap_256": ("VisionTransformer with DiffAttention", TINY),
-    "vit_dpwee_patch16_reg1_gap_256": ("with DiffParallelScalingBlock", TINY),
+    "vit_dpwee_patch16_reg1_gap_256": ("VisionTransformer with DiffParallelScalingBlock", TINY),
     "vit_relpos_small_patch16_224": ("VisionTransformerRelPos with RelPosAttention", TINY),
     "volo_d1_224": ("VOLO with Attention and ", {}),
     "xcit_nano_12_p16_224": ("Xcit with ", {}),
@@ -140,9 +142,12 @@ REFUSED = {
 def test_others_are_refused_by_name_with_a_remedy(name):
     found, options = REFUSED[installed(name)]
     model = timm.create_model(name, num_classes=0, **options)
-    with pytest.raises(ValueError, match=f"`model` must be a vision .* got .*{found}") as refusal:
+    with pytest.raises(ValueError, match="`model` must be a ") as refusal:
         ViTAttention(model)
-    assert 'kind="affinity"' in str(refusal.value)
+    if not hasattr(model, "forward_intermediates"):  # in older versions
+        found = f"got {type(model).__name__}. Pass "
+    assert found in str(refusal.value)
+    assert ('kind="affinity"' if " with " in found else "Affinity") in str(refusal.value)
 
 
 def test_the_remedy_works_for_a_hierarchical_model():
