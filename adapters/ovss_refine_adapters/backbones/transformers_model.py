@@ -54,11 +54,11 @@ def load_transformers(
         files = (SAFE,) if safe else WEIGHT_FILES
         folder = fetch(str(model), [CONFIG], files, argument="model", instead=instead)
     kind = check_config(folder, CONFIG, "model_type")
-    if kind not in classes:
+    if not isinstance(kind, str) or kind not in classes:
         raise ValueError(
             f"`{folder / CONFIG}` must describe a {' or '.join(classes)}; got {kind!r}."
         )
-    name = classes[str(kind)]
+    name = classes[kind]
     if not hasattr(library, name):
         raise ValueError(
             f"`model` must be one that transformers {library.__version__} has; got {kind!r}, which "

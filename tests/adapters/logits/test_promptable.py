@@ -239,7 +239,10 @@ def test_wrong_folders_are_refused(tmp_path):
     config = tmp_path / "config.json"
     before = json.loads(config.read_text())
     config.write_text(json.dumps(before | {"model_type": "clip"}))
-    known = "clipseg or owlvit or owlv2 or sam3 or sam3_video or tipsv2; got 'clip'"
+    known = "clipseg or owlvit or owlv2 or sam3 or sam3_video or tipsv2; got "
+    with pytest.raises(ValueError, match=f"{known}'clip'"):
+        make("clipseg", model=tmp_path)
+    config.write_text(json.dumps(before | {"model_type": ["clipseg"]}))
     with pytest.raises(ValueError, match=known):
         make("clipseg", model=tmp_path)
     config.write_text(json.dumps(before | {"auto_map": {"AutoModel": "evil.Model"}}))
