@@ -13,6 +13,7 @@ from ovss_refine.checks import check_dense, check_finite
 from ovss_refine.config import RefineConfig
 from ovss_refine.method.upsample import Band, upsample_bands
 from ovss_refine.method.upsample_compiled import CompiledBand
+from ovss_refine.method.upsample_gpu import GpuBand
 from ovss_refine.tensors.tracing import exporting
 from ovss_refine.upsamplers.bilinear import bilinear_rows
 from ovss_refine.upsamplers.guided import guided_rows
@@ -58,7 +59,7 @@ def bands(
     config: RefineConfig,
     divisor: int = 1,
     counts: Tensor | None = None,
-) -> Iterator[Band | CompiledBand | MapsBand]:
+) -> Iterator[Band | CompiledBand | GpuBand | MapsBand]:
     """Upsample by `config.upsampler`, one band of pixel rows after the other.
 
     An upsampler of the user's is given one image at a time, whole.
