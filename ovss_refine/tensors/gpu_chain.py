@@ -1,6 +1,7 @@
 """A chain's scaling and first passage on a GPU, by few kernels: two a round, two a step.
 
-Written in torch, a round is ten launches and a step eighteen, which take longer than their work.
+Written in torch, a round is some fifteen launches and a step some twelve, which take longer than
+their work.
 
 Axes: B maps, N tokens, m vectors.
 """
