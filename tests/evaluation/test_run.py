@@ -393,7 +393,7 @@ def test_real_photographs_give_the_numbers_of_the_benchmark(tmp_path, monkeypatc
     }
     theirs = {}
     asked = argparse.Namespace(
-        logits=["strong", "weak"], attention=["own"], rows=list(benchmark.ROWS)
+        logits=["strong", "weak"], attention=["own"], rows=list(benchmark.ROWS), upsampler="jbu"
     )
     for stem in folder.ids:
         measured = benchmark.measure_image(folder, folder.read(stem), NoModel(), {}, asked)
