@@ -26,8 +26,8 @@ BY_ROWS: dict[str, Callable[[Tensor, Tensor], Rows]] = {
 }
 # Upsamplers that a graph can hold.
 EXPORTED = ("jbu", *BY_ROWS)
-# Values of pixels held at a time: on a CPU they have to stay in the cache.
-BAND = 1 << 20
+# Values of pixels held at a time: they stay in a CPU's cache, and a GPU wants few launches.
+BAND, GPU_BAND = 1 << 20, 1 << 26
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,19 +81,20 @@ def bands(
         yield from upsample_bands(low, guide, config, divisor)
     elif isinstance(upsampler, str) and upsampler in BY_ROWS:
         rows = BY_ROWS[upsampler](low, guide)
-        for some in _row_bands(low.shape[0] * low.shape[1] * W, H, divisor):
+        size = (BAND if low.device.type == "cpu" else GPU_BAND) // divisor
+        for some in _row_bands(low.shape[0] * low.shape[1] * W, H, size):
             yield MapsBand(some, [rows(some)])
     else:
         images = _one_by_one(resolved(upsampler), low, guide, counts)
         yield MapsBand(slice(0, H), list(images) if config.keep_scores else images)
 
 
-def _row_bands(row: int, H: int, divisor: int) -> Iterator[slice]:
-    """Split H rows of pixels, each of `row` values; a graph cannot count bands of a symbol."""
+def _row_bands(row: int, H: int, size: int) -> Iterator[slice]:
+    """Split H rows of `row` values into bands of `size`; a graph cannot count those of a symbol."""
     if exporting():
         yield slice(None)
         return
-    step = max(1, BAND // divisor // row)
+    step = max(1, size // row)
     for top in range(0, H, step):
         yield slice(top, min(top + step, H))
 
