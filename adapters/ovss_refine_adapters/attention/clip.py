@@ -98,10 +98,14 @@ class CLIPAttention:
             pixels = resize(images.to(device), size)
             x = tower.stem((pixels - self.mean.to(device)) / self.std.to(device))
             for i in range(max(self.layers) + 1):
-                if i in self.layers:
-                    q, k, _ = tower.qkv(i, x)
+                if i == max(self.layers):
+                    found = tower.qkv(i, x, "".join(dict.fromkeys(self.similarity)))
+                    pairs[i] = found[0], found[-1]
+                elif i in self.layers:
+                    q, k, v = tower.qkv(i, x)
                     pairs[i] = {"qk": (q, k), "qq": (q, q), "kk": (k, k)}[self.similarity]
-                if i < max(self.layers):
+                    x = tower.block_of(i, x, q, k, v)
+                else:
                     x = tower.block(i, x)
         return mix_attention(
             [(*pairs[i], pairs[i][0].shape[-1] ** -0.5) for i in self.layers],

@@ -21,6 +21,7 @@ from ovss_refine.attention import Attention
 from ovss_refine.checks import check_choice, check_count, check_number, check_shape
 from ovss_refine.images.convert import ImagesLike
 from ovss_refine_adapters.backbones.capture import (
+    EarlyExit,
     add_mean_attention,
     check_images,
     check_layer_weights,
@@ -54,10 +55,6 @@ class _Captured:
     map: Tensor | None
     factors: list[tuple[Tensor, Tensor, float]]
     pending: list[str]
-
-
-class _EarlyExit(Exception):
-    """Raised after the last selected layer, to leave the UNet."""
 
 
 class StableDiffusionAttention:
@@ -199,7 +196,7 @@ class StableDiffusionAttention:
         prompt = self.parts.prompt.to(latents).expand(B, -1, -1)
         unet: Any = self.parts.unet
         captured.pending = [name for name in self.layers if name in self.weights]
-        with self._hooked(captured), suppress(_EarlyExit):
+        with self._hooked(captured), suppress(EarlyExit):
             unet(latents, t, encoder_hidden_states=prompt)
         if captured.pending:
             raise RuntimeError(f"the UNet ran without its self-attentions {captured.pending}.")
@@ -231,7 +228,7 @@ class StableDiffusionAttention:
                 add_mean_attention(captured.map, q, k, scale, weight)
         captured.pending.remove(name)
         if not captured.pending:
-            raise _EarlyExit
+            raise EarlyExit
 
 
 def _check_block_weights(weights: Mapping[str, float], factors: bool) -> dict[str, float]:

@@ -18,6 +18,10 @@ from ovss_refine.images.convert import ImagesLike, as_image_batch
 BLOCK_ELEMENTS = 1 << 21
 
 
+class EarlyExit(Exception):
+    """Raised by a hook, to leave a model after the last part that is needed."""
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's parameters."""
     return next(model.parameters()).device

@@ -132,16 +132,41 @@ class Tower:
         normal: Tensor = self.visual.transformer.resblocks[i].ln_1(tokens)
         return normal
 
-    def qkv(self, i: int, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute q, k, v of block `i`, [B, A, T, d] float32 each, from its input [B, T, C].
+    def qkv(self, i: int, tokens: Tensor, names: str = "qkv") -> tuple[Tensor, ...]:
+        """Compute q, k, v of block `i`, or those named, from its input [B, T, C].
 
-        The class token may be left out.
+        [B, A, T, d] float32 each; the class token may be left out. What is not named is not
+        computed.
         """
         attn = self.visual.transformer.resblocks[i].attn
-        joint = F.linear(self.attended(i, tokens), attn.in_proj_weight, attn.in_proj_bias)
-        B, T, _ = tokens.shape
-        q, k, v = joint.float().view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        return q, k, v
+        x, (B, T, _) = self.attended(i, tokens), tokens.shape
+        joint = zip(attn.in_proj_weight.chunk(3), attn.in_proj_bias.chunk(3), strict=True)
+        layers = dict(zip("qkv", joint, strict=True))
+        return tuple(
+            F.linear(x, *layers[name]).float().view(B, T, self.heads, -1).transpose(1, 2)
+            for name in names
+        )
+
+    def block_of(self, i: int, tokens: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Run block `i` unchanged, given its `qkv`: [B, T, C] to [B, T, C].
+
+        With the queries [B, A, S, d] and the `tokens` [B, S, C] of some tokens only, the others are
+        attended to, but not computed.
+        """
+        # In the dtype that they were computed in.
+        q, k, v = (x.to(tokens.dtype) for x in (q, k, v))
+        return self.after_attention(i, tokens, F.scaled_dot_product_attention(q, k, v))
+
+    def after_attention(self, i: int, tokens: Tensor, heads: Tensor) -> Tensor:
+        """Run what follows the attention in block `i`: [B, T, C] and [B, A, T, d] to [B, T, C]."""
+        y = tokens + self.project(i, heads)
+        return y + self.feed_forward(i, y)
+
+    def class_token(self, i: int, tokens: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Run block `i` for the class token only, given its `qkv`: [B, T, C] to [B, 1, C]."""
+        first = tokens[:, :1]
+        (q,) = self.qkv(i, first, "q")
+        return self.block_of(i, first, q, k, v)
 
     def project(self, i: int, heads: Tensor) -> Tensor:
         """Merge the heads by the output projection of block `i`: [B, A, T, d] to [B, T, C]."""

@@ -4,8 +4,8 @@ Axes: B images, C channels, A heads, T tokens (prefix tokens first), N = gh * gw
 per head.
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ovss_refine.checks import check_choice
 from ovss_refine.registry import require
 from ovss_refine_adapters.backbones.capture import (
+    EarlyExit,
     check_images,
     check_layers,
     check_size,
@@ -131,28 +132,35 @@ class TimmBackbone:
         with plain attention, RuntimeError if a block ran without computing it.
         """
         indices = self.check_layers(layers)
-        return self._projections(images, indices, max(indices), norm=False)[1]
+        with self._capturing(indices, leave=max(indices)) as found:
+            self._run(images, max(indices), norm=False)
+        return found
 
     def features_and_projections(
         self, images: Tensor, layer: int = -1
     ) -> tuple[Tensor, Projections]:
         """Return what `features` and `projections` return for a layer, from one pass."""
         (index,) = self.check_layers([layer])
-        maps, found = self._projections(images, [index], index, norm=True)
+        with self._capturing([index], leave=None) as found:
+            maps = self._run(images, index, norm=True)
         return maps.float().to(images.device), found[0]
 
-    def _projections(
-        self, images: Tensor, indices: Sequence[int], last: int, *, norm: bool
-    ) -> tuple[Tensor, list[Projections]]:
-        """Run up to layer `last`; return its features, and queries and keys of blocks."""
+    @contextmanager
+    def _capturing(self, indices: Sequence[int], leave: int | None) -> Iterator[list[Projections]]:
+        """Capture queries and keys of blocks that run inside; the list is filled at the end.
+
+        The run ends as soon as those of the block `leave` are known; None: it goes on.
+        """
+        found: list[Projections] = []
         captured: dict[int, dict[str, Any]] = {index: {} for index in indices}
         with undisturbed(self.model), ExitStack() as stack:
             modules = {index: attention_of(self.model, index) for index in indices}
             for index, attn in modules.items():
-                for handle in add_hooks(attn, captured[index]):
+                for handle in add_hooks(attn, captured[index], leave=index == leave):
                     stack.enter_context(handle)
-            maps = self._run(images, last, norm=norm)
-        return maps, [project(modules[index], captured[index], index) for index in indices]
+            with suppress(EarlyExit):
+                yield found
+        found += [project(modules[index], captured[index], index) for index in indices]
 
     def check_layers(self, layers: Sequence[int]) -> list[int]:
         """Return `layers`, blocks or stages, counted from the start, or raise."""

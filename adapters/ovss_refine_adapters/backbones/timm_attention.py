@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ovss_refine.registry import require
+from ovss_refine_adapters.backbones.capture import EarlyExit
 
 # Attention that is a softmax of q k^T over all tokens. By name, as older versions of timm lack
 # some; not by isinstance, as a subclass may add a bias to the products, which would be missed.
@@ -93,11 +94,19 @@ def _what_it_has(model: nn.Module, attn: Any) -> str:
     return " and ".join(sorted(filter(ATTENTIVE.search, names))) or "none"
 
 
-def add_hooks(attn: Any, captured: dict[str, Any]) -> list[Any]:
-    """Capture the input of `attn`, and its queries and keys just before rotation."""
+def add_hooks(attn: Any, captured: dict[str, Any], *, leave: bool) -> list[Any]:
+    """Capture the input of `attn`, and its queries and keys just before rotation.
+
+    With `leave`, raise `EarlyExit` then.
+    """
 
     def capture(name: str) -> Any:
-        return lambda _module, _args, output: captured.__setitem__(name, output)
+        def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+            captured[name] = output
+            if leave and {"q", "k"} <= captured.keys():
+                raise EarlyExit
+
+        return hook
 
     def capture_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         captured["x"] = args[0]

@@ -144,7 +144,8 @@ class CassLogits(GlobalTextClip):
         grid = tower.grid(*pixels.shape[-2:])
         last = tower.layers - 1
         x, _ = tower.blocks(tower.stem(pixels), 0, last)
-        _, k, v = (part[:, :, 1:] for part in tower.qkv(last, x))  # [B, A, N, d]
+        all_k, all_v = tower.qkv(last, x, "kv")
+        k, v = all_k[:, :, 1:], all_v[:, :, 1:]  # [B, A, N, d]
         keys = match_range(self.proxy_keys(pixels, grid), k)
         pairing = self.pair(keys, k)
         clip = scaled_products(k)  # [B, A, N, N]
@@ -154,13 +155,15 @@ class CassLogits(GlobalTextClip):
         joined = (weight * graph + clip) / (weight + 1)
         bias = gaussian(grid, self.gaussian_std, x.device)[1:, 1:]
         y = tower.project(last, (joined + bias).softmax(dim=-1) @ v)
-        return to_map(tower.head(y), grid), tower.head(tower.block(last, x)[:, :1])[:, 0]
+        whole = tower.head(tower.class_token(last, x, all_k, all_v))[:, 0]
+        return to_map(tower.head(y), grid), whole
 
     def class_embedding(self, pixels: Tensor) -> Tensor:
         """Compute the class embedding alone: [B, 3, H, W] normalised pixels to [B, D]."""
         tower = self.tower
-        x, _ = tower.blocks(tower.stem(pixels), 0, tower.layers)
-        return tower.head(x[:, :1])[:, 0]
+        last = tower.layers - 1
+        x, _ = tower.blocks(tower.stem(pixels), 0, last)
+        return tower.head(tower.class_token(last, x, *tower.qkv(last, x, "kv")))[:, 0]
 
     def proxy_keys(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
         """Compute DINO's keys on CLIP's grid: normalised pixels to [B, A, N, d'] float32."""

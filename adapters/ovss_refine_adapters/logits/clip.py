@@ -12,6 +12,7 @@ the patches. They differ in A and in the two options.
 Axes: B images, A heads, T = 1 + N tokens (class token first), D channels, (h, w) grid, N = h * w.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -62,6 +63,11 @@ class LastBlock:
             if self.over_blocks or self.similarity == "own":
                 raise ValueError("`gaussian_std` must be None with `over_blocks` or 'own'.")
 
+    @property
+    def names(self) -> str:
+        """Which of q, k, v the block needs."""
+        return "".join(name for name in "qk" if name in self.similarity) + "v"
+
 
 class ClipLogits(DenseClip):
     """CLIP with a rewired last block.
@@ -97,12 +103,16 @@ class ClipLogits(DenseClip):
         others = torch.zeros((), device=x.device)
         for i in range(last):
             if how.over_blocks:
-                others = others + _attend(how.similarity, *tower.qkv(i, x)[:2])
-            x = tower.block(i, x)
-        q, k, v = tower.qkv(last, x)
+                q, k, v = tower.qkv(i, x)
+                others = others + _attend(how.similarity, {"q": q, "k": k})
+                x = tower.block_of(i, x, q, k, v)
+            else:
+                x = tower.block(i, x)
+        parts = dict(zip(how.names, tower.qkv(last, x, how.names), strict=True))
+        v = parts["v"]
         if how.similarity != "own":
             bias = None if how.gaussian_std is None else gaussian(grid, how.gaussian_std, x.device)
-            attention = _attend(how.similarity, q, k, bias)  # [B, A, T, T]
+            attention = _attend(how.similarity, parts, bias)  # [B, A, T, T]
             if how.over_blocks:
                 attention = (others + attention) / tower.layers
             v = attention @ v
@@ -114,11 +124,13 @@ class ClipLogits(DenseClip):
         return to_map(tower.head(y)[:, 1:], grid)
 
 
-def _attend(similarity: Similarity, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
-    if similarity == "qq + kk":
-        return self_similarity(q, q, bias) + self_similarity(k, k, bias)
-    pairs = {"qk": (q, k), "qq": (q, q), "kk": (k, k)}
-    return self_similarity(*pairs[similarity], bias)
+def _attend(
+    similarity: Similarity, parts: Mapping[str, Tensor], bias: Tensor | None = None
+) -> Tensor:
+    """Add the maps of a similarity, of the `parts` q and k that it compares: [B, A, T, T]."""
+    pairs = ((parts[pair[0]], parts[pair[1]]) for pair in similarity.split(" + "))
+    first, *others = (self_similarity(x, y, bias) for x, y in pairs)
+    return sum(others, start=first)
 
 
 def gaussian(grid: tuple[int, int], std: float, device: torch.device | None = None) -> Tensor:

@@ -148,9 +148,9 @@ class ClipDinoiserLogits(DenseClip):
         x = x + tower.project(chosen, self_similarity(q, k) @ v)  # [B, T, C]
         read = tower.fed(chosen, x)[:, 1:].float()
         x, _ = tower.blocks(x + tower.feed_forward(chosen, x), chosen + 1, last)
-        x = x + tower.project(last, tower.qkv(last, x)[2])
-        x = x + tower.feed_forward(last, x)
-        return tower.head(x)[:, 1:], read
+        patches = x[:, 1:]
+        (v,) = tower.qkv(last, patches, "v")
+        return tower.head(tower.after_attention(last, patches, v)), read
 
     def values(self, pixels: Tensor, context: Any) -> Tensor:
         """Compute probabilities: [B, K, h, w], or on the pixels if they are not whole patches."""

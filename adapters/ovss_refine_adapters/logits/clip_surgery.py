@@ -67,8 +67,8 @@ class ClipSurgeryLogits(TwoStreamClip):
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Compute patch features [B, D, h, w] and the class embedding [B, D], both float32."""
-        x, y = self.streams(pixels)
-        tokens = self.tower.head(torch.cat([x[:, :1], y[:, 1:]], dim=1))
+        first, y = self.streams(pixels)
+        tokens = self.tower.head(torch.cat([first, y[:, 1:]], dim=1))
         return to_map(tokens[:, 1:], self.tower.grid(*pixels.shape[-2:])), tokens[:, 0]
 
     def features(self, pixels: Tensor) -> Tensor:
@@ -92,9 +92,8 @@ class ClipSurgeryLogits(TwoStreamClip):
             return table  # whatever the grid's shape
         return resize_positions_to(table, grid, mode="bilinear")
 
-    def attend(self, i: int, tokens: Tensor) -> Tensor:
+    def attend(self, i: int, tokens: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Average the values by v-v attention: [B, T, C] to [B, A, T, d] float32."""
-        v = self.tower.qkv(i, tokens)[2]
         return self_similarity(v, v) @ v
 
 

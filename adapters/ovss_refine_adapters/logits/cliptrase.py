@@ -88,13 +88,13 @@ class CliptraseLogits(PillowClip):
         tower = self.tower
         last = tower.layers - 1
         x, _ = tower.blocks(tower.stem(pixels), 0, last - 1)
-        units = [F.normalize(u, dim=-1) for u in tower.qkv(last - 1, x)]
+        q, k, v = tower.qkv(last - 1, x)
+        units = [F.normalize(u, dim=-1) for u in (q, k, v)]
         correlation = torch.stack([(u @ u.mT).mean(dim=1) for u in units]).mean(dim=0)
-        x = tower.block(last - 1, x)
+        x = tower.block_of(last - 1, x, q, k, v)
         q, k, v = tower.qkv(last, x)
         attention = self_similarity(q, q) + self_similarity(k, k) + self_similarity(v, v)
-        x = x + tower.project(last, attention @ v)
-        tokens = tower.head(x + tower.feed_forward(last, x))
+        tokens = tower.head(tower.after_attention(last, x, attention @ v))
         grid = tower.grid(*pixels.shape[-2:])
         return to_map(tokens[:, 1:], grid), tokens[:, 0], correlation
 

@@ -71,9 +71,8 @@ class GemLogits(TwoStreamClip):
         table = self.tower.visual.positional_embedding
         return resize_positions_to(table, grid, antialias=True)
 
-    def attend(self, i: int, tokens: Tensor) -> Tensor:
+    def attend(self, i: int, tokens: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Average the values by self-self attention: [B, T, C] to [B, A, T, d] float32."""
-        q, k, v = self.tower.qkv(i, tokens)
         factor: Tensor | float | None = self.temperature
         if factor is None:
             factor = adaptive(self.tower.attended(i, tokens).float(), v.shape[-1])

@@ -109,7 +109,7 @@ class ProxyClipLogits(DenseClip):
         tower = self.tower
         last = tower.layers - 1
         x, _ = tower.blocks(tower.stem(pixels), 0, last)
-        v = tower.qkv(last, x)[2][:, :, 1:]  # [B, A, N, d]
+        (v,) = tower.qkv(last, x[:, 1:], "v")  # [B, A, N, d]
         # The released code crops to whole patches of the proxy, not of CLIP.
         patch = (self.options.faithful and self.patch) or tower.patch
         images = whole_patches(denormalise(pixels, self._mean, self._std), patch)

@@ -10,7 +10,6 @@ Axes: B images, A heads, T = 1 + N tokens (class token first), N = h * w patches
 L blocks.
 """
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,10 +89,10 @@ class RfClipLogits(GlobalTextClip):
         grid = tower.grid(*pixels.shape[-2:])
         last = tower.layers - 1
         total, keys = (torch.zeros((), device=tower.device) for _ in range(2))
-        for i, (x, out) in enumerate(self._run_blocks(pixels, grid)):
+        states = self._run_blocks(tower.stem(pixels), grid, tower.layers)
+        for i, (x, k, out) in enumerate(states):  # noqa: B007 - x is used after the loop
             total = total + out.float()
             if i < last:
-                k = tower.qkv(i, x)[1]
                 keys = keys + self_similarity(k, k)  # [B, A, T, T]
         mean = total / tower.layers  # [B, T, C]
         unit = F.normalize(mean[:, 1:], dim=-1)
@@ -105,33 +104,38 @@ class RfClipLogits(GlobalTextClip):
 
     def class_embedding(self, pixels: Tensor) -> Tensor:
         """Compute the class embedding alone: [B, 3, H, W] normalised pixels to [B, D]."""
-        states = self._run_blocks(pixels, self.tower.grid(*pixels.shape[-2:]))
-        _, out = deque(states, maxlen=1).pop()  # the last block's
-        return self.tower.head(out[:, :1])[:, 0]
-
-    def _run_blocks(self, pixels: Tensor, grid: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Run all blocks, blending sinks after each: input and output of each, [B, T, C]."""
         tower = self.tower
+        last = tower.layers - 1
         x = tower.stem(pixels)
-        for i in range(tower.layers):
-            refocused = self.refocus and i < tower.layers - 1
-            out = self._refocused(i, x) if refocused else tower.block(i, x)
-            out = blend_sinks(out, grid, self.sink_channels, self.options.faithful)
-            yield x, out
+        grid = tower.grid(*pixels.shape[-2:])
+        for *_, out in self._run_blocks(x, grid, last):
             x = out
+        return tower.head(tower.class_token(last, x, *tower.qkv(last, x, "kv")))[:, 0]
 
-    def _refocused(self, i: int, tokens: Tensor) -> Tensor:
-        """Run block `i` with refocused attention: [B, T, C] to [B, T, C]."""
-        q, k, v = self.tower.qkv(i, tokens)
-        y = tokens + self.tower.project(i, refocus(self_similarity(q, k)) @ v)
-        return y + self.tower.feed_forward(i, y)
+    def _run_blocks(
+        self, x: Tensor, grid: tuple[int, int], stop: int
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Run blocks 0 to `stop` - 1 on the output of the stem, blending sinks after each.
+
+        Yields of each its input [B, T, C], keys [B, A, T, d] and output [B, T, C].
+        """
+        tower = self.tower
+        for i in range(stop):
+            q, k, v = tower.qkv(i, x)
+            if self.refocus and i < tower.layers - 1:
+                out = tower.after_attention(i, x, refocus(self_similarity(q, k)) @ v)
+            else:
+                out = tower.block_of(i, x, q, k, v)
+            out = blend_sinks(out, grid, self.sink_channels, self.options.faithful)
+            yield x, k, out
+            x = out
 
     def _last_block(self, tokens: Tensor, similarity: Tensor, keys: Tensor) -> Tensor:
         """Aggregate patches by [B, N, N] `similarity`, then attend: [B, T, C] to [B, N, C]."""
         tower = self.tower
         last = tower.layers - 1
         gathered = torch.cat([tokens[:, :1], similarity @ tokens[:, 1:]], dim=1)
-        _, k, v = tower.qkv(last, gathered.to(tower.visual.conv1.weight.dtype))
+        k, v = tower.qkv(last, gathered.to(tower.visual.conv1.weight.dtype), "kv")
         attention = ((keys + self_similarity(k, k)) / tower.layers)[:, :, 1:, 1:]
         if not self.options.faithful:
             attention = attention / attention.sum(dim=-1, keepdim=True)

@@ -142,7 +142,7 @@ class ScClipLogits(DenseClip):
         """Run the last block on patches only: half k-k attention, half `guide`; add `first`."""
         tower = self.tower
         last = tower.layers - 1
-        _, k, v = tower.qkv(last, patches.to(tower.visual.conv1.weight.dtype))
+        k, v = tower.qkv(last, patches.to(tower.visual.conv1.weight.dtype), "kv")
         mixed = (guide + self_similarity(k, k)) / 2 @ v  # [B, A, N, d]
         return tower.project(last, mixed).float() + self.calibration.class_weight * first
 

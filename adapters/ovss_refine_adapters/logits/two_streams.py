@@ -52,23 +52,30 @@ class TwoStreamClip(PillowClip):
         """Resize the tower's position embeddings to the grid: [T, C]."""
 
     @abstractmethod
-    def attend(self, i: int, tokens: Tensor) -> Tensor:
+    def attend(self, i: int, tokens: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Compute what block `i` adds, before its output projection, from the normal stream.
 
-        [B, T, C] tokens to [B, A, T, d] float32.
+        [B, T, C] tokens and their q, k, v in the block, [B, A, T, d] each, to [B, A, T, d] float32.
         """
 
     def streams(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the tower: the normal and the second stream after the last block, [B, T, C] each."""
+        """Run the tower: both streams after the last block.
+
+        The class token of the normal stream, [B, 1, C], whose patches are not used, and the tokens
+        of the second, [B, T, C].
+        """
         tower = self.tower
         first = tower.layers - self.blocks
         grid = tower.grid(*pixels.shape[-2:])
         x, _ = tower.blocks(tower.stem(pixels, self.positions(grid)), 0, first)
         y = x
         for i in range(first, tower.layers):
-            y = y + tower.project(i, self.attend(i, x))
-            x = tower.block(i, x)
-        return x, y if self.blocks else x
+            q, k, v = tower.qkv(i, x)
+            y = y + tower.project(i, self.attend(i, x, q, k, v))
+            if i == tower.layers - 1:
+                x, q = x[:, :1], q[:, :, :1]
+            x = tower.block_of(i, x, q, k, v)
+        return x[:, :1], y
 
 
 def stretch(maps: Tensor) -> Tensor:

@@ -42,6 +42,41 @@ def test_layer_scale_is_applied():
         assert_close(y + tower.feed_forward(0, y), tower.block(0, x))
 
 
+@pytest.mark.parametrize("names", ["q", "kv", "qv", "vk"])
+def test_only_the_named_projections_are_returned(model, names):
+    tower = Tower(model.visual)
+    with torch.no_grad():
+        x = tower.stem(images(2, 32, 32))
+        every = dict(zip("qkv", tower.qkv(1, x), strict=True))
+        assert not every["q"].allclose(every["k"], atol=0.1)
+        for name, got in zip(names, tower.qkv(1, x, names), strict=True):
+            assert got.shape == (2, 2, 17, 32)
+            assert_close(got, every[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("vision", [{}, {"ls_init_value": 0.1}, {"mlp_ratio": 2.0}])
+def test_a_block_of_its_projections_is_the_block(vision):
+    tower = Tower(tiny_clip(**vision).visual)
+    with torch.no_grad():
+        x = tower.stem(images(2, 32, 32))
+        q, k, v = tower.qkv(1, x)
+        wanted = tower.block(1, x)
+        assert wanted.abs().max() > 1
+        assert_close(tower.block_of(1, x, q, k, v), wanted, atol=3e-6, rtol=0)
+        assert_close(tower.class_token(1, x, k, v), wanted[:, :1], atol=3e-6, rtol=0)
+        some = tower.block_of(1, x[:, 3:5], q[:, :, 3:5], k, v)
+        assert_close(some, wanted[:, 3:5], atol=3e-6, rtol=0)
+
+
+def test_a_block_of_its_projections_computes_in_the_dtype_of_the_weights(model):
+    tower = Tower(model.to(torch.bfloat16).visual)
+    with torch.no_grad():
+        x = tower.stem(images(1, 32, 32))
+        got = tower.block_of(1, x, *tower.qkv(1, x))
+        assert got.dtype == torch.bfloat16
+        assert_close(got.float(), tower.block(1, x).float(), atol=0.05, rtol=0.02)
+
+
 def test_partial_patches_are_dropped(model):
     tower = Tower(model.visual)
     pixels = images(1, 47, 79)

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from adapters.tiny_clip import CLASSES, TEXT, VISION, images, make, tiny_clip
 from ovss_refine import Logits, LogitsSource, Refiner, load_logits
 from ovss_refine.testing.logits import check_logits_source
+from ovss_refine_adapters.backbones.clip_tower import self_similarity
 from ovss_refine_adapters.backbones.resize import resize_8bit
 from ovss_refine_adapters.logits import clip
 from ovss_refine_adapters.logits.clip import LastBlock
@@ -112,6 +113,26 @@ class Reference:
             maps = [np.mean([block[h] for block in stack], axis=0) for h in range(self.heads)]
         out = self.norm(self.block(2, x, maps, kept, kept), "ln_post") @ self.p["proj"]
         return out[1:]
+
+
+@pytest.mark.parametrize("name", ["qq-mean", "kk-mean"])
+def test_projections_that_blocks_share_change_nothing(name):
+    """As the mean over blocks is computed where every block is run whole, beside its maps."""
+    source, x = make(PRODUCERS[name]), images()
+    tower, maps = source.tower, []
+    with torch.no_grad():
+        pixels = source.prepare(x)
+        tokens = tower.stem(pixels)
+        for i in range(3):
+            q, k, v = tower.qkv(i, tokens)
+            same = q if name == "qq-mean" else k
+            maps.append(self_similarity(same, same))
+            last, tokens = tokens, tower.block(i, tokens)
+        v = tower.qkv(2, last)[2]
+        features = tower.head(tower.project(2, torch.stack(maps).mean(dim=0) @ v))[:, 1:]
+        wanted = torch.nn.functional.normalize(features, dim=-1) @ source.text.T
+    got = source.logits(x).values.flatten(2).mT
+    assert_close(got, wanted, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("name", TABLE)
