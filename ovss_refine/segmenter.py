@@ -25,7 +25,7 @@ from ovss_refine.logits import Logits, LogitsSource
 from ovss_refine.method.modes import ModeName
 from ovss_refine.refiner import refine
 from ovss_refine.segmentation import Segmentation
-from ovss_refine.sources.device import resolve_device
+from ovss_refine.sources.device import DtypeLike, Placement, given_dtype, resolve_device
 from ovss_refine.sources.lazy import LazySource, check_models_dir
 from ovss_refine.sources.run import run_sources
 from ovss_refine.sources.stages import OnStage, Stages, announce_loading
@@ -48,6 +48,10 @@ class Segmenter:
         mode: see `RefineConfig`.
         device: where models are loaded and run, such as "cpu" or "cuda:1"; None or "auto": the
             first GPU if there is one, else the CPU. Ready sources stay where they are.
+        dtype: what models that are loaded by name compute in: None: the dtype of their weights,
+            float32 as a rule; "float32", "bfloat16", "float16" or a dtype of torch; "auto": float16
+            on a GPU, bfloat16 on a CPU with instructions for it, else float32. Logits and
+            attention are float32 in any case.
         models_dir: folder that weights are downloaded to and read from, in the layout of the
             hub's cache; the same call on a machine with a network fills it. None: the hub's own.
         logits_options: keyword arguments of the source of logits, except the labels.
@@ -70,6 +74,7 @@ class Segmenter:
         *,
         mode: ModeName = "maximum_velocity",
         device: str | torch.device | None = None,
+        dtype: DtypeLike = None,
         models_dir: str | Path | None = None,
         logits_options: Mapping[str, Any] | None = None,
         attention_options: Mapping[str, Any] | None = None,
@@ -87,18 +92,14 @@ class Segmenter:
             check_count("max_pixels", max_pixels, 1)
         self.max_pixels = max_pixels
         self.device = resolve_device(device)
-        where = self.device, check_models_dir(models_dir)
+        given_dtype(dtype, self.device)  # raises before anything is loaded
+        where = Placement(self.device, dtype), check_models_dir(models_dir)
         self._logits = LazySource("logits", logits, logits_options or {}, *where)
         self._attention = LazySource("attention", attention, attention_options or {}, *where)
-        self._given: dict[str, Any] = {
-            "logits": logits,
-            "attention": attention,
-            "mode": mode,
-            "device": device,
-            "models_dir": models_dir,
-            "logits_options": logits_options,
-            "attention_options": attention_options,
-            "max_pixels": max_pixels,
+        named = {"logits": logits, "attention": attention, "mode": mode, "device": device}
+        self._given: dict[str, Any] = named | {
+            **{"dtype": dtype, "models_dir": models_dir, "max_pixels": max_pixels},
+            **{"logits_options": logits_options, "attention_options": attention_options},
             **options,
         }
 

@@ -17,6 +17,7 @@ from ovss_refine.images import batches
 from ovss_refine.labels import as_labels
 from ovss_refine.segmenter import Segmenter
 from ovss_refine.sources import lazy, stages
+from ovss_refine.sources.device import Placement
 
 LABELS = "red, green/leaf, background: blue/water"
 WEIGHTS = {
@@ -427,9 +428,9 @@ def test_sources_that_take_a_device_are_given_one(registered, monkeypatch):
     monkeypatch.setattr(lazy, "find", lambda kind, name: point(kind))
     monkeypatch.setattr(lazy, "facts", lambda kind, name: lazy.UNKNOWN)
     for device, options in (("cpu", {}), ("meta", {}), ("meta", {"device": "cpu"})):
-        source = lazy.LazySource("logits", "one", options, torch.device(device), None)
+        source = lazy.LazySource("logits", "one", options, Placement(torch.device(device)), None)
         source.logits(as_labels(LABELS), lambda: None)
-    other = lazy.LazySource("attention", "two", {"layer": 1}, torch.device("meta"), None)
+    other = lazy.LazySource("attention", "two", {"layer": 1}, Placement(torch.device("meta")), None)
     other.attention(lambda: None)
     assert made == [None, "meta", "cpu", 1]
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ovss_refine.sources import DTYPE_HELP, DtypeName
+
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
@@ -28,6 +30,7 @@ class AppRequest:
         default="auto",
         metadata={"metavar": "NAME", "help": "auto (a GPU if there is one), cpu, cuda ..."},
     )
+    dtype: DtypeName | None = field(default=None, metadata={"help": DTYPE_HELP})
     models_dir: Path | None = field(
         default=None,
         metadata={"metavar": "DIR", "help": "folder of weights, for use without a network"},

@@ -61,7 +61,10 @@ def running(request: AppRequest) -> Iterator[str]:
         ValueError: on an unavailable device.
     """
     segmenter = Segmenter(
-        device=request.device, models_dir=request.models_dir, max_pixels=request.max_pixels
+        device=request.device,
+        dtype=request.dtype,
+        models_dir=request.models_dir,
+        max_pixels=request.max_pixels,
     )
     port = _free(request.host, request.port)
     with tempfile.TemporaryDirectory(prefix="ovss-refine-app-", ignore_cleanup_errors=True) as root:

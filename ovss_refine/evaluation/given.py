@@ -26,6 +26,7 @@ from ovss_refine.images.convert import as_tensor
 from ovss_refine.labels import Labels
 from ovss_refine.logits import Logits, LogitsSource
 from ovss_refine.registry import find
+from ovss_refine.sources.device import Placement
 
 # What behaves otherwise in training mode.
 TRAINED = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
@@ -43,14 +44,14 @@ class Given(Chosen):
         """Whether the source is made for the classes of the data set."""
         return False
 
-    def logits(self, labels: Labels, device: torch.device) -> LogitsFrom:
+    def logits(self, labels: Labels, place: Placement) -> LogitsFrom:
         """Return the source of logits."""
         if _is_source(self.source, LogitsSource, "logits") or isinstance(self.source, PerImage):
             source: LogitsFrom = self.source
             return source
         return WithAttention(self.source, self.pair)
 
-    def attention(self, device: torch.device) -> AttentionFrom:
+    def attention(self, place: Placement) -> AttentionFrom:
         """Return the source of attention."""
         if _is_source(self.source, AttentionSource, "attention"):
             ready: AttentionSource = self.source

@@ -25,6 +25,7 @@ from ovss_refine.evaluation.run import run_evaluate
 from ovss_refine.labels import Labels, LabelsLike, as_labels
 from ovss_refine.logits import LogitsSource
 from ovss_refine.method.modes import ModeName
+from ovss_refine.sources import DtypeName
 from ovss_refine.sources.processes import world_size
 
 # Rows that are computed from the logits alone.
@@ -47,6 +48,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 1,
     device: str | torch.device | None = None,
+    dtype: DtypeName | None = None,
     logits_options: Mapping[str, Any] | None = None,
     attention_options: Mapping[str, Any] | None = None,
     prompts: str | None = None,
@@ -91,6 +93,7 @@ def evaluate(
         batch_size: images of one size at a time, at least 1.
         device: "auto", "cpu", "cuda" ...: where images are and refinement runs. None: of the
             weights that `logits` or `attention` holds or refers to, else the CPU; for names "auto".
+        dtype: what the models of sources given by name compute in, as for `Segmenter`.
         logits_options: keyword arguments of `logits` if it is a name.
         attention_options: keyword arguments of `attention` if it is a name.
         prompts: family of class prompts, if `logits` is a name; None: the method's.
@@ -146,6 +149,7 @@ def evaluate(
             logits=of_logits,
             attention=own,
             device=_device(device, of_logits, own),
+            dtype=dtype,
             limit=limit,
             rows=wanted,
             prompts=prompts,

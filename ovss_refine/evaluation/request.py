@@ -10,12 +10,12 @@ from ovss_refine.config import RefineConfig
 from ovss_refine.evaluation import RIVALS, ROWS
 from ovss_refine.evaluation.dataset import DataSet
 from ovss_refine.labels import Labels
+from ovss_refine.sources import DTYPE_HELP, DtypeName
 
 if TYPE_CHECKING:
-    import torch
-
     from ovss_refine.evaluation.inputs import AttentionFrom, LogitsFrom
     from ovss_refine.evaluation.rows import Variant
+    from ovss_refine.sources.device import Placement
 
 FILES = "npz:"
 
@@ -51,34 +51,30 @@ class Chosen:
         """Whether the source is made for the classes of the data set; files are made already."""
         return self.folder is None
 
-    def logits(self, labels: Labels, device: "torch.device") -> "LogitsFrom":
+    def logits(self, labels: Labels, place: "Placement") -> "LogitsFrom":
         """Make a source of logits for these classes; logits from files are already made."""
-        from ovss_refine.registry import load_logits
+        from ovss_refine.registry import find, load_logits
 
         if self.folder is not None:
             return load_logits("npz", folder=self.folder, **self.options)
-        options = {"classes": labels, **_placed(device), **self.options}
-        return load_logits(self.name, **options)
+        placed = place.options(find("logits", self.name).load())
+        return load_logits(self.name, **{"classes": labels, **placed, **self.options})
 
-    def attention(self, device: "torch.device") -> "AttentionFrom":
+    def attention(self, place: "Placement") -> "AttentionFrom":
         """Make a source of attention."""
         from ovss_refine.evaluation.inputs import NpzAttention
-        from ovss_refine.registry import load_attention
+        from ovss_refine.registry import find, load_attention
 
         if self.folder is not None:
             return NpzAttention(Path(self.folder), **self.options)
-        return load_attention(self.name, **{**_placed(device), **self.options})
+        placed = place.options(find("attention", self.name).load())
+        return load_attention(self.name, **{**placed, **self.options})
 
     def settings(self) -> dict[str, Any]:
         """Return what two runs must agree on."""
         folder = self.folder
         name = self.name if folder is None else FILES + str(Path(folder).resolve())
         return {"name": name, **{f"option {key}": value for key, value in self.options.items()}}
-
-
-def _placed(device: "torch.device") -> dict[str, str]:
-    """Return the option that moves models to a device; none for the CPU, the default."""
-    return {} if device.type == "cpu" else {"device": str(device)}
 
 
 def check_work(limit: int | None, on_error: str, batch_size: int, workers: int) -> None:
@@ -114,6 +110,7 @@ class EvaluateRequest:
         )
     )
     device: str = field(default="auto", metadata=flag("sources", "auto, cpu, cuda ..."))
+    dtype: DtypeName | None = field(default=None, metadata=flag("sources", DTYPE_HELP))
     limit: int | None = field(
         default=None, metadata=flag("protocol", "only the first N images", metavar="N")
     )

@@ -21,6 +21,7 @@ from ovss_refine.evaluation.totals import Totals
 from ovss_refine.folders.manifest import digest
 from ovss_refine.folders.records import Records
 from ovss_refine.folders.results import ResultsFolder, check_results, check_writable
+from ovss_refine.sources.device import Placement
 from ovss_refine.sources.processes import ProcessGroup, join
 from ovss_refine.upsamplers.names import BUILT_IN, resolved, settings_of
 
@@ -109,9 +110,10 @@ def _make_sources(
     if chosen.takes_classes:
         chosen = replace(chosen, options=published.source)
         settings = {"prompts": family, "classes": list(labels.prompts)}
-    logits = chosen.logits(labels, group.device)
+    place = Placement(group.device, request.dtype)
+    logits = chosen.logits(labels, place)
     settings |= _source_settings("logits", chosen, logits, items)
-    attention = request.attention.attention(group.device)
+    attention = request.attention.attention(place)
     settings |= _source_settings("attention", request.attention, attention, items)
     return logits, attention, settings
 

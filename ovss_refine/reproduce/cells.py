@@ -29,6 +29,7 @@ from ovss_refine.reproduce.tables import (
     variant_config,
 )
 from ovss_refine.upsamplers.names import settings_of
+from ovss_refine.sources.device import Placement
 
 TIMED = "cost"  # the set of variants whose seconds are reported
 # The first images of each process do not count in its seconds: they are slower.
@@ -58,7 +59,7 @@ def variants_of(row: PaperRow) -> dict[str, Variant]:
     return {name: Variant(config=variant_config(one)) for name, one in options.items()}
 
 
-def make_run(row: PaperRow, found: Found, *, limit: int | None, device: torch.device) -> Run:
+def make_run(row: PaperRow, found: Found, *, limit: int | None, place: Placement) -> Run:
     """Make the evaluation that measures a row on a data set."""
     asked: dict[str, Any] = {
         "dataset": found.dataset.name,
@@ -70,11 +71,13 @@ def make_run(row: PaperRow, found: Found, *, limit: int | None, device: torch.de
         "variants": {name: settings_of(one.config) for name, one in variants_of(row).items()},
         "limit": limit,
         "tiny": False,  # kept so that the folders of earlier versions are found
-        "device": device.type,
+        "device": place.device.type,
         "ovss_refine": __version__,
     }
+    if place.dtype is not None:
+        asked["dtype"] = place.dtype
     if row.measured == TIMED:
-        asked["machine"] = machine(device)
+        asked["machine"] = machine(place.device)
     key = f"{found.dataset.name}-{digest(asked)}"
     return Run(row=row, found=found, asked=asked, key=key, limit=limit)
 

@@ -10,14 +10,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ovss_refine.evaluation.dataset import DataSet, load_dataset
 from ovss_refine.evaluation.inputs import AttentionFrom, LogitsFrom, NoAttention
 from ovss_refine.evaluation.request import Chosen
 from ovss_refine.labels import Labels
 from ovss_refine.registry import load_attention, require
 from ovss_refine.reproduce.tables import PaperRow, load_tables
+from ovss_refine.sources.device import Placement
 
 LIBRARIES = ("open_clip", "timm", "diffusers", "transformers", "safetensors", "scipy")
 # Bytes at both ends of a file of weights that identify it: its header, and its last tensors.
@@ -162,38 +161,39 @@ class RowSource(Chosen):
     weights: WeightsFolder = field(kw_only=True)
     row: PaperRow = field(kw_only=True)
 
-    def logits(self, labels: Labels, device: torch.device) -> LogitsFrom:
+    def logits(self, labels: Labels, place: Placement) -> LogitsFrom:
         """Make a source of logits, from the kept one if only the classes differ."""
         models = load_tables().models_of(self.row)
         given = {option: self.weights.given(name) for option, name in models.items()}
         options = {**self.options, **{k: path for k, path in given.items() if path is not None}}
 
         def make() -> Any:
-            own = Chosen(self.name, {**options, **self._second_model(device)})
-            return own.logits(labels, device)
+            own = Chosen(self.name, {**options, **self._second_model(place)})
+            return own.logits(labels, place)
 
-        key = (self.name, str(options), str(device))
+        key = (self.name, str(options), place)
         kept = self.weights.keep("logits", key, make)
         source: LogitsFrom = kept.with_classes(labels)
         return source
 
-    def _second_model(self, device: torch.device) -> dict[str, Any]:
+    def _second_model(self, place: Placement) -> dict[str, Any]:
         name = load_tables().second_model.get(self.name)
         folder = name and self.weights.own(name)
         if not name or folder is None:
             return {}  # loaded by its published name
-        made: Any = load_attention(name, model=f"local-dir:{folder}", size=None, device=str(device))
+        where = {"device": str(place.device), "dtype": place.dtype}
+        made: Any = load_attention(name, model=f"local-dir:{folder}", size=None, **where)
         return {"proxy": made.backbone}
 
-    def attention(self, device: torch.device) -> AttentionFrom:
+    def attention(self, place: Placement) -> AttentionFrom:
         """Make a source of attention, or return the kept one if it is the same."""
         if self.name == NO_ATTENTION:
             return NoAttention()
         folder = self.weights.own(self.name)
         options = {**self.options, **({"model": f"local-dir:{folder}"} if folder else {})}
-        key = (self.name, str(options), str(device))
+        key = (self.name, str(options), place)
         source: AttentionFrom = self.weights.keep(
-            "attention", key, lambda: Chosen(self.name, options).attention(device)
+            "attention", key, lambda: Chosen(self.name, options).attention(place)
         )
         return source
 

@@ -11,6 +11,7 @@ from ovss_refine.evaluation.dataset import FOLDER, list_datasets, load_dataset
 from ovss_refine.evaluation.request import check_work, flag
 from ovss_refine.folders.paths import local_path
 from ovss_refine.reproduce import TABLES
+from ovss_refine.sources import DTYPE_HELP, DtypeName
 
 
 def parse_root(text: str) -> tuple[str, Path]:
@@ -72,6 +73,7 @@ class ReproduceRequest:
         default=None, metadata=_work("write all values to this file too", metavar="PATH")
     )
     device: str = field(default="auto", metadata=_work("auto, cpu, cuda ..."))
+    dtype: DtypeName | None = field(default=None, metadata=_work(DTYPE_HELP))
     batch_size: int = field(default=1, metadata=_work("images at a time", metavar="B"))
     workers: int = field(default=2, metadata=_work("threads that read ahead", metavar="N"))
     on_error: Literal["skip", "stop"] = field(

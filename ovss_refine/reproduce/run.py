@@ -38,6 +38,7 @@ from ovss_refine.reproduce.tables import (
     load_tables,
     published,
 )
+from ovss_refine.sources.device import Placement
 from ovss_refine.sources.processes import ProcessGroup, join
 
 # Errors of one evaluation, after which the others are still run.
@@ -74,7 +75,7 @@ def reproduce(request: ReproduceRequest) -> str | None:
 def _reproduce(request: ReproduceRequest, group: ProcessGroup) -> str | None:
     store = ResultsStore(request.out / "cells", WeightsFolder(request.models_dir))
     tables = [load_tables().tables[name] for name in request.tables]
-    cells = list(_cells(request, tables, group.device))
+    cells = list(_cells(request, tables, Placement(group.device, request.dtype)))
     todo = _todo(cells, store)
     group.wait()  # no process begins before all have read the existing results
     failures = {} if request.only_plan else _measure(todo, request, store, group)
@@ -136,7 +137,7 @@ def _columns(request: ReproduceRequest, tables: Sequence[PaperTable]) -> list[st
 
 
 def _cells(
-    request: ReproduceRequest, tables: Sequence[PaperTable], device: torch.device
+    request: ReproduceRequest, tables: Sequence[PaperTable], place: Placement
 ) -> Iterator[Cell]:
     """Make all cells, with the evaluations that measure them."""
     numbers = published()
@@ -150,7 +151,7 @@ def _cells(
         key = (name, row.pair, row.measured)
         if key not in made:
             limit = request.limit or table.limit
-            made[key] = make_run(row, data[name], limit=limit, device=device)
+            made[key] = make_run(row, data[name], limit=limit, place=place)
         return made[key]
 
     for table in tables:
@@ -221,5 +222,6 @@ def _evaluation(
         batch_size=1 if row.measured == TIMED else request.batch_size,
         workers=request.workers,
         device=request.device,
+        dtype=request.dtype,
         extra={"reproduce": dict(run.asked), "machine": machine(device)},
     )

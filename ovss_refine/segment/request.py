@@ -11,6 +11,7 @@ from ovss_refine.config import RefineConfig
 from ovss_refine.images import MAX_PIXELS
 from ovss_refine.labels import Labels
 from ovss_refine.upsamplers.names import settings_of
+from ovss_refine.sources import DTYPE_HELP, DtypeName
 
 SOURCES, RESULTS, WORK = ({"group": title} for title in ("sources", "results", "work"))
 SOURCE = SOURCES | {"metavar": "SOURCE", "help": "a name that `ovss-refine sources` lists"}
@@ -60,6 +61,7 @@ class SegmentRequest:
         default_factory=dict, metadata={"flag": "--attention-option", **OPTION}
     )
     device: str = field(default="auto", metadata=SOURCES | {"help": "auto, cpu, cuda ..."})
+    dtype: DtypeName | None = field(default=None, metadata=SOURCES | {"help": DTYPE_HELP})
     models_dir: Path | None = field(
         default=None,
         metadata=SOURCES
@@ -98,6 +100,7 @@ class SegmentRequest:
         """Return everything that the label maps depend on."""
         return {
             "ovss_refine": __version__,
+            **({} if self.dtype is None else {"dtype": self.dtype}),
             "labels": self.labels.names,
             "prompts": self.labels.prompts,
             "logits": self.logits,

@@ -50,6 +50,7 @@ def _segment(request: SegmentRequest, segmenter: Segmenter | None, group: Proces
         request.logits,
         request.attention,
         device=group.device,
+        dtype=request.dtype,
         models_dir=request.models_dir,
         logits_options=request.logits_options,
         attention_options=request.attention_options,

@@ -1,6 +1,5 @@
 """Sources that are loaded at first use, once even if several threads need them."""
 
-import inspect
 import os
 import threading
 from collections import OrderedDict
@@ -16,6 +15,7 @@ from ovss_refine.folders.paths import local_path
 from ovss_refine.labels import Labels
 from ovss_refine.logits import LogitsSource
 from ovss_refine.registry import MissingWeightsError, find, require
+from ovss_refine.sources.device import Placement
 from ovss_refine.sources.listing import UNKNOWN, facts
 
 # Labels whose text embeddings are kept; one set is a few megabytes at most.
@@ -48,7 +48,7 @@ class LazySource:
         kind: "attention" or "logits".
         given: a name, or a source.
         options: keyword arguments of a source given by name.
-        device: where such a source is put.
+        place: where the models of such a source are put, and their dtype.
         models_dir: folder of downloads in the layout of the hub's cache; None: the hub's own.
 
     Raises:
@@ -62,7 +62,7 @@ class LazySource:
         kind: str,
         given: object,
         options: Mapping[str, Any],
-        device: torch.device,
+        place: Placement,
         models_dir: Path | None,
     ) -> None:
         """Check the arguments; load nothing."""
@@ -79,7 +79,7 @@ class LazySource:
         if kind == "logits" and "classes" in options:
             raise TypeError("`logits_options` must not have `classes`: they are the labels.")
         self.kind, self.given, self.options = kind, given, dict(options)
-        self.device, self.models_dir = device, models_dir
+        self.place, self.models_dir = place, models_dir
         self.lock = threading.RLock()
         self._source: Any = None if isinstance(given, str) else given
         self._for_labels: OrderedDict[Labels, LogitsSource] = OrderedDict()
@@ -95,7 +95,7 @@ class LazySource:
 
     def same_as(self, other: "LazySource") -> bool:
         """Whether `other` certainly stands for the same source."""
-        names = ("given", "options", "device", "models_dir")
+        names = ("given", "options", "place", "models_dir")
         return all(_same(getattr(self, name), getattr(other, name)) for name in names)
 
     def attention(self, on_load: OnLoad) -> AttentionSource:
@@ -146,14 +146,10 @@ class LazySource:
     def _load(self, **more: Any) -> Any:
         name = str(self.given)
         factory = find(self.kind, name).load()
-        taken = inspect.signature(factory).parameters.values()
-        takes_device = any(p.name == "device" or p.kind is p.VAR_KEYWORD for p in taken)
-        # Models start on the CPU, and not every source has one.
-        placed = {"device": str(self.device)} if takes_device and self.device.type != "cpu" else {}
         with _LOADING, _advice(name), ExitStack() as stack:
             if self.models_dir is not None:
                 stack.enter_context(_cache_at(self.models_dir))
-            return factory(**{**more, **placed, **self.options})
+            return factory(**{**more, **self.place.options(factory), **self.options})
 
 
 def check_models_dir(models_dir: str | Path | None) -> Path | None:
@@ -170,7 +166,7 @@ def _same(one: object, two: object) -> bool:
     """Whether two options are certainly equal; models and tensors are compared by identity."""
     if isinstance(one, Mapping) and isinstance(two, Mapping):
         return one.keys() == two.keys() and all(_same(one[key], two[key]) for key in one)
-    plain = (str, int, float, Path, torch.device)
+    plain = (str, int, float, Path, torch.device, torch.dtype, Placement)
     return one is two or (isinstance(one, plain) and type(one) is type(two) and one == two)
 
 

@@ -21,17 +21,20 @@ def test_the_flags_reach_the_server(monkeypatch):
         host="127.0.0.1",
         port=7860,
         device="auto",
+        dtype=None,
         models_dir=None,
         max_bytes=32_000_000,
         max_pixels=16_000_000,
         browser=True,
     )
-    words = "app --host 0.0.0.0 --port 0 --device cpu --models-dir m --max-bytes 5 --max-pixels 6"
+    words = "app --host 0.0.0.0 --port 0 --device cpu --dtype bfloat16 --models-dir m"
+    words += " --max-bytes 5 --max-pixels 6"
     assert main([*words.split(), "--no-browser"]) == 0
     assert seen.pop() == AppRequest(
         host="0.0.0.0",
         port=0,
         device="cpu",
+        dtype="bfloat16",
         models_dir=Path("m"),
         max_bytes=5,
         max_pixels=6,

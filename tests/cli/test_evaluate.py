@@ -80,9 +80,9 @@ def test_a_published_method_gets_its_published_options(tmp_path, monkeypatch, na
     of_the_decision = ("--logits-option", "pamr_iterations=0")  # not of the source
     line = arguments(tmp_path, name, "--logits-option", "stride=56", *of_the_decision)
     line[line.index("--logits") + 1] = method
-    assert main([*line, "--device", "cpu"]) == 2
+    assert main([*line, "--device", "cpu", "--dtype", "bfloat16"]) == 2
     classes = given[method].pop("classes")
-    assert given == {method: wanted | {"stride": 56}}
+    assert given == {method: wanted | {"stride": 56, "dtype": "bfloat16"}}
     assert len(classes) == CLASSES[name]
 
 

@@ -73,6 +73,7 @@ def test_the_limit_in_the_help_is_the_limit(capsys):
         ("--device cuda:1", "device", "cuda:1"),
         ("--device auto", "device", "auto"),
         ("--models-dir /m", "models_dir", Path("/m")),
+        ("--dtype auto", "dtype", "auto"),
         ("--batch-size 4", "batch_size", 4),
         ("--max-pixels 300000000", "max_pixels", 300_000_000),
         ("--overwrite", "overwrite", True),

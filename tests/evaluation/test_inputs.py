@@ -20,8 +20,9 @@ from ovss_refine.evaluation.inputs import (
 from ovss_refine.evaluation.request import Chosen
 from ovss_refine.labels import parse_labels
 from ovss_refine.sources import files as sources
+from ovss_refine.sources.device import Placement
 
-CPU = torch.device("cpu")
+CPU = Placement(torch.device("cpu"))
 
 
 def test_logits_from_files(tmp_path):
@@ -83,12 +84,16 @@ def test_a_named_source_gets_classes_and_device(monkeypatch):
 
     monkeypatch.setattr("ovss_refine.registry.load_logits", load("logits"))
     monkeypatch.setattr("ovss_refine.registry.load_attention", load("attention"))
-    gpu = torch.device("cuda", 1)
+    gpu = Placement(torch.device("cuda", 1), "float16")
     labels = parse_labels("a, x: b/c")
     Chosen("sclip", {"stride": 56}).logits(labels, gpu)
-    assert given == {"logits": ("sclip", {"classes": labels, "device": "cuda:1", "stride": 56})}
+    placed = {"device": "cuda:1", "dtype": "float16"}
+    assert given == {"logits": ("sclip", {"classes": labels, **placed, "stride": 56})}
     Chosen("sd2", {"device": "meta"}).attention(gpu)
-    assert given["attention"] == ("sd2", {"device": "meta"})  # the user's option wins
+    assert given["attention"] == (
+        "sd2",
+        {"device": "meta", "dtype": "float16"},
+    )  # the user's option wins
     given.clear()
     Chosen("sd2").attention(CPU)
     assert given["attention"] == ("sd2", {})  # where models start

@@ -16,6 +16,7 @@ from ovss_refine.reproduce.entries import Outcome  # noqa: E402
 from ovss_refine.reproduce.inputs import Found  # noqa: E402
 from ovss_refine.reproduce.report import make_report, write_sheet  # noqa: E402
 from ovss_refine.reproduce.tables import load_tables  # noqa: E402
+from ovss_refine.sources.device import Placement  # noqa: E402
 
 SECONDS = {
     "sources": 1.5,
@@ -46,7 +47,7 @@ def make(table, folder, machines=("a machine",), measured=True):
     for row in table.rows:
         runs = []
         if not row.missing:
-            runs = [make_run(row, found, limit=32, device=torch.device("cpu"))]
+            runs = [make_run(row, found, limit=32, place=Placement(torch.device("cpu")))]
             folders[runs[0].key] = folder
         cells.append(
             Cell(table=table, row=row, dataset="voc21", official=1449, published=None, runs=runs)
@@ -169,3 +170,14 @@ def test_seconds_of_the_first_images_count_if_there_are_no_others(tmp_path):
     records.append({"id": "a", "counts": {}, "seconds": {"logits": 5}, "batch": 0})
     records.close()
     assert read_seconds(tmp_path) == {"logits": 5}
+
+
+def test_a_dtype_is_a_setting_of_a_run():
+    (row, *_) = load_tables().tables["logits"].rows
+    found, cpu = Found(load_dataset("voc21")), torch.device("cpu")
+    one, two = (
+        make_run(row, found, limit=32, place=Placement(cpu, dtype)) for dtype in (None, "float16")
+    )
+    assert "dtype" not in one.asked  # so that the folders of earlier versions are found
+    assert two.asked == one.asked | {"dtype": "float16"}
+    assert two.key != one.key

@@ -255,6 +255,7 @@ def test_finished_images_are_skipped(tmp_path, capsys):
         ({"config": RefineConfig(tau=0.4)}, r"tau was 0\.3, is 0\.4"),
         ({"config": RefineConfig(upsampler="guided")}, "upsampler was 'jbu', is 'guided'"),
         ({"config": RefineConfig(background=(0, 0.5))}, r"background was absent, is \[0, 0\.5\]"),
+        ({"dtype": "bfloat16"}, r"dtype was absent, is 'bfloat16'"),
     ],
 )
 def test_other_settings_are_refused_by_name(tmp_path, more, says):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ovss_refine.attention import Attention, affinity
 from ovss_refine.checks import SCALES, check_number, check_shape
 from ovss_refine.images.convert import ImagesLike
+from ovss_refine.sources.device import DtypeLike
 from ovss_refine_adapters.backbones.capture import check_images
 from ovss_refine_adapters.backbones.timm import TimmBackbone
 
@@ -95,7 +96,7 @@ def timm_affinity(
     weights: str | Path | None = None,
     size: int | tuple[int, int] | None = None,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: DtypeLike = None,
 ) -> AffinityAttention:
     """Make an `AffinityAttention` of a timm backbone's features, convolutional ones included.
 

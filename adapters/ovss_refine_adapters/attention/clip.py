@@ -16,6 +16,7 @@ from torch import nn
 from ovss_refine.attention import Attention
 from ovss_refine.checks import check_choice
 from ovss_refine.images.convert import ImagesLike
+from ovss_refine.sources.device import DtypeLike
 from ovss_refine_adapters.backbones.capture import (
     check_images,
     check_layer_weights,
@@ -47,6 +48,7 @@ class CLIPAttention:
             released code of the compared methods does; False: only to its own grid.
         factors: as in `ViTAttention`.
         device: device to load onto; None: the CPU.
+        dtype: as in `ClipOptions`.
 
     Raises:
         ModuleNotFoundError, FileNotFoundError: if open_clip or the weights are missing.
@@ -66,10 +68,11 @@ class CLIPAttention:
         faithful: bool = True,
         factors: bool = False,
         device: str | torch.device | None = None,
+        dtype: DtypeLike = None,
     ) -> None:
         """Load the model and check the options."""
         check_choice("similarity", similarity, get_args(Similarity))
-        clip = load_clip(model, pretrained, device=device)
+        clip = load_clip(model, pretrained, device=device, dtype=dtype)
         self.tower = Tower(getattr(clip.model, "visual", None), faithful)
         count = self.tower.layers
         self.layers = check_layers(range(count) if layers == "all" else layers, count)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ovss_refine.attention import Attention
 from ovss_refine.checks import check_choice, check_count, check_number, check_shape
 from ovss_refine.images.convert import ImagesLike
+from ovss_refine.sources.device import DtypeLike
 from ovss_refine_adapters.backbones.capture import (
     EarlyExit,
     add_mean_attention,
@@ -79,7 +80,7 @@ class StableDiffusionAttention:
             equal.
         map_dtype: dtype of the map; None: float32. The softmax is always computed in float32.
         device: device of the model; None: unchanged.
-        dtype: dtype of the model's parameters; None: as stored.
+        dtype: dtype of the model's parameters, as for `given_dtype`; None: as stored.
         cache_dir: folder that caches the empty prompt's embedding; None: no cache; the text encoder
             is then loaded every time.
 
@@ -104,7 +105,7 @@ class StableDiffusionAttention:
         factors: bool = False,
         map_dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: DtypeLike = None,
         cache_dir: str | Path | Literal["default"] | None = "default",
     ) -> None:
         """Check the options and load the model."""

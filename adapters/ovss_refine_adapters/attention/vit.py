@@ -16,6 +16,7 @@ from torch import nn
 from ovss_refine.attention import Attention
 from ovss_refine.checks import check_choice
 from ovss_refine.images.convert import ImagesLike
+from ovss_refine.sources.device import DtypeLike
 from ovss_refine_adapters.attention.affinity import AffinityAttention
 from ovss_refine_adapters.backbones.capture import check_images, check_layer_weights, mix_attention
 from ovss_refine_adapters.backbones.timm import Positions, TimmBackbone
@@ -58,7 +59,7 @@ class ViTAttention:
         size: int | tuple[int, int] | None = None,
         positions: Positions = "timm",
         device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: DtypeLike = None,
     ) -> None:
         """Load the model and check the options."""
         check_choice("kind", kind, get_args(Kind))

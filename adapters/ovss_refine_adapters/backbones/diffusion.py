@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ovss_refine.registry import require
-from ovss_refine.sources.device import given_device
+from ovss_refine.sources.device import DtypeLike, given_device, given_dtype
 from ovss_refine_adapters.backbones.folders import (
     check_config,
     fetch,
@@ -64,7 +64,7 @@ def load_parts(
     revision: str | None,
     variant: str | None,
     device: str | torch.device | None,
-    dtype: torch.dtype | None,
+    dtype: DtypeLike,
     cache_dir: str | Path | Literal["default"] | None,
 ) -> Parts:
     """Load vae, UNet, scheduler and the empty prompt; ready parts are unwrapped.
@@ -84,7 +84,7 @@ def load_parts(
     folder = local or _fetch(str(model), revision, MODEL_FILES, suffix)
     for part, kind in KINDS.items():
         _check_class(folder, f"{part}/config.json", "_class_name", [kind])
-    vae, unet, scheduler = _load(folder, variant, device, dtype)
+    vae, unet, scheduler = _load(folder, variant, device, given_dtype(dtype, device))
 
     def embed() -> Tensor:
         whole = local or _fetch(str(model), revision, TEXT_FILES, suffix)

@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ovss_refine.sources.device import DtypeLike, given_dtype
 from ovss_refine_adapters.backbones.open_clip import Clip, Tokenizer, own_tokenizer
 from ovss_refine_adapters.backbones.positions import resize_positions_to
 from ovss_refine_adapters.backbones.transformers_model import load_transformers
+from ovss_refine_adapters.backbones.weights import check_finite_weights, check_unset
 
 # ImageNet's statistics, which the released evaluation uses.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -43,7 +45,9 @@ class Groups:
 
 
 def load_groupvit(
-    model: str | Path | nn.Module, device: str | torch.device | None = None
+    model: str | Path | nn.Module,
+    device: str | torch.device | None = None,
+    dtype: DtypeLike = None,
 ) -> nn.Module:
     """Load a model, or take a ready one.
 
@@ -51,13 +55,20 @@ def load_groupvit(
         model: "owner/name" on the hub, a folder ("local-dir:PATH" or a path) with config.json and
             the weights, or a ready `GroupViTModel`, whose device and mode are left alone.
         device: device to load onto; None: the CPU.
+        dtype: dtype that the image side is converted to, as for `given_dtype`; None: float32.
 
     Raises:
         ModuleNotFoundError, FileNotFoundError: if transformers, a folder or weights are missing.
         ValueError: on another model, weights that do not fit or are not finite, or a folder whose
             files may run code.
     """
-    return load_transformers(model, {"groupvit": "GroupViTModel"}, device)
+    if isinstance(model, nn.Module):
+        check_unset({"dtype": dtype}, "a ready model")
+    loaded: Any = load_transformers(model, {"groupvit": "GroupViTModel"}, device)
+    if (converted := given_dtype(dtype, loaded.logit_scale.device)) is not None:
+        for side in (loaded.vision_model, loaded.visual_projection):
+            check_finite_weights(side.to(converted), str(model))
+    return loaded  # type: ignore[no-any-return]
 
 
 class TextTower(nn.Module):
@@ -97,7 +108,7 @@ def encode(model: Any, pixels: Tensor) -> Groups:
     x = embeddings.patch_embeddings.projection(pixels.to(embeddings.position_embeddings.dtype))
     grid = (x.shape[2], x.shape[3])
     table = resize_positions_to(embeddings.position_embeddings[0], grid, prefix=0)
-    x = embeddings.layernorm(x.flatten(2).mT) + table  # [B, N, width]
+    x = embeddings.layernorm(x.flatten(2).mT) + table.to(x.dtype)  # [B, N, width]
     out = vision.encoder(x, output_attentions=True, return_dict=True)
     tokens = vision.layernorm(out.last_hidden_state)  # [B, G, width]
     B, G, width = tokens.shape

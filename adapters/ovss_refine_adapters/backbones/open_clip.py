@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ovss_refine.folders.paths import local_path
 from ovss_refine.registry import MissingWeightsError, require
-from ovss_refine.sources.device import given_device
+from ovss_refine.sources.device import DtypeLike, given_device, given_dtype
 from ovss_refine_adapters.backbones.folders import (
     check_config,
     fetch,
@@ -72,6 +72,7 @@ def load_clip(
     *,
     tokenizer: Tokenizer | None = None,
     device: str | torch.device | None = None,
+    dtype: DtypeLike = None,
 ) -> Clip:
     """Load a model, or take a ready one.
 
@@ -85,6 +86,8 @@ def load_clip(
             with "-quickgelu" for weights trained by OpenAI.
         tokenizer: for a ready model whose vocabulary is not CLIP's.
         device: device to load onto; None: the CPU.
+        dtype: dtype that the image tower is converted to, as for `given_dtype`; None: unchanged.
+            The text tower, which embeds a prompt once, keeps its own.
 
     Raises:
         ModuleNotFoundError, FileNotFoundError: if open_clip, a folder, a file or weights are
@@ -94,7 +97,7 @@ def load_clip(
     """
     library = require("open_clip", "models")
     if isinstance(model, nn.Module):
-        check_unset({"pretrained": pretrained}, "a ready model")
+        check_unset({"pretrained": pretrained, "dtype": dtype}, "a ready model")
         model = plain(model)
         check_finite_weights(model, type(model).__name__)
         return _clip(library, model, tokenizer or _of_model(model))
@@ -111,7 +114,10 @@ def load_clip(
         folder = _folder(library, model)
         name = f"{LOCAL}{folder}"
         check_unset({"pretrained": pretrained}, f"{name!r}, which has its own weights")
-    loaded = _create(library, name, pretrained, **more).to(device=device).eval()
+    loaded = _create(library, name, pretrained, **more)
+    if (converted := given_dtype(dtype, device)) is not None:
+        check_finite_weights(getattr(loaded, "visual", loaded).to(converted), name)
+    loaded = loaded.to(device=device).eval()
     return _clip(library, loaded, tokenizer or _tokenizer(library, name, loaded))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ovss_refine.checks import check_choice
 from ovss_refine.registry import require
+from ovss_refine.sources.device import DtypeLike
 from ovss_refine_adapters.backbones.capture import (
     EarlyExit,
     check_images,
@@ -53,7 +54,8 @@ class TimmBackbone:
         positions: how a table of position embeddings is resized for other grids: "timm", or
             "reference", the rule of the released DINO code (`resize_positions`).
         device: device of the model; None: unchanged.
-        dtype: dtype of the model's parameters; None: unchanged.
+        dtype: dtype that the model's parameters are converted to, as for `given_dtype`; None:
+            unchanged. Features, queries and keys are compared in float32 in any case.
 
     Raises:
         ModuleNotFoundError, FileNotFoundError: if timm or the weights are missing.
@@ -70,7 +72,7 @@ class TimmBackbone:
         size: int | tuple[int, int] | None = None,
         positions: Positions = "timm",
         device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: DtypeLike = None,
     ) -> None:
         """Load the model, or take a ready one."""
         check_choice("positions", positions, get_args(Positions))

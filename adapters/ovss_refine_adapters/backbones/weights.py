@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ovss_refine.checks import SCALES, check_number
 from ovss_refine.folders.paths import local_path
 from ovss_refine.registry import require
-from ovss_refine.sources.device import given_device
+from ovss_refine.sources.device import DtypeLike, given_device, given_dtype
 from ovss_refine_adapters.backbones.folders import (
     check_config,
     fetch,
@@ -33,7 +33,7 @@ def load_timm(
     *,
     weights: str | Path | None = None,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: DtypeLike = None,
 ) -> nn.Module:
     """Load a timm model without its classifier, for any image size if it supports that.
 
@@ -58,7 +58,8 @@ def load_timm(
         path = weight_file(folder) if path is None else path
     if path is not None:
         _load_file(loaded, path)
-    loaded = check_finite_weights(loaded.to(dtype=dtype), str(path or model))
+    loaded = loaded.to(dtype=given_dtype(dtype, device))
+    loaded = check_finite_weights(loaded, str(path or model))
     return loaded.to(device=device).eval()
 
 

@@ -119,7 +119,7 @@ class CassLogits(GlobalTextClip):
         check_count("seed", seed, 0)
         super().__init__(classes, **options)
         if isinstance(proxy, (str, Path, nn.Module)):
-            proxy = as_backbone(proxy, self.tower.device)
+            proxy = as_backbone(proxy, self.tower.device, self.options.dtype)
         if isinstance(proxy, TimmBackbone):
             _check_heads(proxy, self.tower.heads)
         if not isinstance(proxy, KeySource):

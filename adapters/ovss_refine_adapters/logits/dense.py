@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ovss_refine.checks import check_finite, check_float, check_shape
 from ovss_refine.labels import LabelsLike
+from ovss_refine.sources.device import DtypeLike
 from ovss_refine_adapters.backbones.clip_tower import Tower
 from ovss_refine_adapters.backbones.open_clip import Clip, Tokenizer, load_clip
 from ovss_refine_adapters.logits.windowed import WindowedLogits, WindowOptions
@@ -37,6 +38,10 @@ class ClipOptions(WindowOptions):
         pretrained: tag or file of the weights, for an open_clip name.
         tokenizer: texts to token ids, for a ready model whose vocabulary is not CLIP's.
         device: device to load onto; None: the CPU. A ready model stays where it is.
+        dtype: what image models that are loaded compute in: None: the dtype of their weights;
+            "float32", "bfloat16", "float16" or a dtype of torch; "auto": float16 on a GPU, bfloat16
+            on a CPU with instructions for it, else float32. Text, attention maps and logits are
+            float32 in any case.
         templates: "imagenet" (80), "imagenet-scene" (85), "single" ("a photo of a {}."), or a list
             with "{}" in each.
         text_features: [K, D], one row per prompt, instead of the text tower's.
@@ -48,6 +53,7 @@ class ClipOptions(WindowOptions):
     pretrained: str | Path | None = None
     tokenizer: Tokenizer | None = None
     device: str | torch.device | None = None
+    dtype: DtypeLike = None
     templates: Templates = "imagenet"
     text_features: Tensor | None = None
     cache_dir: str | Path | None = "default"
@@ -90,6 +96,7 @@ class DenseClip(WindowedLogits):
             self.options.pretrained,
             tokenizer=self.options.tokenizer,
             device=self.options.device,
+            dtype=self.options.dtype,
         )
         self.tower = Tower(getattr(clip.model, "visual", None), self.options.faithful)
         self.text = self._text()

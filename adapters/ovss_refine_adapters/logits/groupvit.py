@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ovss_refine.checks import check_count, check_number
 from ovss_refine.labels import LabelsLike
+from ovss_refine.sources.device import DtypeLike
 from ovss_refine_adapters.backbones.groupvit import (
     MEAN,
     STD,
@@ -44,6 +45,7 @@ class GroupVitOptions(WindowOptions):
         model: "owner/name" on the hub, a folder, or a ready `GroupViTModel` of transformers.
         tokenizer: texts to token ids, for a model whose vocabulary is not CLIP's.
         device: device to load onto; None: the CPU. A ready model stays where it is.
+        dtype: as in `ClipOptions`.
         templates: as in `ClipOptions`; by default the single one.
         text_features: [K, C], one row per prompt, instead of the text tower's.
         cache_dir: as in `ClipOptions`.
@@ -62,6 +64,7 @@ class GroupVitOptions(WindowOptions):
     model: str | Path | nn.Module = "nvidia/groupvit-gcc-redcaps"
     tokenizer: Tokenizer | None = None
     device: str | torch.device | None = None
+    dtype: DtypeLike = None
     templates: Templates = "single"
     text_features: Tensor | None = None
     cache_dir: str | Path | None = "default"
@@ -106,7 +109,7 @@ class GroupVitLogits(WindowedLogits):
         self.classes = as_classes(classes)
         self.options = how = GroupVitOptions(**options)
         self._check_background()
-        self.model: Any = load_groupvit(how.model, how.device)
+        self.model: Any = load_groupvit(how.model, how.device, how.dtype)
         self._text_side = text_side(self.model, how.tokenizer)
         self._mean, self._std = (
             torch.tensor(row, device=self.device).view(1, 3, 1, 1) for row in (MEAN, STD)

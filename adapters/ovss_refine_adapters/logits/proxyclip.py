@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ovss_refine.attention import Attention, AttentionSource
 from ovss_refine.checks import check_finite, check_float, check_number, check_shape
 from ovss_refine.labels import LabelsLike
+from ovss_refine.sources.device import DtypeLike
 from ovss_refine_adapters.backbones.clip_tower import to_map
 from ovss_refine_adapters.backbones.timm import Positions, TimmBackbone
 from ovss_refine_adapters.logits.dense import DenseClip
@@ -91,7 +92,7 @@ class ProxyClipLogits(DenseClip):
         check_number("gamma", gamma, 0, open_ends=True)
         super().__init__(classes, **options)
         if isinstance(proxy, (str, Path, nn.Module)):
-            proxy = as_backbone(proxy, self.tower.device)
+            proxy = as_backbone(proxy, self.tower.device, self.options.dtype)
         # Of the proxy, if it is a backbone.
         self.patch = proxy.patch_size if isinstance(proxy, TimmBackbone) else None
         self.proxy = as_proxy(proxy)
@@ -128,15 +129,17 @@ class ProxyClipLogits(DenseClip):
         return to_map(tower.head(tower.project(last, y)), grid)
 
 
-def as_backbone(proxy: str | Path | nn.Module, device: torch.device) -> TimmBackbone:
+def as_backbone(
+    proxy: str | Path | nn.Module, device: torch.device, dtype: DtypeLike = None
+) -> TimmBackbone:
     """Load a backbone by one of our names or as `TimmBackbone` does, or take a ready model."""
     if isinstance(proxy, nn.Module):
         return TimmBackbone(proxy)
     if str(proxy) in BACKBONES:
         name, positions = BACKBONES[str(proxy)]
-        return TimmBackbone(name, positions=positions, device=device)
+        return TimmBackbone(name, positions=positions, device=device, dtype=dtype)
     try:
-        return TimmBackbone(proxy, device=device)
+        return TimmBackbone(proxy, device=device, dtype=dtype)
     except ValueError as error:
         raise ValueError(
             f"`proxy` must be one of {sorted(BACKBONES)} or a model that timm knows; got "

@@ -29,6 +29,7 @@ from ovss_refine.checks import (
 from ovss_refine.images.convert import ImagesLike
 from ovss_refine.labels import LabelsLike
 from ovss_refine.logits import Logits
+from ovss_refine.sources.device import DtypeLike
 from ovss_refine_adapters.backbones.capture import check_images, mix_attention
 from ovss_refine_adapters.backbones.open_clip import Tokenizer, load_clip
 from ovss_refine_adapters.backbones.plain import undisturbed
@@ -67,6 +68,7 @@ class Talk2DinoOptions(WindowOptions):
         clip_pretrained: as `pretrained` of `ClipOptions`.
         tokenizer: as in `ClipOptions`.
         device: device to load onto; None: the CPU. Ready models stay where they are.
+        dtype: as in `ClipOptions`, of `model`.
         templates: as in `ClipOptions`; by default the seven of the release.
         text_features: [K, D], one row per prompt, before the projection, instead of the text
             tower's; not of unit length.
@@ -92,6 +94,7 @@ class Talk2DinoOptions(WindowOptions):
     clip_pretrained: str | Path | None = None
     tokenizer: Tokenizer | None = None
     device: str | torch.device | None = None
+    dtype: DtypeLike = None
     templates: Templates = TEMPLATES
     text_features: Tensor | None = None
     cache_dir: str | Path | None = "default"
@@ -150,7 +153,7 @@ class Talk2DinoLogits(WindowedLogits):
             how.clip, how.clip_pretrained, tokenizer=how.tokenizer, device=how.device
         )
         device = None if isinstance(how.model, nn.Module) else how.device
-        self.backbone = TimmBackbone(how.model, weights=how.weights, device=device)
+        self.backbone = TimmBackbone(how.model, weights=how.weights, device=device, dtype=how.dtype)
         self._last = self.backbone.check_layers([-1])
         self.backbone.check_attention(self._last)
         self.text = self._text()
