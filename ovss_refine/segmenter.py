@@ -26,8 +26,8 @@ from ovss_refine.method.modes import ModeName
 from ovss_refine.refiner import refine
 from ovss_refine.segmentation import Segmentation
 from ovss_refine.sources.device import DtypeLike, Placement, given_dtype, resolve_device
-from ovss_refine.sources.lazy import LazySource, check_models_dir
-from ovss_refine.sources.run import run_sources
+from ovss_refine.sources.lazy import check_models_dir
+from ovss_refine.sources.run import load_pair, make_pair, run_sources
 from ovss_refine.sources.stages import OnStage, Stages, announce_loading
 
 # Backbones resize the shorter side to some 500 pixels and keep the aspect ratio: beyond this limit
@@ -43,8 +43,9 @@ class Segmenter:
 
     Args:
         logits: name of a source of logits (`list_logits`), or a ready source.
-        attention: name of a source of attention (`list_attention`), or a ready source. A ready one
-            given for both runs once if it has a method `logits_and_attention(images)`.
+        attention: name of a source of attention (`list_attention`), or a ready source; or "own":
+            that which the source of logits computes, in the same pass if it takes whole images. A
+            ready source given for both runs once if it has a method `logits_and_attention(images)`.
         mode: see `RefineConfig`.
         device: where models are loaded and run, such as "cpu" or "cuda:1"; None or "auto": the
             first GPU if there is one, else the CPU. Ready sources stay where they are.
@@ -94,8 +95,8 @@ class Segmenter:
         self.device = resolve_device(device)
         given_dtype(dtype, self.device)  # raises before anything is loaded
         where = Placement(self.device, dtype), check_models_dir(models_dir)
-        self._logits = LazySource("logits", logits, logits_options or {}, *where)
-        self._attention = LazySource("attention", attention, attention_options or {}, *where)
+        of = logits_options or {}, attention_options or {}
+        self._logits, self._attention = make_pair(logits, attention, *of, *where)
         named = {"logits": logits, "attention": attention, "mode": mode, "device": device}
         self._given: dict[str, Any] = named | {
             **{"dtype": dtype, "models_dir": models_dir, "max_pixels": max_pixels},
@@ -173,7 +174,8 @@ class Segmenter:
         asked = None if labels is None else as_labels(labels)
         if not arrays:
             return []
-        sources = self._sources(asked, on_stage)
+        begin = announce_loading(on_stage)
+        sources = load_pair(self._logits, self._attention, asked, begin)
         keep = keep_attention, keep_logits
         found: dict[int, Segmentation] = {}
         for batch in batches(arrays):
@@ -189,10 +191,12 @@ class Segmenter:
             labels: as in a call; None: load the source of attention only.
             on_stage: as in a call.
         """
+        begin = announce_loading(on_stage)
         if labels is not None or not isinstance(self._logits.given, str):
-            self._sources(None if labels is None else as_labels(labels), on_stage)
-        else:
-            self._attention.attention(announce_loading(on_stage))
+            asked = None if labels is None else as_labels(labels)
+            load_pair(self._logits, self._attention, asked, begin)
+        elif self._attention is not self._logits:
+            self._attention.attention(begin)
 
     def to_load(self) -> dict[str, str]:
         """Return the sources that are not loaded yet, with the sizes of their downloads.
@@ -215,9 +219,12 @@ class Segmenter:
         Raises as `Segmenter` does.
         """
         other = Segmenter(**(self._given | changes))
+        own = other._attention is other._logits
         if self._logits.same_as(other._logits):
             other._logits = self._logits
-        if self._attention.same_as(other._attention):
+        if own:
+            other._attention = other._logits
+        elif self._attention.same_as(other._attention):
             other._attention = self._attention
         return other
 
@@ -225,12 +232,6 @@ class Segmenter:
         """Show the arguments."""
         given = ", ".join(f"{k}={v!r}" for k, v in self._given.items() if v is not None)
         return f"Segmenter({given})"
-
-    def _sources(
-        self, labels: Labels | None, on_stage: OnStage | None
-    ) -> tuple[LogitsSource, AttentionSource]:
-        begin = announce_loading(on_stage)
-        return self._logits.logits(labels, begin), self._attention.attention(begin)
 
     def _read(self, image: ImageLike, name: str) -> RGB:
         """Read an image and check its size."""

@@ -37,6 +37,7 @@ from ovss_refine.folders.records import Record, Records
 from ovss_refine.logits import Logits
 from ovss_refine.refiner import as_attention
 from ovss_refine.sources.processes import ProcessGroup
+from ovss_refine.sources.run import both_of
 
 # What reading a damaged file may raise; anything else is an error elsewhere.
 READ_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -167,12 +168,14 @@ def _forward(
     job: Job, batch: Batch, images: Tensor, seconds: dict[str, float]
 ) -> tuple[Logits, Attention]:
     """Get logits and attention on the device of the images, with a batch axis; note seconds."""
-    own = None
+    own: Attention | Tensor | None = None
     with _timed(seconds, "logits", images.device):
         if isinstance(job.logits, PerImage):
             logits = batch.logits(images.device)
         elif isinstance(job.logits, WithAttention):
             logits, own = job.logits.both(images)
+        elif (both := both_of(job.logits, job.attention)) is not None:
+            logits, own = both(images)
         else:
             logits = job.logits.logits(images)
         if job.request.drop_background:

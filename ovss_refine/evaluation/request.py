@@ -10,7 +10,7 @@ from ovss_refine.config import RefineConfig
 from ovss_refine.evaluation import RIVALS, ROWS
 from ovss_refine.evaluation.dataset import DataSet
 from ovss_refine.labels import Labels
-from ovss_refine.sources import DTYPE_HELP, DtypeName
+from ovss_refine.sources import DTYPE_HELP, OWN, DtypeName
 
 if TYPE_CHECKING:
     from ovss_refine.evaluation.inputs import AttentionFrom, LogitsFrom
@@ -105,8 +105,8 @@ class EvaluateRequest:
     attention: Chosen = field(
         metadata=flag(
             "sources",
-            "name of a source, or npz:DIR with an array `attention` or `features` in "
-            "<image id>.npz",
+            "name of a source; own: that of the logits' own model; or npz:DIR with an array "
+            "`attention` or `features` in <image id>.npz",
         )
     )
     device: str = field(default="auto", metadata=flag("sources", "auto, cpu, cuda ..."))
@@ -168,6 +168,8 @@ class EvaluateRequest:
 
     def __post_init__(self) -> None:
         """Check the choices and counts."""
+        if self.attention.name == OWN and self.attention.options:
+            raise TypeError(f"`attention_options` must be empty with the attention {OWN!r}.")
         check_work(self.limit, self.on_error, self.batch_size, self.workers)
         check_count("pictures", self.pictures, 0)
         if taken := [name for name in self.variants if name in (*ROWS, *RIVALS)]:

@@ -21,9 +21,11 @@ from ovss_refine.evaluation.totals import Totals
 from ovss_refine.folders.manifest import digest
 from ovss_refine.folders.records import Records
 from ovss_refine.folders.results import ResultsFolder, check_results, check_writable
+from ovss_refine.sources import OWN
 from ovss_refine.sources.device import Placement
 from ovss_refine.sources.processes import ProcessGroup, join
 from ovss_refine.upsamplers.names import BUILT_IN, resolved, settings_of
+from ovss_refine.sources.run import own_attention
 
 HOME = Path("ovss-refine-results")
 # The fields of a data set that determine the labels; two runs must agree on them.
@@ -113,7 +115,10 @@ def _make_sources(
     place = Placement(group.device, request.dtype)
     logits = chosen.logits(labels, place)
     settings |= _source_settings("logits", chosen, logits, items)
-    attention = request.attention.attention(place)
+    if request.attention.name == OWN:
+        attention: AttentionFrom = own_attention(logits, request.logits.name)
+    else:
+        attention = request.attention.attention(place)
     settings |= _source_settings("attention", request.attention, attention, items)
     return logits, attention, settings
 

@@ -56,7 +56,10 @@ class SegmentRequest:
     logits_options: Mapping[str, Any] = field(
         default_factory=dict, metadata={"flag": "--logits-option", **OPTION}
     )
-    attention: str = field(default="dinov2-b14-reg", metadata=SOURCE)
+    attention: str = field(
+        default="dinov2-b14-reg",
+        metadata=SOURCE | {"help": f"{SOURCE['help']}, or own: that of the logits' own model"},
+    )
     attention_options: Mapping[str, Any] = field(
         default_factory=dict, metadata={"flag": "--attention-option", **OPTION}
     )

@@ -95,7 +95,7 @@ class LazySource:
 
     def same_as(self, other: "LazySource") -> bool:
         """Whether `other` certainly stands for the same source."""
-        names = ("given", "options", "place", "models_dir")
+        names = ("kind", "given", "options", "place", "models_dir")
         return all(_same(getattr(self, name), getattr(other, name)) for name in names)
 
     def attention(self, on_load: OnLoad) -> AttentionSource:

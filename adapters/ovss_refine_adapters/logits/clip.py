@@ -23,6 +23,7 @@ from torch import Tensor
 from ovss_refine.checks import check_choice, check_number
 from ovss_refine.labels import LabelsLike
 from ovss_refine_adapters.backbones.clip_tower import self_similarity, to_map
+from ovss_refine_adapters.logits.attending import AttendingLogits, Compared
 from ovss_refine_adapters.logits.dense import DenseClip
 
 Similarity = Literal["qk", "qq", "kk", "qq + kk", "own"]
@@ -69,8 +70,8 @@ class LastBlock:
         return "".join(name for name in "qk" if name in self.similarity) + "v"
 
 
-class ClipLogits(DenseClip):
-    """CLIP with a rewired last block.
+class ClipLogits(AttendingLogits, DenseClip):
+    """CLIP with a rewired last block. Also a source of CLIP's own attention there.
 
     Memory beyond the tower's: a few times B * A * T * T floats, for attention.
     Further arguments and exceptions are those of `DenseClip`.
@@ -96,6 +97,26 @@ class ClipLogits(DenseClip):
 
     def features(self, pixels: Tensor) -> Tensor:
         """Compute patch features: [B, 3, H, W] normalised pixels to [B, D, h, w] float32."""
+        return self._run(pixels, self.last_block.names)[0]
+
+    def compared(self, pixels: Tensor) -> Compared:
+        """Run the tower up to the last queries and keys."""
+        last = self.tower.layers - 1
+        x, _ = self.tower.blocks(self.tower.stem(pixels), 0, last)
+        q, k = self.tower.qkv(last, x, "qk")
+        return self._compared(q, k, pixels)
+
+    def values_and_compared(self, pixels: Tensor, context: Any) -> tuple[Tensor, Compared]:
+        """Return cosines, and what CLIP itself would compare in the last block."""
+        features, parts = self._run(pixels, "qkv")
+        return self.compare(features), self._compared(parts["q"], parts["k"], pixels)
+
+    def _compared(self, q: Tensor, k: Tensor, pixels: Tensor) -> Compared:
+        grid = self.tower.grid(*pixels.shape[-2:])
+        return Compared(q, k, q.shape[-1] ** -0.5, prefix=1, grid=grid)
+
+    def _run(self, pixels: Tensor, names: str) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute features [B, D, h, w], and those of the last q, k, v that are named."""
         tower, how = self.tower, self.last_block
         grid = tower.grid(*pixels.shape[-2:])
         last = tower.layers - 1
@@ -108,7 +129,7 @@ class ClipLogits(DenseClip):
                 x = tower.block_of(i, x, q, k, v)
             else:
                 x = tower.block(i, x)
-        parts = dict(zip(how.names, tower.qkv(last, x, how.names), strict=True))
+        parts = dict(zip(names, tower.qkv(last, x, names), strict=True))
         v = parts["v"]
         if how.similarity != "own":
             bias = None if how.gaussian_std is None else gaussian(grid, how.gaussian_std, x.device)
@@ -121,7 +142,7 @@ class ClipLogits(DenseClip):
             y = x + y
         if how.feed_forward:
             y = y + tower.feed_forward(last, y)
-        return to_map(tower.head(y)[:, 1:], grid)
+        return to_map(tower.head(y)[:, 1:], grid), parts
 
 
 def _attend(

@@ -145,8 +145,11 @@ class DenseClip(WindowedLogits):
             pixels: [B, 3, H, W] normalised pixels of whole images, or of a window of each.
             context: what `context` returned for the whole images.
         """
-        unit = F.normalize(self.features(pixels), dim=1)  # [B, D, h, w]
-        return torch.einsum("bdhw,kd->bkhw", unit, self.text)
+        return self.compare(self.features(pixels))
+
+    def compare(self, features: Tensor) -> Tensor:
+        """Compare [B, D, h, w] features with prompts: [B, K, h, w] cosines."""
+        return torch.einsum("bdhw,kd->bkhw", F.normalize(features, dim=1), self.text)
 
     @abstractmethod
     def features(self, pixels: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ovss_refine.checks import check_shape
 from ovss_refine.labels import LabelsLike
+from ovss_refine_adapters.logits.attending import Compared
 from ovss_refine_adapters.logits.clip import ClipLogits, LastBlock
 from ovss_refine_adapters.logits.regions import first_argmax, region_means
 from ovss_refine_adapters.logits.windows import upsample
@@ -78,7 +79,19 @@ class LavgLogits(ClipLogits):
             pixels: [B, 3 + S, H, W] normalised pixels, then masks of 0 and 1.
             context: not used.
         """
-        values = super().cosines(pixels[:, :3], context)
+        return self._grounded(super().cosines(pixels[:, :3], context), pixels)
+
+    def compared(self, pixels: Tensor) -> Compared:
+        """Run the tower up to the last queries and keys, on pixels without masks."""
+        return super().compared(pixels[:, :3])
+
+    def values_and_compared(self, pixels: Tensor, context: Any) -> tuple[Tensor, Compared]:
+        """Return what `cosines` and `compared` return, from one pass."""
+        values, found = super().values_and_compared(pixels[:, :3], context)
+        return self._grounded(values, pixels), found
+
+    def _grounded(self, values: Tensor, pixels: Tensor) -> Tensor:
+        """Average [B, K, h, w] cosines over the masks behind the pixels: [B, K, H, W]."""
         H, W = pixels.shape[-2:]
         full = upsample(values, (H, W))
         masks = pixels[:, 3:] > 0.5

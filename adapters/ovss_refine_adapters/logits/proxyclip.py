@@ -28,6 +28,7 @@ from ovss_refine.labels import LabelsLike
 from ovss_refine.sources.device import DtypeLike
 from ovss_refine_adapters.backbones.clip_tower import to_map
 from ovss_refine_adapters.backbones.timm import Positions, TimmBackbone
+from ovss_refine_adapters.logits.attending import AttendingLogits, Compared
 from ovss_refine_adapters.logits.dense import DenseClip
 from ovss_refine_adapters.logits.windows import regrid
 
@@ -53,10 +54,11 @@ class DenseFeatures(Protocol):
 Proxy = str | Path | nn.Module | DenseFeatures | AttentionSource | Callable[[Tensor], Tensor]
 
 
-class ProxyClipLogits(DenseClip):
+class ProxyClipLogits(AttendingLogits, DenseClip):
     """CLIP's values, aggregated over the patches that another model finds similar.
 
-    The logits are on the proxy's grid. Memory beyond both models, with features: 4 * B * n * n
+    The logits are on the proxy's grid. A transformer as proxy also makes it a source of attention,
+    of the last block of the proxy. Memory beyond both models, with features: 4 * B * n * n
     floats. Further arguments and exceptions are those of `DenseClip`.
 
     Args:
@@ -93,8 +95,8 @@ class ProxyClipLogits(DenseClip):
         super().__init__(classes, **options)
         if isinstance(proxy, (str, Path, nn.Module)):
             proxy = as_backbone(proxy, self.tower.device, self.options.dtype)
-        # Of the proxy, if it is a backbone.
-        self.patch = proxy.patch_size if isinstance(proxy, TimmBackbone) else None
+        self.backbone = proxy if isinstance(proxy, TimmBackbone) else None
+        self.patch = None if self.backbone is None else self.backbone.patch_size
         self.proxy = as_proxy(proxy)
         self.beta = beta
         self.gamma = gamma
@@ -107,26 +109,58 @@ class ProxyClipLogits(DenseClip):
 
         Raises TypeError or ValueError if the proxy's output does not fit the images.
         """
+        proxy, images = self.proxy, self.proxy_images(pixels)
+        found = proxy.attention(images) if isinstance(proxy, AttentionSource) else proxy(images)
+        return self._aggregate(pixels, images, found)
+
+    def compared(self, pixels: Tensor) -> Compared:
+        """Run the proxy up to its last queries and keys, if it is a vision transformer."""
+        backbone, images = self._transformer(), self.proxy_images(pixels)
+        (found,) = backbone.projections(images, [-1])
+        return Compared(found.q, found.k, found.scale, backbone.prefix, backbone.grid(images))
+
+    def values_and_compared(self, pixels: Tensor, context: Any) -> tuple[Tensor, Compared]:
+        """Return what `cosines` and `compared` return, from one pass of the proxy."""
+        backbone, images = self._transformer(), self.proxy_images(pixels)
+        features, found = backbone.features_and_projections(images)
+        values = self.compare(self._aggregate(pixels, images, features))
+        grid = backbone.grid(images)
+        return values, Compared(found.q, found.k, found.scale, backbone.prefix, grid)
+
+    def proxy_images(self, pixels: Tensor) -> Tensor:
+        """Make the images in [0, 1] that the proxy is given of normalised pixels."""
+        # The released code crops to whole patches of the proxy, not of CLIP.
+        patch = (self.options.faithful and self.patch) or self.tower.patch
+        return whole_patches(denormalise(pixels, self._mean, self._std), patch)
+
+    def _aggregate(self, pixels: Tensor, images: Tensor, found: Tensor | Attention) -> Tensor:
+        """Aggregate CLIP's values by what the proxy found in the images: [B, D, gh, gw]."""
         tower = self.tower
         last = tower.layers - 1
         x, _ = tower.blocks(tower.stem(pixels), 0, last)
         (v,) = tower.qkv(last, x[:, 1:], "v")  # [B, A, N, d]
-        # The released code crops to whole patches of the proxy, not of CLIP.
-        patch = (self.options.faithful and self.patch) or tower.patch
-        images = whole_patches(denormalise(pixels, self._mean, self._std), patch)
-        if isinstance(self.proxy, AttentionSource):
-            attention = self.proxy.attention(images)
-            _check_map(attention, images)
-            grid = attention.grid
-            v = regrid(v, tower.grid(*pixels.shape[-2:]), grid)
-            rows = [block[:, None].to(v.device) @ v for _, block in attention.blocks()]
+        own = tower.grid(*pixels.shape[-2:])
+        if isinstance(found, Attention):
+            _check_map(found, images)
+            grid = found.grid
+            v = regrid(v, own, grid)
+            rows = [block[:, None].to(v.device) @ v for _, block in found.blocks()]
             y = torch.cat(rows, dim=2)  # [B, A, n, d]
         else:
-            features = self.proxy(images)
-            grid = _check_features(features, images)
-            v = regrid(v, tower.grid(*pixels.shape[-2:]), grid)
-            y = proxy_attention(features.to(v.device).float(), self.beta, self.gamma)[:, None] @ v
+            grid = _check_features(found, images)
+            v = regrid(v, own, grid)
+            y = proxy_attention(found.to(v.device).float(), self.beta, self.gamma)[:, None] @ v
         return to_map(tower.head(tower.project(last, y)), grid)
+
+    def _transformer(self) -> TimmBackbone:
+        """Return the proxy, or raise ValueError if it is no model whose attention is known."""
+        if self.backbone is None:
+            raise ValueError(
+                "`proxy` must be a name or a model to give attention too; got an object of your "
+                "own. Pass a source of attention."
+            )
+        self.backbone.check_attention(self.backbone.check_layers([-1]))
+        return self.backbone
 
 
 def as_backbone(

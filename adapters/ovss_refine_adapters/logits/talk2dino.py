@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovss_refine.attention import Attention
 from ovss_refine.baseline.pamr import pamr
 from ovss_refine.checks import (
     check_count,
@@ -26,18 +25,15 @@ from ovss_refine.checks import (
     check_number,
     check_shape,
 )
-from ovss_refine.images.convert import ImagesLike
 from ovss_refine.labels import LabelsLike
-from ovss_refine.logits import Logits
 from ovss_refine.sources.device import DtypeLike
-from ovss_refine_adapters.backbones.capture import check_images, mix_attention
 from ovss_refine_adapters.backbones.open_clip import Tokenizer, load_clip
-from ovss_refine_adapters.backbones.plain import undisturbed
 from ovss_refine_adapters.backbones.timm import TimmBackbone
 from ovss_refine_adapters.backbones.timm_attention import Projections
+from ovss_refine_adapters.logits.attending import AttendingLogits, Compared
 from ovss_refine_adapters.logits.talk2dino_maps import class_attention, clean, similarity
 from ovss_refine_adapters.logits.talk2dino_projection import as_projection
-from ovss_refine_adapters.logits.windowed import WindowedLogits, WindowOptions, check_background
+from ovss_refine_adapters.logits.windowed import WindowOptions, check_background
 from ovss_refine_adapters.text import Templates, as_classes, raw_text_features
 
 BACKBONE = "vit_base_patch14_reg4_dinov2.lvd142m"
@@ -113,14 +109,12 @@ class Talk2DinoOptions(WindowOptions):
         check_count("pamr_steps", self.pamr_steps, 0)
 
 
-class Talk2DinoLogits(WindowedLogits):
+class Talk2DinoLogits(AttendingLogits):
     """DINOv2's patches, compared with CLIP's text in DINOv2's space. Also a source of attention.
 
     The logits are sigmoids of cosines, in [0.26, 0.74] without cleaning: no softmax is published,
     and `logit_scale` is our choice. On whole images they lie on the grid of patches. The attention
-    is that of DINOv2's last block on the whole image, mean over heads, registers and class token
-    dropped, rows renormalised. Memory beyond the model and its activations: with attention,
-    B * N * N floats.
+    is that of DINOv2's last block on the whole image.
 
     Attributes:
         options: all options.
@@ -169,30 +163,14 @@ class Talk2DinoLogits(WindowedLogits):
         other.text = other._text()
         return other
 
-    def attention(self, images: ImagesLike) -> Attention:
-        """Compute B float32 maps over the grid of patches of the whole images.
+    def compared(self, pixels: Tensor) -> Compared:
+        """Run DINOv2 up to the last queries and keys."""
+        return self._compared(self.backbone.projections(pixels, self._last)[0], pixels)
 
-        Images and exceptions are those of `AttentionSource`.
-        """
-        images = check_images(images)
-        with undisturbed(*self.modules):
-            pixels = self.prepare(images)
-            found = self.backbone.projections(pixels, self._last)[0]
-        return self._attention(found, pixels, images)
-
-    def logits_and_attention(self, images: ImagesLike) -> tuple[Logits, Attention]:
-        """Compute both; for whole images (`window=None`), in one pass of the backbone.
-
-        With windows, the attention takes one more pass, of the whole images.
-        """
-        images = check_images(images)
-        if self.options.window is not None:
-            return self.logits(images), self.attention(images)
-        with undisturbed(*self.modules):
-            pixels = self.prepare(images)
-            features, found = self.backbone.features_and_projections(pixels)
-            values = self.finish(self._maps(pixels, features, found), images)
-        return self._result(values, images), self._attention(found, pixels, images)
+    def values_and_compared(self, pixels: Tensor, context: Any) -> tuple[Tensor, Compared]:
+        """Return what `values` and `compared` return, from one pass of DINOv2."""
+        features, found = self.backbone.features_and_projections(pixels)
+        return self._maps(pixels, features, found), self._compared(found, pixels)
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -237,15 +215,9 @@ class Talk2DinoLogits(WindowedLogits):
             return maps
         return pamr(maps, pixels, iterations=how.pamr_steps, dilations=PAMR_DILATIONS)
 
-    def _attention(self, found: Projections, pixels: Tensor, images: Tensor) -> Attention:
-        return mix_attention(
-            [(found.q, found.k, found.scale)],
-            (1.0,),
-            self.backbone.grid(pixels),
-            prefix=self.backbone.prefix,
-            factors=False,
-            device=images.device,
-        )
+    def _compared(self, found: Projections, pixels: Tensor) -> Compared:
+        backbone = self.backbone
+        return Compared(found.q, found.k, found.scale, backbone.prefix, backbone.grid(pixels))
 
     def _text(self) -> Tensor:
         how = self.options

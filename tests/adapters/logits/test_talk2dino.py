@@ -167,10 +167,12 @@ def test_an_evaluation_given_both_at_once_runs_the_source_once_for_each_image():
     counter = Count(vit().patch_embed)
     both = evaluate(source.logits_and_attention, dataset=pairs, names=names, rows=["refined"])
     assert counter.passes == 2
-    apart = evaluate(source, source, dataset=pairs, names=names, rows=["refined"])
+    twice = evaluate(source, source, dataset=pairs, names=names, rows=["refined"])
+    assert counter.passes == 2 + 2
+    apart = evaluate(source, make(names), dataset=pairs, names=names, rows=["refined"])
     counter.handle.remove()
-    assert counter.passes == 2 + 4
-    assert both.miou == apart.miou
+    assert counter.passes == 2 + 2 + 4
+    assert both.miou == twice.miou == apart.miou
 
 
 def test_with_windows_the_attention_is_of_the_whole_image():
