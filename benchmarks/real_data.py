@@ -163,8 +163,7 @@ class ViT:
     def __call__(self, image: Tensor) -> dict[str, Any]:
         """Return features [C, gh, gw] and the attention maps of one image."""
         images = image[None]
-        features = self.backbone.features(images)
-        (last,) = self.backbone.projections(images, [-1])
+        features, last = self.backbone.features_and_projections(images)
         grid, prefix = self.backbone.grid(images), self.backbone.prefix
         options: dict[str, Any] = {"prefix": prefix, "factors": False, "device": image.device}
         return {

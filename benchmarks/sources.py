@@ -27,8 +27,11 @@ import open_clip
 import timm
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from adapters.flops import UNCOUNTED
 from machine import machine
 from ovss_refine import Attention
 from ovss_refine_adapters.attention.clip import CLIPAttention
@@ -48,21 +51,6 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "sd2, 1024, factors": ("sd2", 1024, {"resolution": 1024, "factors": True}),
 }
 TIMM = {"dinov2": "vit_base_patch14_dinov2.lvd142m", "dino": "vit_base_patch8_224.dino"}
-
-
-def native_attention_flops(q: Any, _k: Any, _v: Any, C: int, *_: Any, **__: Any) -> int:
-    """Count `nn.MultiheadAttention` as one call: four projections, two products."""
-    B, T, _ = q
-    return int(2 * B * T * C * (4 * C + 2 * T))
-
-
-# Torch counts fused attention on a GPU, but neither on a CPU nor in `nn.MultiheadAttention`.
-UNCOUNTED = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
-        lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
-    ),
-    torch.ops.aten._native_multi_head_attention: native_attention_flops,
-}
 
 
 def stable_diffusion_2() -> Parts:
