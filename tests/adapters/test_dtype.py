@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from adapters import model_folders, tiny_models
 from adapters.test_calibrated_scale import MODEL, VOC, photographs
 from adapters.tiny_clip import CLASSES, halves, images, tiny_clip
-from ovss_refine import Refiner, Segmenter, list_attention, list_logits, load_attention, load_logits
+from ovss_refine import Refiner, Segmenter, list_logits, load_attention, load_logits
 from ovss_refine_adapters.logits.sc_clip import Calibration
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -82,11 +82,6 @@ def image_models(source):
     if hasattr(source, "model"):
         return [source.model.vision_model, source.model.visual_projection]
     return [source.modules[0], *([proxy.model] if proxy is not None else [])]
-
-
-def test_every_source_of_attention_is_here():
-    named = {"affinity", "timm", "clip-b16", "clip-l14", "sd2", "sd2.1", "sd1.5"}
-    assert {name for name in list_attention() if "dino" not in name} == named
 
 
 @pytest.mark.parametrize("name", ["timm", "affinity", "dinov2-b14-reg", "clip-b16", "sd2"])
