@@ -24,8 +24,8 @@ from ovss_refine.folders.results import ResultsFolder, check_results, check_writ
 from ovss_refine.sources import OWN
 from ovss_refine.sources.device import Placement
 from ovss_refine.sources.processes import ProcessGroup, join
-from ovss_refine.upsamplers.names import BUILT_IN, resolved, settings_of
 from ovss_refine.sources.run import own_attention
+from ovss_refine.upsamplers.names import BUILT_IN, resolved, settings_of
 
 HOME = Path("ovss-refine-results")
 # The fields of a data set that determine the labels; two runs must agree on them.

@@ -28,8 +28,8 @@ from ovss_refine.reproduce.tables import (
     load_tables,
     variant_config,
 )
-from ovss_refine.upsamplers.names import settings_of
 from ovss_refine.sources.device import Placement
+from ovss_refine.upsamplers.names import settings_of
 
 TIMED = "cost"  # the set of variants whose seconds are reported
 # The first images of each process do not count in its seconds: they are slower.

@@ -10,8 +10,8 @@ from ovss_refine.checks import check_count
 from ovss_refine.config import RefineConfig
 from ovss_refine.images import MAX_PIXELS
 from ovss_refine.labels import Labels
-from ovss_refine.upsamplers.names import settings_of
 from ovss_refine.sources import DTYPE_HELP, DtypeName
+from ovss_refine.upsamplers.names import settings_of
 
 SOURCES, RESULTS, WORK = ({"group": title} for title in ("sources", "results", "work"))
 SOURCE = SOURCES | {"metavar": "SOURCE", "help": "a name that `ovss-refine sources` lists"}

@@ -57,7 +57,7 @@ def logits_options(name, folders):
     return clip | more.get(name, {})
 
 
-LOGITS = sorted(set(list_logits()) - {"callable", "npz"})
+LOGITS = sorted(set(list_logits()) - {"callable", "npz", "transformers"})
 
 
 @pytest.mark.parametrize("name", LOGITS)
