@@ -505,7 +505,7 @@ def test_defaults_are_the_request_s():
     signature = inspect.signature(evaluate).parameters
     made = {one.name: one for one in fields(EvaluateRequest)}
     shared = set(signature) & set(made) - {"logits", "attention", "dataset", "root", "device"}
-    assert len(shared) == 11
+    assert len(shared) == 12
     for name in shared:
         assert signature[name].default == made[name].default, name
     with pytest.raises(AttributeError, match="no attribute 'evaluation'"):
