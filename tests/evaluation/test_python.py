@@ -552,7 +552,8 @@ from ovss_refine.evaluation import evaluate
 root, *ids = sys.argv[1:]
 found = evaluate(segment, attend, dataset=files(Path(root), ids), names=NAMES,
                  rows=["refined"], out=root + "/two")
-print("found", None if found is None else found.miou, flush=True)
+# Under torchrun, `print` writes each argument by itself, and two processes mix theirs.
+sys.stdout.write(f"found {None if found is None else found.miou}\\n")
 """
 
 
