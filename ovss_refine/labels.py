@@ -17,6 +17,13 @@ from ovss_refine.folders.paths import local_path
 
 SYNONYM, NAMED = "/", ":"
 NUMBERED = re.compile(r"\s*(\d{1,6})[\s,;.)]+\S")  # as a row of a table begins
+# Byte-order marks. That of UTF-32 begins with that of UTF-16, so it comes first.
+MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 MAX_BYTES = 1 << 24  # of a file of names or ids: some million lines
 GRAMMAR = '"cat, dog/puppy, background: wall/floor/sky"'
 
@@ -207,8 +214,9 @@ def read_lines(path: Path) -> list[str]:
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:  # UTF-16 without a byte-order mark is valid UTF-8, with zeros in it
-        marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        got = "UTF-16" if data.startswith(marks) else "another encoding"
+        got = next(
+            (name for mark, name in MARKS.items() if data.startswith(mark)), "another encoding"
+        )
         raise ValueError(f"`{path}` must be UTF-8 text; got {got}. Save it as UTF-8.")
     return text.rstrip().splitlines()
 

@@ -161,7 +161,8 @@ def test_a_file_has_a_class_on_every_line(tmp_path, content):
         ("cat\nfenêtre\n".encode("utf-16"), "labels.txt` .* got UTF-16. Save it as UTF-8"),
         (codecs.BOM_UTF16_BE + "cat\n".encode("utf-16-be"), "got UTF-16. Save it as UTF-8"),
         ("cat\ndog\n".encode("utf-16-le"), "labels.txt` must be UTF-8 text; got another encoding"),
-        ("cat\ndog\n".encode("utf-32"), "labels.txt` must be UTF-8 text"),
+        ("cat\ndog\n".encode("utf-32"), "got UTF-32. Save it as UTF-8"),
+        (codecs.BOM_UTF32_BE + "cat\n".encode("utf-32-be"), "got UTF-32. Save it as UTF-8"),
         ("cat\nfenêtre\n".encode("latin-1"), "labels.txt` .* another encoding. Save it as UTF-8"),
     ],
 )

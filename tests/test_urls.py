@@ -1,4 +1,4 @@
-"""A URL given as a path is one sentence, and makes no folder of its name."""
+"""A URL or no text given as a path is one sentence, and writes nowhere."""
 
 import re
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ovss_refine.cli.main import main
+from ovss_refine.evaluation import evaluate
 from ovss_refine.folders.paths import local_path
 from ovss_refine.images.convert import as_rgb
 from ovss_refine.images.draw import save
@@ -29,10 +30,19 @@ def test_a_url_is_no_path(url):
 
 
 @pytest.mark.parametrize(
-    "path", ["a:b", "C:/a", "C:\\a", "/a/b:c/d", "a b/c", "./https:/x", "~/a", ""]
+    "path", ["a:b", "C:/a", "C:\\a", "/a/b:c/d", "a b/c", "./https:/x", "~/a", "."]
 )
 def test_paths_with_colons_are_paths(path):
-    assert str(local_path("x", path)) in (path, path.removeprefix("./") or ".")
+    assert str(local_path("x", path)) in (path, path.removeprefix("./"))
+
+
+def test_no_text_is_no_path():
+    with pytest.raises(
+        ValueError, match=r"^`x` must be a path; got ''\. The current folder is `\.`\.$"
+    ):
+        local_path("x", "")
+    with pytest.raises(ValueError, match="^`out` must be a path; got ''"):
+        evaluate(abs, abs, dataset=[(0, 0)], names="a, b", out="")
 
 
 @pytest.mark.parametrize("url", URLS)
@@ -50,7 +60,7 @@ def test_python(name, use, url):
         use(url)
 
 
-@pytest.mark.parametrize(
+COMMANDS = pytest.mark.parametrize(
     ("argument", "command"),
     [
         ("out", "demo --out {}"),
@@ -68,15 +78,29 @@ def test_python(name, use, url):
         ("out", "reproduce main --out {}"),
     ],
 )
-def test_commands(argument, command, capsys):
-    words = command.format("https://hub.example/a").split()
+
+
+def refusal(command, path, capsys):
+    """Return the last line that a command prints when one of its paths is `path`."""
     try:
-        code = main(words)
+        code = main([word.format(path) for word in command.split()])
     except SystemExit as leaving:
         code = leaving.code
     assert code == 2
-    last = capsys.readouterr().err.splitlines()[-1]
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@COMMANDS
+def test_commands(argument, command, capsys):
+    last = refusal(command, "https://hub.example/a", capsys)
     assert re.search(rf"`?{argument}`? must be a local path; got the URL 'https://hub", last), last
+
+
+@COMMANDS
+def test_commands_need_some_text(argument, command, capsys, tmp_path):
+    last = refusal(command, "", capsys)
+    assert re.search(rf"`?{argument}`? must be a path; got ''", last), last
+    assert not [*tmp_path.iterdir()]
 
 
 def test_an_image_to_segment(capsys):

@@ -22,6 +22,7 @@ from ovss_refine.evaluation.pairs import Columns, pair_set
 from ovss_refine.evaluation.request import Chosen, EvaluateRequest
 from ovss_refine.evaluation.result import EvaluationResult
 from ovss_refine.evaluation.run import run_evaluate
+from ovss_refine.folders.paths import local_path
 from ovss_refine.labels import Labels, LabelsLike, as_labels
 from ovss_refine.logits import LogitsSource
 from ovss_refine.method.modes import ModeName
@@ -156,7 +157,7 @@ def evaluate(
             probability_threshold=probability_threshold,
             area_threshold=area_threshold,
             drop_background=drop_background,
-            out=Path(scratch, "out") if out is None else Path(out),
+            out=Path(scratch, "out") if out is None else local_path("out", out),
             on_error=on_error,
             batch_size=batch_size,
             workers=workers,

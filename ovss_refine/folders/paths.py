@@ -9,13 +9,19 @@ URL = re.compile(r"\s*([a-z][a-z0-9+.-]+:[/\\]|data:)", re.IGNORECASE)
 
 
 def local_path(name: str, path: str | os.PathLike[str]) -> Path:
-    """Return `path` as a Path; raise ValueError if it is a URL, which would name a new folder.
+    """Return `path` as a Path; raise ValueError for one that nobody means.
+
+    A URL would name a new folder, and no text at all, such as an unset variable of a shell, the
+    current one.
 
     Args:
         name: of the argument, for the message.
         path: any text or path.
     """
-    if URL.match(text := os.fspath(path)):
+    text = os.fspath(path)
+    if not text:
+        raise ValueError(f"`{name}` must be a path; got ''. The current folder is `.`.")
+    if URL.match(text):
         raise ValueError(
             f"`{name}` must be a local path; got the URL {text[:100]!r}. Download it first."
         )
