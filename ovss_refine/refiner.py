@@ -8,7 +8,7 @@ N = gh * gw patches, (H, W) pixels, m classes that are kept.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
@@ -186,6 +186,7 @@ def _check(
     prompt_index: PromptIndex,
 ) -> _Checked:
     """Check the input, and make an `Attention` of what stands for it."""
+    counted = _counted(logits, prompt_index)
     if isinstance(logits, Logits):
         if prompt_index is not None:
             raise ValueError("`prompt_index` must be None with `Logits`, which hold their own.")
@@ -200,7 +201,7 @@ def _check(
     if not isinstance(held, Attention):
         held = check_weights_shape("attn", as_tensor(held, "attn"))
     given = guide.shape if several else guide.shape[1:]
-    check_axes("logits", values.shape, given, held.shape[-1], getattr(held, "grid", None))
+    check_axes("logits", values.shape, given, held.shape[-1], getattr(held, "grid", None), counted)
     batch = "" if values.ndim == 3 else "B "
     sizes = check_shape("logits", values, f"{batch}K h w")
     known = {axis: sizes[axis] for axis in batch.split()}
@@ -219,6 +220,17 @@ def _check(
     return _Checked(
         values if batch else values[None], attention, guide, prompts, config, bool(batch)
     )
+
+
+def _counted(logits: LogitsLike, prompt_index: PromptIndex) -> int:
+    """Return how many prompts their index, or else their names, count; 0 if nobody has said."""
+    known: Sized = prompt_index if prompt_index is not None else ()
+    if isinstance(logits, Logits):
+        known = logits.names if logits.prompt_index is None else logits.prompt_index
+    try:
+        return len(known)
+    except TypeError:  # a single number, which is refused as such later
+        return 0
 
 
 def as_attention(

@@ -41,7 +41,7 @@ def test_no_text_is_no_path():
         ValueError, match=r"^`x` must be a path; got ''\. The current folder is `\.`\.$"
     ):
         local_path("x", "")
-    with pytest.raises(ValueError, match="^`out` must be a path; got ''"):
+    with pytest.raises(ValueError, match=r"^`out` must be a path; got ''"):
         evaluate(abs, abs, dataset=[(0, 0)], names="a, b", out="")
 
 

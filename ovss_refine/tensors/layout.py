@@ -70,10 +70,13 @@ def check_axes(
     image: Sequence[int],
     N: int,
     grid: tuple[int, int] | None,
+    counted: int = 0,
 ) -> None:
     """Raise ValueError if logits of this `shape` fit only with their axes in another order.
 
-    Sizes that agree with the image's aspect, with the attention's grid or in a square are right.
+    Sizes that agree with the number of prompts, with the tokens of a bare map, with the attention's
+    grid, with the image's aspect or in a square are right. Where only the aspect speaks against
+    them, who counts the prompts has them taken.
 
     Args:
         name: of the logits, for messages.
@@ -81,13 +84,17 @@ def check_axes(
         image: [B, 3, H, W] or [3, H, W], of the images as they were given.
         N: number of the attention's tokens.
         grid: the attention's own grid, if it has one.
+        counted: number of prompts, by their index or names; 0: nobody has said.
     """
     if 0 in (*shape, *image) or not 2 <= len(shape) <= 4:
         return
     (K, h, w), (B, _, H, W) = (1, *shape)[-3:], (1, *image)[-4:]
-    if grid is None and K > 1 and K * h == N != h * w and math.isqrt(N) ** 2 != N:  # no grid fits
+    by_tokens = grid is None and math.isqrt(N) ** 2 != N  # only the logits' grid can have N patches
+    if by_tokens and K > 1 and K * h == N != h * w:
         raise ValueError(prompts_last(name, shape, f"{K} x {h} are the N={N} tokens of `attn`"))
     if h == w or (h, w) == grid or _has_aspect(h, w, H / W):
+        return
+    if (len(shape) > 2 and counted == K != w) or (by_tokens and h * w == N != K * h):
         return
     far = abs(math.log(h * W / (w * H))) > MOST_SQUASHED
     known, row_by_row = N in (h, w), len(shape) == 2 or (len(shape) == 3 and K == B and far)
@@ -104,10 +111,14 @@ def check_axes(
         )
     fits = grid is None and K * h == N != h * w  # which would be refused in any other order
     if min(K, h) >= SHORTEST_SIDE:
-        fits = fits or (K, h) == grid or h == K or _has_aspect(K, h, H / W)
+        # A last axis of 1 would be a single prompt, which needs no segmentation.
+        fits = fits or (K, h) == grid or (w > 1 and (h == K or _has_aspect(K, h, H / W)))
     if fits and (far or ((K, h) == grid and _has_aspect(K, h, H / W))):
         why = f"as a grid, {h} x {w} is not in the image's aspect and {K} x {h} fits"
-        raise ValueError(prompts_last(name, shape, why))
+        raise ValueError(
+            f"{prompts_last(name, shape, why)} If they are in axis -3, say so: "
+            f"`prompt_index=range({K})`."
+        )
 
 
 def prompts_last(name: str, shape: Sequence[int], why: str) -> str:

@@ -155,6 +155,38 @@ def test_what_fits_as_it_is_is_taken(shape, size, grid):
     assert result.kept.shape == (shape[0],)
 
 
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "grid"), [((40, 24, 1), (24, 1)), ((40, 24, 1), (8, 8)), ((40, 24, 9), (24, 9))]
+)
+def test_what_nothing_speaks_against_is_taken(shape, grid, several):
+    """A strip of patches, and a bare map over as many tokens as the logits have patches."""
+    shape = (2, *shape) if several else shape
+    logits, attn, image = inputs(shape, (400, 240), grid, several)
+    result = Refiner()(logits, attn if grid == shape[-2:] else Attention(attn, grid), image)
+    assert result.kept.shape[-1] == 40
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_who_counts_the_prompts_is_believed(several):
+    """Where the image's aspect alone speaks for prompts in the last axis."""
+    shape = (2, 40, 24, 9) if several else (40, 24, 9)
+    logits, attn, image = inputs(shape, (400, 240), (16, 16), several)
+    attn = Attention(attn, (16, 16))
+    with pytest.raises(ValueError, match=r"`prompt_index=range\(40\)`\.$") as said:
+        Refiner()(logits, attn, image)
+    assert "the image's aspect" in str(said.value)
+    prompts, names = range(40), [f"class {n}" for n in range(40)]
+    expected = Refiner()(logits, attn, image, prompt_index=prompts).labels
+    for named in (Logits(logits, prompt_index=prompts), Logits(logits, names=names)):
+        assert torch.equal(Refiner()(named, attn, image).labels, expected)
+
+
+def test_a_last_axis_of_one_on_the_grid_of_the_attention_is_a_prompt():
+    logits, attn, image = inputs((40, 24, 1), (400, 240), (40, 24))
+    assert advice_of(lambda: Refiner()(logits, Attention(attn, (40, 24)), image)).endswith("1)")
+
+
 @pytest.mark.parametrize("shape", [(), (196,), (14, 14), (1, 1, 3, 14, 14), (3, 0, 14), (3, 14, 0)])
 def test_other_shapes_are_refused_as_they_were(shape):
     _, attn, image = inputs((3, 14, 14), (64, 64), (14, 14))
