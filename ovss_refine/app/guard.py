@@ -39,7 +39,7 @@ ELSEWHERE = (
 )
 POLICY = (
     b"default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
-    b"style-src 'self' 'unsafe-inline'; frame-ancestors 'self'; form-action 'self'"
+    b"style-src 'self' 'unsafe-inline'; form-action 'self'; frame-ancestors 'self'"
 )
 
 
@@ -53,15 +53,25 @@ class Guard:
             machine's name.
         public: the URL at which a reverse proxy shows the page; its host and origin are accepted.
         uploads: admits uploads.
+        framed_by: the origin of another site that may show the page in a frame; "": none may.
     """
 
-    def __init__(self, app: Application, *, host: str, uploads: Uploads, public: str = "") -> None:
+    def __init__(
+        self,
+        app: Application,
+        *,
+        host: str,
+        uploads: Uploads,
+        public: str = "",
+        framed_by: str = "",
+    ) -> None:
         """Wrap `app`."""
         self.app = app
         self.local = is_local(host)
         self.names = {host.lower(), *_own_names()}
         self.public = urlsplit(public).netloc.lower()
         self.uploads = uploads
+        self.policy = b" ".join([POLICY, *framed_by.encode().split()])
 
     async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
         """Refuse the request, or pass it on."""
@@ -74,7 +84,7 @@ class Guard:
         elif _route(scope) == UPLOAD:
             await self._upload(scope, receive, send)
         else:
-            await self.app(scope, receive, _with_policy(send))
+            await self.app(scope, receive, self._with_policy(send))
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         """Return the status and the reason of a refusal."""
@@ -116,9 +126,18 @@ class Guard:
             await send(message)
 
         try:
-            await self.app(scope, receive, _with_policy(noting))
+            await self.app(scope, receive, self._with_policy(noting))
         finally:
             self.uploads.ended(length)
+
+    def _with_policy(self, send: Send) -> Send:
+        async def sending(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                headers = [*message.get("headers", ()), (b"content-security-policy", self.policy)]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        return sending
 
 
 def is_local(host: str) -> bool:
@@ -131,16 +150,6 @@ async def _answer(send: Send, status: int, reason: str) -> None:
     headers = [(b"content-type", b"text/plain; charset=utf-8")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": reason.encode()})
-
-
-def _with_policy(send: Send) -> Send:
-    async def sending(message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            headers = [*message.get("headers", ()), (b"content-security-policy", POLICY)]
-            message = {**message, "headers": headers}
-        await send(message)
-
-    return sending
 
 
 def _is_foreign(scope: Scope, ours: set[str]) -> bool:

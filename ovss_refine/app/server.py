@@ -35,6 +35,8 @@ QUIET = {
     "DISABLE_TELEMETRY": "1",
 }
 TIDY_S = 30
+# A Space is shown in a frame of this site; elsewhere no other site may frame the page.
+SPACES = "https://huggingface.co"
 
 
 def serve(request: AppRequest) -> None:
@@ -100,7 +102,12 @@ def _repeated(*tidy: Callable[[], None]) -> Iterator[None]:
 
 def _launch(page: Any, host: str, port: int, uploads: Uploads) -> None:
     middleware = require("starlette.middleware", "app").Middleware
-    public = os.environ.get("GRADIO_ROOT_PATH", "")
+    guarding = {
+        "host": host,
+        "uploads": uploads,
+        "public": os.environ.get("GRADIO_ROOT_PATH", ""),
+        "framed_by": SPACES if os.environ.get("SPACE_ID") else "",
+    }
     page.launch(
         server_name=host,
         server_port=port,
@@ -112,7 +119,7 @@ def _launch(page: Any, host: str, port: int, uploads: Uploads) -> None:
         footer_links=[],
         max_file_size=uploads.max_bytes,
         state_session_capacity=CAPACITY,
-        app_kwargs={"middleware": [middleware(Guard, host=host, uploads=uploads, public=public)]},
+        app_kwargs={"middleware": [middleware(Guard, **guarding)]},
         **style(),
     )
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,12 +28,18 @@ WAIT_MS = 20_000
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """The page with tiny models: its address, and the folder of its files."""
-    pytest.importorskip("gradio", reason="gradio is not installed ([app])")
-    temporary = tmp_path_factory.mktemp("server")
-    command = [sys.executable, HERE / "tiny_page.py"]
     # Gradio's own settings must be ignored; these would share and serve everything.
     odd = {"GRADIO_SHARE": "True", "GRADIO_ALLOWED_PATHS": "/", "GRADIO_SERVER_NAME": "0.0.0.0"}
-    env = os.environ | odd | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
+    with serving(tmp_path_factory.mktemp("server"), **odd) as found:
+        yield found
+
+
+@contextmanager
+def serving(temporary, *arguments, **variables):
+    """Serve the page in a process of its own, with these environment variables."""
+    pytest.importorskip("gradio", reason="gradio is not installed ([app])")
+    command = [sys.executable, HERE / "tiny_page.py", *arguments]
+    env = os.environ | variables | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     log = (temporary / "log").open("w")
     with log, subprocess.Popen(command, env=env, stderr=log, **pipes) as process:

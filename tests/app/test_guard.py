@@ -143,7 +143,8 @@ def test_loopback_is_local():
     assert not is_local("localhost.example.org")
 
 
-def test_the_policy_allows_nothing_from_other_hosts():
+def policy_of(**options):
+    """Return the headers and the body of a page that the guard passes on, and its policy."""
     sent = []
 
     async def page(scope, receive, send):
@@ -154,10 +155,20 @@ def test_the_policy_allows_nothing_from_other_hosts():
         sent.append(message)
 
     scope = {"type": "http", "path": "/", "headers": [(b"host", b"localhost")], "method": "GET"}
-    asyncio.run(guarded(page)(scope, None, send))
+    asyncio.run(guarded(page, **options)(scope, None, send))
     headers = dict(sent[0]["headers"])
     assert headers[b"a"] == b"b"
-    policy = headers[b"content-security-policy"].decode()
-    assert "default-src 'self' data: blob:;" in policy
-    assert "http" not in policy
     assert sent[1] == {"type": "http.response.body", "body": b"x"}
+    return headers[b"content-security-policy"].decode()
+
+
+def test_the_policy_allows_nothing_from_other_hosts():
+    policy = policy_of()
+    assert "default-src 'self' data: blob:;" in policy
+    assert policy.endswith("; frame-ancestors 'self'")
+    assert "http" not in policy
+
+
+def test_one_other_site_may_frame_the_page_if_it_is_named():
+    named = policy_of(framed_by="https://huggingface.co")
+    assert named == f"{policy_of()} https://huggingface.co"
