@@ -11,7 +11,6 @@ from ovss_refine.app.choices import HYPERPARAMETERS, list_sources
 from ovss_refine.app.downloads import DOWNLOADS
 from ovss_refine.app.events import Events, Parts
 from ovss_refine.app.handlers import MODELS, OWN, Handlers
-from ovss_refine.app.session import Sessions
 from ovss_refine.app.uploads import Uploads
 from ovss_refine.app.work import EXAMPLE_NAMES
 from ovss_refine.config import RefineConfig
@@ -60,13 +59,6 @@ def build_page(handlers: Handlers, uploads: Uploads) -> Any:
     _check_inputs(gr, page, parts["drop"], uploads)
     page.queue(default_concurrency_limit=4, max_size=MAX_WAITING, api_open=False)
     return page
-
-
-def forget_states(page: Any, sessions: Sessions) -> None:
-    """Drop the copy of the page that gradio keeps for a visitor, of those without a session."""
-    held = page.state_holder.session_data
-    for key in [key for key in list(held) if key not in sessions]:
-        held.pop(key, None)
 
 
 def style() -> dict[str, Any]:

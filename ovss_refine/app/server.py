@@ -4,19 +4,18 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import time
 import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+from ovss_refine.app.folder import private_folder
 from ovss_refine.app.guard import Guard, is_local
 from ovss_refine.app.handlers import Handlers
-from ovss_refine.app.page import build_page, forget_states, style
+from ovss_refine.app.leftovers import Leftovers
+from ovss_refine.app.page import build_page, style
 from ovss_refine.app.request import AppRequest
 from ovss_refine.app.session import CAPACITY, Sessions
 from ovss_refine.app.uploads import Uploads
@@ -69,15 +68,13 @@ def running(request: AppRequest) -> Iterator[str]:
         max_pixels=request.max_pixels,
     )
     port = _free(request.host, request.port)
-    with tempfile.TemporaryDirectory(prefix="ovss-refine-app-", ignore_cleanup_errors=True) as root:
-        folder = Path(root).resolve()
+    with private_folder() as folder:
         _set_environment(str(folder))  # before gradio is imported
         sessions, uploads = Sessions(folder), Uploads(folder, request.max_bytes)
         page = build_page(Handlers(Worker(segmenter), sessions, request.max_bytes), uploads)
         try:
             _launch(page, request.host, port, uploads)
-            states = partial(forget_states, page, sessions)
-            with _repeated(sessions.tidy, uploads.tidy, states):
+            with _repeated(sessions.tidy, uploads.tidy, Leftovers(page, sessions).tidy):
                 yield _address(request.host, port)
         finally:
             page.close(verbose=False)

@@ -26,7 +26,7 @@ from ovss_refine import registry
 from ovss_refine.app import server
 from ovss_refine.app.choices import HYPERPARAMETERS
 from ovss_refine.app.guard import ROUTES
-from ovss_refine.app.page import forget_states
+from ovss_refine.app.leftovers import Leftovers
 from ovss_refine.app.request import AppRequest
 from ovss_refine.sources import listing
 
@@ -169,11 +169,16 @@ def page():
         kept.blocks = built(handlers, uploads)
         return kept.blocks
 
+    def watch(*arguments):
+        kept.leftovers = Leftovers(*arguments)
+        return kept.leftovers
+
     built, environment = server.build_page, dict(os.environ)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "_registered", sources)
         patch.setattr(listing, "_about", about)
         patch.setattr(server, "build_page", build)
+        patch.setattr(server, "Leftovers", watch)
         with (
             server.running(AppRequest(port=0, device="cpu", **LIMITS)) as kept.address,
             httpx.Client(base_url=kept.address, timeout=60) as kept.client,
@@ -183,7 +188,7 @@ def page():
     assert not kept.root.exists()
     os.environ.clear()
     os.environ.update(environment)
-    del kept.blocks, kept.handlers
+    del kept.blocks, kept.handlers, kept.leftovers
     with warnings.catch_warnings(action="ignore", category=ResourceWarning):
         gc.collect()
 
@@ -680,9 +685,23 @@ def test_a_crowd_gets_results_or_places_and_leaves_nothing(page):
         assert time.monotonic() < limit
         time.sleep(0.05)
     page.sessions.tidy()  # as every half minute
-    forget_states(page.blocks, page.sessions)
+    for _ in range(2):
+        page.leftovers.tidy()
     assert stored(page) == before
     assert not page.blocks.state_holder.session_data
+    queue = page.blocks._queue
+    assert not queue.pending_messages_per_session
+    assert not queue.pending_event_ids_session
+
+
+@pytest.mark.slow("two crowds, one after the other")
+def test_a_second_crowd_may_have_the_keys_of_the_first(page):
+    """Also of visitors who left while their event was under way, whose end nobody has read."""
+    for _ in range(2):
+        with ThreadPoolExecutor(20) as pool:
+            found = list(pool.map(lambda n: visit(page, n), range(20)))
+        for messages in found[::10]:
+            assert messages[-2]["success"]
 
 
 def test_calls_of_pages_without_a_session_create_none(page):

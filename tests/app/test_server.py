@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -14,6 +15,8 @@ import urllib.request
 import pytest
 
 pytest.importorskip("gradio", reason="gradio is not installed ([app])")
+
+from ovss_refine.app.folder import LOCK, private_folder
 
 REFUSED = 403
 RUN = "import sys; from ovss_refine.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -37,6 +40,24 @@ def test_sigterm_stops_the_server_and_removes_its_folder(tmp_path):
     assert errors.splitlines()[-1] == "ovss-refine: stopped"
     assert "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_server_left_is_removed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    others = [tmp_path / name for name in ("ovss-refine-app-link", "ovss-refine-app-no-lock")]
+    others[0].symlink_to(tmp_path / "elsewhere")
+    others[1].mkdir()
+    (tmp_path / "elsewhere" / LOCK).touch()
+    with private_folder() as alive, private_folder() as folder:
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        dead = tmp_path / "ovss-refine-app-dead"
+        shutil.copytree(folder, dead)  # its lock is a file that nobody holds
+        (dead / "upload.png").touch()
+        with private_folder() as last:
+            assert not dead.exists()
+            assert {alive, folder, last, *others} <= {*tmp_path.iterdir()}
+    assert {*tmp_path.iterdir()} == {*others, tmp_path / "elsewhere"}
 
 
 def ask(server, path, data=None, **headers):
