@@ -131,7 +131,7 @@ class Events:
             self.uploads.was_read(file["path"])
 
     def _left(self, request: Any) -> None:
-        self.handlers.sessions.drop(request.session_hash)
+        self.handlers.sessions.left(request.session_hash)
 
     def _bound(self, method: Callable[..., Any], *first: Any) -> Callable[..., Any]:
         """Wrap a method for gradio, which passes the request and expects updates."""

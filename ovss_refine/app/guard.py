@@ -25,6 +25,7 @@ Refusal = tuple[int, str]
 # Gradio accepts "file/" for "file=" too. One letter before the colon is a Windows drive.
 FETCHES = re.compile(r"/(file[=/]\s*[a-z][a-z0-9+.-]+:|proxy=|deep_link)", re.IGNORECASE)
 UPLOAD = "/gradio_api/upload"
+HEARTBEAT = "/gradio_api/heartbeat/"
 READ = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|robots\.txt)|/(static|assets)/.+|/gradio_api/"
     r"(theme\.css|info|startup-events|queue/data|upload_progress|heartbeat/[^/]+|file=.+)",
@@ -53,6 +54,7 @@ class Guard:
             machine's name.
         public: the URL at which a reverse proxy shows the page; its host and origin are accepted.
         uploads: admits uploads.
+        arrived: is told the key of each page that opens the connection it keeps.
         framed_by: the origin of another site that may show the page in a frame; "": none may.
     """
 
@@ -62,6 +64,7 @@ class Guard:
         *,
         host: str,
         uploads: Uploads,
+        arrived: Callable[[str], None] | None = None,
         public: str = "",
         framed_by: str = "",
     ) -> None:
@@ -71,6 +74,7 @@ class Guard:
         self.names = {host.lower(), *_own_names()}
         self.public = urlsplit(public).netloc.lower()
         self.uploads = uploads
+        self.arrived = arrived
         self.policy = b" ".join([POLICY, *framed_by.encode().split()])
 
     async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
@@ -84,6 +88,8 @@ class Guard:
         elif _route(scope) == UPLOAD:
             await self._upload(scope, receive, send)
         else:
+            if self.arrived is not None and _route(scope).startswith(HEARTBEAT):
+                self.arrived(_route(scope).removeprefix(HEARTBEAT))
             await self.app(scope, receive, self._with_policy(send))
 
     def _refusal(self, scope: Scope) -> Refusal | None:

@@ -73,7 +73,7 @@ def running(request: AppRequest) -> Iterator[str]:
         sessions, uploads = Sessions(folder), Uploads(folder, request.max_bytes)
         page = build_page(Handlers(Worker(segmenter), sessions, request.max_bytes), uploads)
         try:
-            _launch(page, request.host, port, uploads)
+            _launch(page, request.host, port, sessions, uploads)
             with _repeated(sessions.tidy, uploads.tidy, Leftovers(page, sessions).tidy):
                 yield _address(request.host, port)
         finally:
@@ -97,11 +97,12 @@ def _repeated(*tidy: Callable[[], None]) -> Iterator[None]:
         over.set()
 
 
-def _launch(page: Any, host: str, port: int, uploads: Uploads) -> None:
+def _launch(page: Any, host: str, port: int, sessions: Sessions, uploads: Uploads) -> None:
     middleware = require("starlette.middleware", "app").Middleware
     guarding = {
         "host": host,
         "uploads": uploads,
+        "arrived": sessions.arrived,
         "public": os.environ.get("GRADIO_ROOT_PATH", ""),
         "framed_by": SPACES if os.environ.get("SPACE_ID") else "",
     }

@@ -4,7 +4,7 @@ import re
 import secrets
 import shutil
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from ovss_refine.segmentation import Segmentation
 CAPACITY = 256
 MAX_BYTES = 4_000_000_000  # of all sessions, memory and files together
 MAX_IDLE_S = 6 * 3600
+REMEMBERED = 4096  # pages that were closed; more than events can wait
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,6 +116,8 @@ class Sessions:
         self.max_bytes = max_bytes
         self.clock = clock
         self._kept: OrderedDict[str, Session] = OrderedDict()  # the one idle longest first
+        self._open: Counter[str] = Counter()  # connections that pages keep open
+        self._left: OrderedDict[str, None] = OrderedDict()  # the last pages that were closed
         self._lock = Lock()
 
     def create(self, key: str) -> Session:
@@ -137,6 +140,23 @@ class Sessions:
         """Whether the page has a session."""
         return key in self._kept
 
+    def arrived(self, key: str) -> None:
+        """Note that a page is open; one that lost its connection may come back."""
+        with self._lock:
+            self._open[key] += 1
+            self._left.pop(key, None)
+
+    def left(self, key: str) -> None:
+        """Forget a page that was closed; an event that it had started may still make a session."""
+        with self._lock:
+            self._open[key] -= 1
+            if self._open[key] <= 0:
+                del self._open[key]
+                self._left[key] = None
+            while len(self._left) > REMEMBERED:
+                self._left.popitem(last=False)
+        self.drop(key)
+
     def drop(self, key: str) -> None:
         """Forget a page and remove its files; unknown keys are ignored."""
         with self._lock:
@@ -147,6 +167,8 @@ class Sessions:
     def tidy(self) -> None:
         """Apply the limits, and remove folders of sessions that ended while they were written."""
         with self._lock:
+            for key in self._kept.keys() & self._left.keys():
+                del self._kept[key]
             expired = self.clock() - MAX_IDLE_S
             while self._kept and (
                 len(self._kept) > self.capacity or self._longest_idle().used < expired

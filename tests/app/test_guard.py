@@ -172,3 +172,11 @@ def test_the_policy_allows_nothing_from_other_hosts():
 def test_one_other_site_may_frame_the_page_if_it_is_named():
     named = policy_of(framed_by="https://huggingface.co")
     assert named == f"{policy_of()} https://huggingface.co"
+
+
+def test_a_page_that_opens_its_connection_is_noted():
+    arrived = []
+    assert ask("/gradio_api/heartbeat/abc", arrived=arrived.append) == ["through"]
+    assert ask("/config", arrived=arrived.append) == ["through"]
+    assert refused(ask("/gradio_api/heartbeat/x", "evil.example", arrived=arrived.append), "own")
+    assert arrived == ["abc"]

@@ -154,3 +154,28 @@ def test_a_result_belongs_to_its_image(tmp_path):
     session.last = Result(session.image, None)
     session.image = object()
     assert session.result is None
+
+
+def test_an_event_of_a_page_that_was_closed_keeps_no_session(tmp_path, monkeypatch):
+    sessions = Sessions(tmp_path)
+    for key in ("one", "two"):
+        sessions.arrived(key)
+    sessions.left("one")
+    sessions.create("one")  # its first event was still waiting
+    sessions.create("two")
+    sessions.tidy()
+    assert "one" not in sessions
+    assert "two" in sessions
+    sessions.arrived("one")  # a page that has a connection again
+    sessions.create("one")
+    sessions.arrived("two")
+    sessions.left("two")  # the end of its first connection comes after the start of the second
+    sessions.create("two")
+    sessions.tidy()
+    assert "one" in sessions
+    assert "two" in sessions
+    monkeypatch.setattr("ovss_refine.app.session.REMEMBERED", 3)
+    for n in range(9):
+        sessions.left(f"unknown {n}")
+    assert len(sessions._left) == 3
+    assert {*sessions._open} == {"one", "two"}
