@@ -94,7 +94,7 @@ class Attention:
 
         Args:
             q: [B, A, N, d] or [A, N, d] queries, finite, any float type.
-            k: keys, of the shape, type and device of `q`.
+            k: [B, A, N, d] or [A, N, d] keys, of the shape, type and device of `q`.
             scale: factor on the products, in [1e-6, 1e6]; usually d ** -0.5.
             grid: (gh, gw) with gh * gw = N.
             form: whether a refinement may form the map at all.
@@ -144,7 +144,7 @@ class Attention:
         return self if len(self.shape) == 3 else self._each(lambda x: x[None])
 
     def to(self, device: torch.device | str) -> "Attention":
-        """Return the same maps on a device."""
+        """Return the same maps on `device`."""
         return self._each(lambda x: x.to(device))
 
     def in_blocks(self, divisor: int) -> "Attention":
@@ -257,6 +257,11 @@ def affinity(features: Tensor, temperature: float) -> Attention:
     Raises:
         TypeError, ValueError: on another type or shape, values not finite, or a `temperature`
             out of range.
+
+    Example:
+        >>> attention = affinity(torch.rand(8, 6, 9), temperature=0.1)
+        >>> attention.shape, attention.grid
+        (torch.Size([54, 54]), (6, 9))
     """
     unbatched = getattr(features, "ndim", 4) == 3
     check_shape("features", features, "C gh gw" if unbatched else "B C gh gw")

@@ -120,6 +120,10 @@ def as_labels(labels: LabelsLike) -> Labels:
 
     Warns:
         UserWarning: if classes share a prompt.
+
+    Example:
+        >>> as_labels(["cat", "dog/puppy"]).all_prompts
+        ('cat', 'dog', 'puppy')
     """
     if isinstance(labels, Labels):
         return labels
@@ -168,6 +172,13 @@ def read_labels(path: str | Path) -> Labels:
         ValueError: if it is not UTF-8, a line is blank, a single line contains "," or ";", the
             lines are rows of a table, and as `as_labels` does, which also describes the warning;
             the message names the file.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "classes.txt")
+        >>> _ = path.write_text(chr(10).join(["cat", "dog, puppy"]), encoding="utf-8")
+        >>> read_labels(path).prompts
+        ('cat', 'dog/puppy')
     """
     path = local_path("path", path)
     if not path.is_file():

@@ -63,6 +63,11 @@ def load_logits(name: str, **options: Any) -> "LogitsSource":
         ValueError: if nothing is registered under `name`.
         ModuleNotFoundError: if the source needs a library that is not installed.
         TypeError: on an option that the source does not have.
+
+    Example:
+        >>> source = load_logits("callable", fn=lambda x: x[:, :2], classes=["red", "green"])
+        >>> source.classes.names
+        ('red', 'green')
     """
     source: LogitsSource = find("logits", name).load()(**options)
     return source

@@ -70,7 +70,7 @@ class RefineResult:
         return self._each(lambda x: x[b])
 
     def to(self, device: torch.device | str) -> "RefineResult":
-        """Return the same result on a device."""
+        """Return the same result on `device`."""
         return self._each(lambda x: x.to(device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "RefineResult":

@@ -140,7 +140,7 @@ class Segmentation:
         return draw.heat_maps(maps, [self.names[c] for c in kept], self.image.shape[:2])
 
     def save(self, path: str | Path) -> None:
-        """Write `overlay()` to a file, whole or not at all, in the format of its suffix.
+        """Write `overlay()` to the file `path`, whole or not at all, in the format of its suffix.
 
         Raises:
             ValueError: on a suffix other than .png, .jpg, .jpeg and .webp.
@@ -175,10 +175,10 @@ class Segmentation:
         return block[0, row].reshape(gh, gw).clone()
 
     def attention_overlay(self, x: int, y: int) -> RGB:
-        """Draw the square root of `attention_map` over the image, and mark the pixel.
+        """Draw the square root of `attention_map` over the image: [H, W, 3], the pixel marked.
 
-        Without the root, a patch's attention to itself would leave the rest dark. Raises as
-        `attention_map` does.
+        Without the root, a patch's attention to itself would leave the rest dark. `x`, `y` and
+        exceptions are those of `attention_map`.
         """
         return draw.heat_overlay(self.image, self.attention_map(x, y).sqrt().numpy(), x, y)
 

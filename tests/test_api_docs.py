@@ -37,6 +37,44 @@ RAISES_NOTHING = {
 }
 
 
+# Names without an example of their own, each with the reason.
+WITH_WEIGHTS = "stands for a pretrained model; the page of its kind has the call, which is run"
+OPTIONS = "options of such a source, which takes them as keywords"
+NO_EXAMPLE = {
+    "AttentionSource": "a protocol; docs/writing_an_adapter.md has a whole source",
+    "LogitsSource": "a protocol; docs/writing_an_adapter.md has a whole source",
+    "Decision": "returned by `decide`, whose example shows it",
+    "Propagation": "returned by `Lposs`, whose example shows it",
+    "Published": "returned by `DataSet.published`",
+    "DataSet": "returned by `load_dataset`, whose example shows it",
+    "Scores": "returned by `scores`, whose example shows it",
+    "RefineModule": "docs/recipes.md exports it, which takes seconds",
+    "export_onnx": "docs/recipes.md has one, which takes seconds",
+    "export_program": "docs/recipes.md has one, which takes seconds",
+    "check_attention_source": "docs/writing_an_adapter.md has one, which is run",
+    "check_logits_source": "docs/writing_an_adapter.md has one, which is run",
+    "from_hugging_face": "docs/attention.md has one, for a model of that library",
+    "load_attention": "loads weights; docs/attention.md has every call",
+    "heat_maps": "a step of a source, on the tower's own outputs",
+    "LastBlock": OPTIONS,
+    "WindowOptions": OPTIONS,
+    "ClipOptions": OPTIONS,
+    "Calibration": OPTIONS,
+    "Talk2DinoOptions": OPTIONS,
+    "GroupVitOptions": OPTIONS,
+    **dict.fromkeys(
+        (
+            *("ViTAttention", "StableDiffusionAttention", "CLIPAttention", "AffinityAttention"),
+            *("timm_affinity", "TimmBackbone", "ClipLogits", "DenseClip", "ProxyClipLogits"),
+            *("ScClipLogits", "CassLogits", "RfClipLogits", "GemLogits", "ClipSurgeryLogits"),
+            *("CliptraseLogits", "LavgLogits", "Talk2DinoLogits", "TextProjection"),
+            *("ClipDinoiserLogits", "DinoiserHeads", "GroupVitLogits"),
+        ),
+        WITH_WEIGHTS,
+    ),
+}
+
+
 def declared():
     """Return the full names in the API reference, those of modules with all they define."""
     found = []
@@ -137,11 +175,48 @@ def test_docstring_says_what_goes_in_and_what_may_be_raised(full):
         assert raises, "say what a caller can cause, or list it in RAISES_NOTHING"
 
 
+@pytest.mark.parametrize("full", NAMES)
+def test_docstring_has_an_example(full):
+    """Examples are run as doctests, with all modules."""
+    has_one = ">>> " in (inspect.getdoc(load(full)) or "")
+    assert has_one != (full.rpartition(".")[2] in NO_EXAMPLE), "one of the two, and not both"
+
+
+def methods():
+    """Return the methods in the API reference, as (class, method)."""
+    found = []
+    for name, options in re.findall(
+        r"^\.\. autoclass:: (\S+)\n((?:   :.*\n)*)", read("docs/api.md"), re.MULTILINE
+    ):
+        full = name if "." in name else f"ovss_refine.{name}"
+        for field, names in re.findall(r":([\w-]*members):(.*)", options):
+            own = [n for n in vars(load(full)) if n[0] != "_"] if field == "members" else []
+            listed = [n.strip() for n in names.split(",") if n.strip()]
+            found += [(full, n) for n in listed or own if callable(getattr(load(full), n, None))]
+    return found
+
+
+@pytest.mark.parametrize(("full", "name"), methods())
+def test_docstring_of_a_method_names_what_goes_in(full, name):
+    method = getattr(load(full), name)
+    doc = inspect.getdoc(method) or ""
+    told, _ = what_it_says(doc)
+    if re.search(r"\bexceptions\s+are those of `\w+`", doc):
+        return  # whose own docstring is tested
+    for parameter, annotation in parameters(inspect.unwrap(method)).items():
+        said = told.get(parameter, doc if f"`{parameter}`" in doc else "")
+        assert said or parameter == "options", f"say what `{parameter}` is"
+        if "Tensor" in annotation and not annotation.startswith("collections"):
+            assert "[" in said, f"`{parameter}` must have its shape"
+
+
 def test_sections_are_read():
     doc = "Do.\n\nArgs:\n    a: [N] one\n        more: yes.\n    b: 2.\n\nRaises:\n    E, F: if.\n"
     assert section(doc, "Args") == {"a": " [N] one\n        more: yes.\n", "b": " 2.\n\n"}
     assert section(doc, "Raises") == {"E, F": " if.\n\n"}
     assert section("Do.\n", "Args") == {}
+    assert set(NO_EXAMPLE) <= {full.rpartition(".")[2] for full in NAMES}
+    assert len(methods()) > 50
     assert set(RAISES_NOTHING) <= {full.rpartition(".")[2] for full in NAMES}
 
 

@@ -56,6 +56,11 @@ def decide(
     Raises:
         ValueError: on a size without pixels or a threshold outside [0, 1].
         TypeError: if a size or a threshold is not a number.
+
+    Example:
+        >>> logits = Logits(torch.tensor([[[2.0, 0.0]], [[0.0, 2.0]]]))  # [2, 1, 2]
+        >>> decide(logits, (1, 4)).labels
+        tensor([[0, 0, 1, 1]])
     """
     check_number("probability_threshold", probability_threshold, 0, 1)
     if area_threshold is not None:

@@ -41,6 +41,10 @@ def pamr(
     Raises:
         TypeError: if `values` or `image` is not a floating-point tensor.
         ValueError: on a wrong shape, negative `iterations`, or no dilation.
+
+    Example:
+        >>> pamr(torch.rand(1, 2, 32, 32), torch.rand(1, 3, 64, 64), iterations=2).shape
+        torch.Size([1, 2, 32, 32])
     """
     sizes = check_shape("values", values, "B K H W")
     check_float("values", values)

@@ -245,6 +245,11 @@ def load_dataset(
     Raises:
         ValueError: on an unknown name, a missing or superfluous option, or invalid class names.
         FileNotFoundError: if there is no such file.
+
+    Example:
+        >>> dataset = load_dataset("voc21")
+        >>> dataset.M, dataset.names[:2]
+        (21, ('background', 'aeroplane'))
     """
     if name == FOLDER:
         return _own_folder(names, check_flag("first_is_ignored", first_is_ignored))

@@ -86,6 +86,11 @@ def scores(counts: Counts) -> Scores:
     Args:
         counts: [M, M] pixels, row = truth, such as the sum of `EvaluationResult.counts` over parts
             of a data set.
+
+    Example:
+        >>> found = scores(np.array([[8, 0], [2, 2]]))
+        >>> found.iou.tolist(), found.accuracy
+        ([0.8, 0.5], 0.8333333333333334)
     """
     hits = counts.diagonal().astype(np.float64)
     truth, predicted = counts.sum(axis=1), counts.sum(axis=0)

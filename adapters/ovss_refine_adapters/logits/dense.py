@@ -155,7 +155,7 @@ class DenseClip(WindowedLogits):
     def features(self, pixels: Tensor) -> Tensor:
         """Compute patch features in the joint space with text, not of unit length.
 
-        [B, 3, H, W] normalised pixels to [B, D, h, w] float32.
+        `pixels` [B, 3, H, W], normalised, to [B, D, h, w] float32.
         """
 
     def _text(self) -> Tensor:

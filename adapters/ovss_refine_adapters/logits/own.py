@@ -36,6 +36,11 @@ class CallableLogits:
 
     Raises:
         ValueError: on invalid classes.
+
+    Example:
+        >>> source = CallableLogits(lambda images: images[:, :2], ["red", "green"])
+        >>> source.logits(torch.rand(1, 3, 4, 6)).values.shape
+        torch.Size([1, 2, 4, 6])
     """
 
     def __init__(
@@ -77,6 +82,13 @@ class NpzLogits:
     Raises:
         FileNotFoundError: if there is no such folder.
         ValueError: on invalid classes.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> np.savez(f"{folder}/one.npz", logits=np.zeros((2, 4, 6), np.float32))
+        >>> NpzLogits(folder, ["cat", "dog"]).for_image("one").values.shape
+        torch.Size([2, 4, 6])
     """
 
     def __init__(
@@ -95,7 +107,7 @@ class NpzLogits:
         self.key = key
 
     def for_image(self, image_id: str) -> Logits:
-        """Read the logits of one image: [K, h, w] on the CPU.
+        """Read the logits of one image, the file `image_id`.npz: [K, h, w] on the CPU.
 
         Raises:
             FileNotFoundError: if it has no file.
