@@ -1,5 +1,6 @@
 """The API reference has every public name, and every name says what it takes and raises."""
 
+import doctest
 import importlib
 import inspect
 import re
@@ -177,9 +178,26 @@ def test_docstring_says_what_goes_in_and_what_may_be_raised(full):
 
 @pytest.mark.parametrize("full", NAMES)
 def test_docstring_has_an_example(full):
-    """Examples are run as doctests, with all modules."""
+    """It is run below."""
     has_one = ">>> " in (inspect.getdoc(load(full)) or "")
     assert has_one != (full.rpartition(".")[2] in NO_EXAMPLE), "one of the two, and not both"
+
+
+def with_examples():
+    """Return the modules of both packages that have examples."""
+    for top in (ROOT, ROOT / "adapters"):
+        for path in sorted(top.glob("ovss_refine*/**/*.py")):
+            if ">>> " in path.read_text(encoding="utf-8"):
+                yield ".".join(path.relative_to(top).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("module", with_examples())
+def test_examples_run(module, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    done = doctest.testmod(importlib.import_module(module))
+    assert done.attempted
+    assert not done.failed
 
 
 def methods():
@@ -217,6 +235,7 @@ def test_sections_are_read():
     assert section("Do.\n", "Args") == {}
     assert set(NO_EXAMPLE) <= {full.rpartition(".")[2] for full in NAMES}
     assert len(methods()) > 50
+    assert len([*with_examples()]) > 15
     assert set(RAISES_NOTHING) <= {full.rpartition(".")[2] for full in NAMES}
 
 
