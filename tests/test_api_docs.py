@@ -191,7 +191,7 @@ def with_examples():
                 yield ".".join(path.relative_to(top).with_suffix("").parts)
 
 
-@pytest.mark.parametrize("module", with_examples())
+@pytest.mark.parametrize("module", [*with_examples()])
 def test_examples_run(module, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
