@@ -11,7 +11,9 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
 
-import ovss_refine  # noqa: E402 - needs the path, like everything that Sphinx imports by name
+import notebooks  # noqa: E402 - needs the path, like everything that Sphinx imports by name
+
+import ovss_refine  # noqa: E402
 
 project = "ovss_refine"
 author = "the ovss_refine authors"
@@ -24,9 +26,11 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_gallery.gen_gallery",
     "formulas",
+    "notebooks",
     "shown_images",
 ]
-exclude_patterns = ["gallery", "space"]  # generated pages, and files to upload
+# Generated pages, files to upload, and files for Colab.
+exclude_patterns = ["gallery", "space", "notebooks"]
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
@@ -56,8 +60,7 @@ sphinx_gallery_conf = {
     "reset_modules": (),  # matplotlib is not used
     "download_all_examples": False,
     "show_signature": False,
-    # Of the notebooks that the pages offer; Colab has neither the package nor its models.
-    "first_notebook_cell": "%pip install -q 'ovss-refine[models]'",
+    "first_notebook_cell": notebooks.FIRST_CELL,  # of the notebooks that the pages offer
     "write_computation_times": False,
 }
 

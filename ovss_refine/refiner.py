@@ -8,7 +8,7 @@ N = gh * gw patches, (H, W) pixels, m classes that are kept.
 """
 
 import warnings
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
@@ -26,7 +26,7 @@ from ovss_refine.checks import (
 )
 from ovss_refine.config import PAPER, RefineConfig, RefineOptions, config_of
 from ovss_refine.images.convert import ImagesLike, as_image_batch, as_tensor
-from ovss_refine.logits import Logits, check_prompt_index, doubt_about
+from ovss_refine.logits import Logits, check_prompt_index, count_prompts, doubt_about
 from ovss_refine.method.modes import ModeName
 from ovss_refine.method.steps import Confidence, refine_confidence, weigh_logits
 from ovss_refine.postprocess import post_process_semantic_segmentation
@@ -186,7 +186,7 @@ def _check(
     prompt_index: PromptIndex,
 ) -> _Checked:
     """Check the input, and make an `Attention` of what stands for it."""
-    counted = _counted(logits, prompt_index)
+    counted = count_prompts(logits, prompt_index)
     if isinstance(logits, Logits):
         if prompt_index is not None:
             raise ValueError("`prompt_index` must be None with `Logits`, which hold their own.")
@@ -220,17 +220,6 @@ def _check(
     return _Checked(
         values if batch else values[None], attention, guide, prompts, config, bool(batch)
     )
-
-
-def _counted(logits: LogitsLike, prompt_index: PromptIndex) -> int:
-    """Return how many prompts their index, or else their names, count; 0 if nobody has said."""
-    known: Sized = prompt_index if prompt_index is not None else ()
-    if isinstance(logits, Logits):
-        known = logits.names if logits.prompt_index is None else logits.prompt_index
-    try:
-        return len(known)
-    except TypeError:  # a single number, which is refused as such later
-        return 0
 
 
 def as_attention(

@@ -65,17 +65,7 @@ class Segmenter:
             source.
         ValueError: on a value out of range, an unknown name, or an unavailable device.
 
-    Example:
-        >>> from ovss_refine import Attention
-        >>> class Colour:  # `Segmenter()` takes pretrained models; any sources will do
-        ...     def logits(self, images):  # [1, 3, 8, 8] to [1, 2, 4, 4]
-        ...         return Logits(9 * images[:, :2, ::2, ::2])
-        ...     def attention(self, images):
-        ...         return Attention(torch.eye(16)[None], (4, 4))
-        >>> image = torch.zeros(3, 8, 8)
-        >>> image[0, :4], image[1, 4:] = 1, 1  # red above green
-        >>> Segmenter(Colour(), Colour())(image, None).areas()
-        [('class 0', 32, 0.5), ('class 1', 32, 0.5)]
+    Example: `Segmenter()("photo.jpg", "cat, dog, background: wall/floor/sky").areas()`
     """
 
     def __init__(

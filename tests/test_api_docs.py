@@ -55,6 +55,7 @@ NO_EXAMPLE = {
     "check_attention_source": "docs/writing_an_adapter.md has one, which is run",
     "check_logits_source": "docs/writing_an_adapter.md has one, which is run",
     "from_hugging_face": "docs/attention.md has one, for a model of that library",
+    "Segmenter": "loads weights; docs/quickstart.md has its calls, which are run",
     "load_attention": "loads weights; docs/attention.md has every call",
     "heat_maps": "a step of a source, on the tower's own outputs",
     "LastBlock": OPTIONS,

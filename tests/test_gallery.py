@@ -1,5 +1,7 @@
 """The gallery's tutorials run without weights, and as in Colab, with tiny models for the others."""
 
+import re
+
 import pytest
 import torch
 from PIL import Image
@@ -56,6 +58,24 @@ def test_the_refinement_helps_where_the_last_tutorial_evaluates(shown):
     result = names["result"]
     assert result.counts["refined"].sum() == 5 * 96 * 128
     assert result.miou["refined"] > result.miou["baseline"] > 80
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_the_notebook_for_colab_is_that_of_the_script(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "_ext"))
+    pytest.importorskip("sphinx_gallery", reason="sphinx-gallery is not installed ([docs])")
+    import notebooks
+
+    assert list(notebooks.TUTORIALS) == TUTORIALS
+    path = notebooks.FOLDER / f"{name}.ipynb"
+    assert path.read_text(encoding="utf-8") == notebooks.notebook(name), (
+        "run `python docs/_ext/notebooks.py`"
+    )
+    address = re.fullmatch(
+        r"https://colab\.research\.google\.com/github/[\w-]+/[\w-]+/blob/main/(docs/.+\.ipynb)",
+        notebooks.address(name),
+    )
+    assert ROOT / address[1] == path
 
 
 @pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)} ([models])")
