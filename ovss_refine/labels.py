@@ -19,10 +19,8 @@ SYNONYM, NAMED = "/", ":"
 NUMBERED = re.compile(r"\s*(\d{1,6})[\s,;.)]+\S")  # as a row of a table begins
 # Byte-order marks. That of UTF-32 begins with that of UTF-16, so it comes first.
 MARKS = {
-    codecs.BOM_UTF32_LE: "UTF-32",
-    codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16",
-    codecs.BOM_UTF16_BE: "UTF-16",
+    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
 }
 MAX_BYTES = 1 << 24  # of a file of names or ids: some million lines
 GRAMMAR = '"cat, dog/puppy, background: wall/floor/sky"'
@@ -176,7 +174,7 @@ def read_labels(path: str | Path) -> Labels:
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp(), "classes.txt")
-        >>> _ = path.write_text(chr(10).join(["cat", "dog, puppy"]), encoding="utf-8")
+        >>> _ = path.write_text(chr(10).join(["cat", "dog, puppy"]))
         >>> read_labels(path).prompts
         ('cat', 'dog/puppy')
     """
@@ -225,9 +223,8 @@ def read_lines(path: Path) -> list[str]:
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:  # UTF-16 without a byte-order mark is valid UTF-8, with zeros in it
-        got = next(
-            (name for mark, name in MARKS.items() if data.startswith(mark)), "another encoding"
-        )
+        known = [name for name, marks in MARKS.items() if data.startswith(marks)]
+        got = known[0] if known else "another encoding"
         raise ValueError(f"`{path}` must be UTF-8 text; got {got}. Save it as UTF-8.")
     return text.rstrip().splitlines()
 
