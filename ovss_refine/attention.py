@@ -182,8 +182,7 @@ class Attention:
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Iterate over the rows in order: (rows, [B, n, N] float32 weights of those rows).
 
-        Float32 weights are not copied. Half precision is widened, and factors are multiplied out,
-        a block at a time, so that the full float32 map is not held.
+        Float32 weights are not copied; others are widened, or multiplied out, a block at a time.
         """
         return self.batched()._held.blocks(self.block_divisor)
 
@@ -255,13 +254,11 @@ def affinity(features: Tensor, temperature: float) -> Attention:
         temperature: of the softmax over each row; the smaller, the sharper, in [1e-6, 1e6].
 
     Raises:
-        TypeError, ValueError: on another type or shape, values not finite, or a `temperature`
-            out of range.
+        TypeError, ValueError: on another type or shape, or a number not finite or out of range.
 
     Example:
-        >>> attention = affinity(torch.rand(8, 6, 9), temperature=0.1)
-        >>> attention.shape, attention.grid
-        (torch.Size([54, 54]), (6, 9))
+        >>> affinity(torch.rand(8, 6, 9), temperature=0.1).grid
+        (6, 9)
     """
     unbatched = getattr(features, "ndim", 4) == 3
     check_shape("features", features, "C gh gw" if unbatched else "B C gh gw")

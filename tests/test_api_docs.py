@@ -44,6 +44,10 @@ OPTIONS = "options of such a source, which takes them as keywords"
 NO_EXAMPLE = {
     "AttentionSource": "a protocol; docs/writing_an_adapter.md has a whole source",
     "LogitsSource": "a protocol; docs/writing_an_adapter.md has a whole source",
+    "Upsampler": "a protocol; docs/writing_an_adapter.md has a whole one",
+    "check_upsampler": "docs/writing_an_adapter.md has one, which is run",
+    "rankseg": "needs a package that no other part does",
+    "DenseCrf": "needs a package that no other part does",
     "Decision": "returned by `decide`, whose example shows it",
     "Propagation": "returned by `Lposs`, whose example shows it",
     "Published": "returned by `DataSet.published`",
@@ -64,13 +68,14 @@ NO_EXAMPLE = {
     "Calibration": OPTIONS,
     "Talk2DinoOptions": OPTIONS,
     "GroupVitOptions": OPTIONS,
+    "PromptableOptions": OPTIONS,
     **dict.fromkeys(
         (
             *("ViTAttention", "StableDiffusionAttention", "CLIPAttention", "AffinityAttention"),
             *("timm_affinity", "TimmBackbone", "ClipLogits", "DenseClip", "ProxyClipLogits"),
             *("ScClipLogits", "CassLogits", "RfClipLogits", "GemLogits", "ClipSurgeryLogits"),
             *("CliptraseLogits", "LavgLogits", "Talk2DinoLogits", "TextProjection"),
-            *("ClipDinoiserLogits", "DinoiserHeads", "GroupVitLogits"),
+            *("ClipDinoiserLogits", "DinoiserHeads", "GroupVitLogits", "PromptableLogits"),
         ),
         WITH_WEIGHTS,
     ),

@@ -18,6 +18,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 HOSTS = {
     "arxiv.org": "papers",
     "openaccess.thecvf.com": "papers",
+    "openreview.net": "papers",
+    "www.jmlr.org": "papers",
     "github.com": "code: other authors', and this project's",
     "huggingface.co": "weights, and the site that shows Spaces",
     "www.contributor-covenant.org": "the code of conduct",
