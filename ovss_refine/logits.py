@@ -3,7 +3,7 @@
 Axes: B images, K prompts, M classes, (h, w) grid.
 """
 
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -121,15 +121,12 @@ def check_prompt_index(
     return index
 
 
-def count_prompts(logits: object, prompt_index: Tensor | NDArray[Any] | Sized | None) -> int:
+def count_prompts(logits: object, prompt_index: object) -> int:
     """Return how many prompts their index, or else their names, count; 0 if nobody has said."""
-    known: Sized = () if prompt_index is None else prompt_index
-    if isinstance(logits, Logits):
-        known = logits.names if logits.prompt_index is None else logits.prompt_index
-    try:
-        return len(known)
-    except TypeError:  # a single number, which is refused as such later
-        return 0
+    index = getattr(logits, "prompt_index", prompt_index)  # `Logits` have their own
+    known = getattr(logits, "names", ()) if index is None else index
+    # A single number has no length, and is refused as such later.
+    return len(known) if hasattr(known, "__len__") and getattr(known, "shape", known) != () else 0
 
 
 def doubt_about(logits: Tensor, P: Tensor, scale: float | Literal["auto"]) -> str:

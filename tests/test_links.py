@@ -19,6 +19,7 @@ HOSTS = {
     "arxiv.org": "papers",
     "openaccess.thecvf.com": "papers",
     "openreview.net": "papers",
+    "pypi.org": "packages",
     "www.jmlr.org": "papers",
     "github.com": "code: other authors', and this project's",
     "huggingface.co": "weights, and the site that shows Spaces",

@@ -115,10 +115,7 @@ def check_axes(
         fits = fits or (K, h) == grid or (w > 1 and (h == K or _has_aspect(K, h, H / W)))
     if fits and (far or ((K, h) == grid and _has_aspect(K, h, H / W))):
         why = f"as a grid, {h} x {w} is not in the image's aspect and {K} x {h} fits"
-        raise ValueError(
-            f"{prompts_last(name, shape, why)} If they are in axis -3, say so: "
-            f"`prompt_index=range({K})`."
-        )
+        raise ValueError(f"{prompts_last(name, shape, why)} Or say `prompt_index=range({K})`.")
 
 
 def prompts_last(name: str, shape: Sequence[int], why: str) -> str:
