@@ -79,7 +79,8 @@ class AttendingLogits(WindowedLogits):
     def logits_and_attention(self, images: ImagesLike) -> tuple[Logits, Attention]:
         """Compute both; for whole images (`window=None`), in one pass of the model.
 
-        With windows, the attention takes one more pass, of the whole images.
+        With windows, the attention takes one more pass, of the whole images. Images and exceptions
+        are those of `AttentionSource`.
         """
         images = check_images(images)
         if self.options.window is not None:
