@@ -92,15 +92,16 @@ def test_named_backbones(monkeypatch, given, model, positions):
     asked = {}
     tiny = TimmBackbone(tiny_models.tiny_vit())
 
-    def load(name, positions="timm", device=None):
-        asked.update(name=name, positions=positions, device=str(device))
+    def load(name, positions="timm", device=None, dtype=None):
+        asked.update(name=name, positions=positions, device=str(device), dtype=dtype)
         return tiny
 
     monkeypatch.setattr(
         proxyclip, "TimmBackbone", type("T", (), {"__new__": lambda c, *a, **o: load(*a, **o)})
     )
-    proxyclip.as_backbone(given, torch.device("cpu"))
-    assert asked == {"name": model, "positions": positions, "device": "cpu"}
+    proxyclip.as_backbone(given, torch.device("cpu"), "float16")
+    placed = {"device": "cpu", "dtype": "float16"}
+    assert asked == {"name": model, "positions": positions, **placed}
 
 
 def eye(batch, size=(6, 10)):
