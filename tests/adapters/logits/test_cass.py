@@ -305,13 +305,13 @@ def test_published_constants():
 def test_default_proxy(monkeypatch):
     asked = []
 
-    def load(name, device):
-        asked.append(name)
+    def load(name, device, dtype):
+        asked.append((name, dtype))
         return dino()
 
     monkeypatch.setattr(cass, "as_backbone", load)
     make(CassLogits, model=model())
-    assert asked == ["dino-b8"]
+    assert asked == [("dino-b8", None)]
     assert proxyclip.BACKBONES["dino-b8"] == ("vit_base_patch8_224.dino", "reference")
 
 
