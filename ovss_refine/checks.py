@@ -144,13 +144,11 @@ def _row_bounds(weights: Tensor) -> tuple[float, float, float]:
     rows = weights.detach().flatten(0, -2)
     size = ROWS_BLOCK if rows.device.type == "cpu" else rows.numel()
     least, sums = [], []
-    for block in torch.split(
-        rows, max(1, size // rows.shape[1])
-    ):  # the second reading is of the cache
-        least.append(block.amin())
-        sums.append(block.sum(dim=1, dtype=dtype))
+    for block in torch.split(rows, max(1, size // rows.shape[1])):
+        least.append(block.amin().to(dtype))
+        sums.append(block.sum(dim=1, dtype=dtype))  # reads the block from the cache
     low, high = torch.cat(sums).aminmax()
-    found: list[float] = torch.stack([torch.stack(least).amin().to(dtype), low, high]).tolist()
+    found: list[float] = torch.stack([torch.stack(least).amin(), low, high]).tolist()
     return found[0], found[1], found[2]
 
 

@@ -38,6 +38,12 @@ def test_every_block_of_rows_is_checked(weights, row, change, word, monkeypatch)
         Attention(weights, (3, 4))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_map_is_checked_under_autocast(weights, dtype):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        Attention(weights.to(dtype), (3, 4))
+
+
 def test_a_negative_entry_cannot_hide_behind_another_head(weights):
     weights[0, 0, 0] -= 1
     weights[0, 0, 1] += 1
