@@ -30,8 +30,11 @@ Found = TypeVar("Found")
 LOOPS = "ovss_refine.tensors.loops"
 # Floats of a cache line. Rows that start on one are read twice as fast.
 LINE = 16
-# Entries of a product below which a second thread costs more than it saves.
-THREAD_ENTRIES = 1 << 20
+# Entries of a product below which a second thread costs more than it saves: it may have to wait for
+# those of torch, which stay busy for a while after their work.
+THREAD_ENTRIES = 1 << 23
+# Entries of vectors to walk that do not stay in the cache beside the map's rows.
+MANY = 1 << 16
 # Entries of a map whose rows threads share, although they wait for each other in every round.
 SHARED_ENTRIES = 1 << 22
 
@@ -150,7 +153,9 @@ def first_passage(q: Tensor, T: Tensor, tau: float, max_steps: int) -> tuple[Ten
     (m, N), P = q.shape, T.shape[1]
     f = np.zeros((m, P), np.float32)
     f[:, :N] = q.numpy()
-    time = np.empty((m, N), np.float32)
+    time = np.full((m, N), -1, np.float32)
+    if m * N >= MANY:
+        return torch.from_numpy(time), *_walk_many(f, T, tau, max_steps, time)
     threads = threads_for(m, m * N * N)
     parts = [slice(m * i // threads, m * (i + 1) // threads) for i in range(threads)]
 
@@ -160,3 +165,22 @@ def first_passage(q: Tensor, T: Tensor, tau: float, max_steps: int) -> tuple[Ten
 
     steps, done = zip(*in_threads(walk, parts, threads), strict=True)
     return torch.from_numpy(time), max(steps), all(done)
+
+
+def _walk_many(f: Floats, T: Tensor, tau: float, max_steps: int, time: Floats) -> tuple[int, bool]:
+    """Walk as `loops.walk` does, by torch's product: vectors that fill a cache need its blocks."""
+    arrive = cast(Any, load_loops(LOOPS)).arrive_each
+    rows, pending, step = np.arange(len(f)), np.empty(len(f), np.float32), 0
+    before = torch.from_numpy(f)
+    arrive(f, f, tau, 0, rows, time, pending)
+    while step < max_steps:
+        left = pending > 0  # a class that is done is done no more
+        before, rows, pending = before[torch.from_numpy(left)], rows[left], pending[left]
+        if not len(rows):
+            break
+        step += 1
+        after = before[:, : len(T)] @ T
+        arrive(before.numpy(), after.numpy(), tau, step, rows, time, pending)
+        before = after
+    time[time < 0] = max_steps
+    return max(step, 1), not pending.any()

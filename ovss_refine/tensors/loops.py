@@ -187,14 +187,21 @@ def arrive(before: Floats, after: Floats, tau: Any, step: int, time: Floats) -> 
     return pending
 
 
+@exact
+def arrive_each(
+    before: Floats, after: Floats, tau: float, step: int, rows: Any, time: Floats, pending: Floats
+) -> None:
+    """Do `arrive` for vectors whose times are those `rows` of `time`."""
+    for x in range(len(rows)):
+        pending[x] = arrive(before[x], after[x], np.float32(tau), step, time[rows[x]])
+
+
 @fast
 def walk(f: Floats, T: Floats, tau: Any, max_steps: int, time: Floats) -> tuple[int, bool]:
-    """See `compiled.first_passage`; `f` is overwritten, `time` written."""
+    """See `compiled.first_passage`; `f` is overwritten, `time`, -1 at first, written."""
     m, tau = len(f), np.float32(tau)
     other, rows, pending = np.zeros_like(f), np.arange(m), np.empty(m, np.float32)
-    time[:] = -1
-    for k in range(m):
-        pending[k] = arrive(f[k], f[k], tau, 0, time[k])
+    arrive_each(f, f, tau, 0, rows, time, pending)
     step, count = 0, m
     while step < max_steps:
         left = 0

@@ -56,7 +56,9 @@ def test_equal_torch_s(N, m, monkeypatch):
 
 
 @needs_numba
-def test_patches_that_are_never_reached(monkeypatch):
+@pytest.mark.parametrize("many", [0, 1 << 30])
+def test_patches_that_are_never_reached(many, monkeypatch):
+    monkeypatch.setattr(compiled, "MANY", many)
     q = torch.zeros(1, 2, 14)
     q[0, 0, 2] = q[0, 1, 7] = 1
 
@@ -86,6 +88,21 @@ def test_rows_or_images_parted_among_threads_scale_as_in_one(B, rounds, monkeypa
         assert len(used) == (B if B == 1 or threads == 1 else 0)
         assert_close(T, alone, rtol=1e-6, atol=0)
         assert (T[..., 77:] == 0).all()
+
+
+@needs_numba
+def test_many_classes_walk_as_few(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    _, _, (T,) = compiled.scaled(random_map(70, generator)[None], 15, markov.LARGE)
+    q = torch.rand(9, 70, generator=generator) ** torch.arange(1, 10)[:, None]
+    q[4] = 1 / 70  # is everywhere at once
+    for tau, most in ((0.3, 100), (0.9, 4), (0.9, 1)):
+        few = compiled.first_passage(q, T, tau, most)
+        with monkeypatch.context() as patch:
+            patch.setattr(compiled, "MANY", 0)
+            many = compiled.first_passage(q, T, tau, most)
+        assert_close(many[0], few[0], rtol=1e-4, atol=1e-5)
+        assert many[1:] == few[1:]
 
 
 @needs_numba
