@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ovss_refine.registry import require
-from ovss_refine.sources.device import given_device
+from ovss_refine.sources.device import DtypeLike, given_device, given_dtype
 from ovss_refine_adapters.backbones.folders import (
     check_config,
     fetch,
@@ -17,7 +17,12 @@ from ovss_refine_adapters.backbones.folders import (
     model_folder,
 )
 from ovss_refine_adapters.backbones.plain import plain
-from ovss_refine_adapters.backbones.weights import WEIGHT_FILES, check_finite_weights, weight_file
+from ovss_refine_adapters.backbones.weights import (
+    WEIGHT_FILES,
+    check_finite_weights,
+    check_unset,
+    weight_file,
+)
 
 CONFIG = "config.json"
 SAFE = "model.safetensors"
@@ -29,6 +34,7 @@ def load_transformers(
     device: str | torch.device | None = None,
     *,
     safe: bool = False,
+    dtype: DtypeLike = None,
 ) -> nn.Module:
     """Load a model, or take a ready one.
 
@@ -38,6 +44,7 @@ def load_transformers(
         classes: the class of transformers for each `model_type` of a config.
         device: device to load onto; None: the CPU.
         safe: read safetensors files only, not pickles of nothing but tensors.
+        dtype: dtype that the model is converted to, as for `given_dtype`; None: float32.
 
     Raises:
         ModuleNotFoundError, FileNotFoundError: if transformers, a folder or weights are missing.
@@ -46,6 +53,7 @@ def load_transformers(
     """
     library = require("transformers", "models")
     if isinstance(model, nn.Module):
+        check_unset({"dtype": dtype}, "a ready model")
         return _ready(library, model, classes)
     device = given_device(device)
     folder = model_folder(model)
@@ -67,7 +75,9 @@ def load_transformers(
     if safe and not (folder / SAFE).is_file():
         raise FileNotFoundError(f"`{folder}` must hold `{SAFE}`; got {listing(folder)}.")
     weight_file(folder)  # without one, transformers may look for others
-    return _read(getattr(library, name), folder, safe).to(device=device).eval()
+    loaded = _read(getattr(library, name), folder, safe).to(device=device).eval()
+    converted = given_dtype(dtype, device or torch.device("cpu"))
+    return loaded if converted is None else check_finite_weights(loaded.to(converted), str(folder))
 
 
 def _ready(library: Any, model: nn.Module, classes: Mapping[str, str]) -> nn.Module:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ovss_refine.checks import check_number
 from ovss_refine.labels import LabelsLike
+from ovss_refine.sources.device import DtypeLike
 from ovss_refine_adapters.backbones.capture import check_size, dtype_of, resize, target_size
 from ovss_refine_adapters.backbones.open_clip import (
     VOCABULARY,
@@ -43,6 +44,7 @@ class PromptableOptions(WindowOptions):
         size: side of the square that the model is given, or the shorter side for one that takes
             any shape; None: the family's.
         device: device to load onto; None: the CPU. A ready model stays where it is.
+        dtype: as in `ClipOptions`, here of the text as well, which is embedded by the same model.
         templates: as in `ClipOptions`; None: the family's.
         cache_dir: as in `ClipOptions`.
         background: None: class 0 is a class like any other. A probability in (0, 1): class 0 is the
@@ -57,6 +59,7 @@ class PromptableOptions(WindowOptions):
     processor: Any = None
     size: int | None = None
     device: str | torch.device | None = None
+    dtype: DtypeLike = None
     templates: Templates | None = None
     cache_dir: str | Path | None = "default"
     background: float | None = None
@@ -106,7 +109,8 @@ class PromptableLogits(WindowedLogits):
         self.options = how = PromptableOptions(**options)
         assert how.model is not None  # noqa: S101 - checked by the options
         names = {kind: name for kind, (name, _) in FAMILIES.items()}
-        self.family = _family(load_transformers(how.model, names, how.device, safe=True))
+        model = load_transformers(how.model, names, how.device, safe=True, dtype=how.dtype)
+        self.family = _family(model)
         self._side = _side(self.family, how.size)
         self._mean, self._std = (
             torch.tensor(row, device=self.device).view(1, 3, 1, 1)

@@ -221,6 +221,20 @@ def test_model_from_a_folder(tmp_path, kind):
     assert_close(got, make(kind).logits(x).values)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", MAKE)
+def test_half_precision(tmp_path, kind, dtype):
+    model(kind).save_pretrained(tmp_path)
+    x = images(1, 48, 80)
+    source = make(kind, model=tmp_path, dtype=dtype)
+    assert {p.dtype for p in source.family.model.parameters()} == {getattr(torch, dtype)}
+    values, wanted = source.logits(x).values, make(kind).logits(x).values
+    assert values.dtype == torch.float32
+    assert 0 < (values - wanted).abs().mean() / wanted.std() < 0.1
+    with pytest.raises(ValueError, match="`dtype` must be None with .*ready"):
+        make(kind, dtype=dtype)
+
+
 def test_sam3_from_the_folder_of_its_release(tmp_path):
     """There it is a part of a model of video, with other parts' weights beside its own."""
     model("sam3").save_pretrained(tmp_path)
