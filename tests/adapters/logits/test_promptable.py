@@ -231,7 +231,7 @@ def test_half_precision(tmp_path, kind, dtype):
     values, wanted = source.logits(x).values, make(kind).logits(x).values
     assert values.dtype == torch.float32
     assert 0 < (values - wanted).abs().mean() / wanted.std() < 0.1
-    with pytest.raises(ValueError, match="`dtype` must be None with .*ready"):
+    with pytest.raises(ValueError, match=r"`dtype` must be None with .*ready"):
         make(kind, dtype=dtype)
 
 
