@@ -148,4 +148,4 @@ def arrive(
 
 if torch.cuda.is_available():  # so that a Triton that does not work is known now, and not later
     none = torch.zeros(1, dtype=torch.int32, device="cuda")
-    arrive[1, 1](*torch.ones(5, 1, device="cuda"), none, 1, 0.0, 0.5, BLOCK=16)
+    arrive[1, 1](*torch.ones(5, 1, dtype=torch.float32, device="cuda"), none, 1, 0.0, 0.5, BLOCK=16)

@@ -23,7 +23,7 @@ from ovss_refine.labels import parse_labels
 from ovss_refine.segment.request import SegmentRequest
 
 REFINEMENT = " ".join("--" + field.name.replace("_", "-") for field in fields(RefineConfig))
-SOURCES = "--logits --logits-option --attention --attention-option --device"
+SOURCES = "--logits --logits-option --attention --attention-option --device --dtype"
 FLAGS = {
     "demo": "--out --overwrite",
     "refine": "--image --logits --attention --temperature --labels --maps --out --overwrite "
@@ -36,7 +36,7 @@ FLAGS = {
     f"--workers --pictures {REFINEMENT}",
     "dataset check": "NAME ROOT --names --first-is-ignored",
     "dataset convert": "NAME SOURCE TARGET --names --overwrite",
-    "app": "--host --port --device --models-dir --max-bytes --max-pixels --no-browser",
+    "app": "--host --port --device --dtype --models-dir --max-bytes --max-pixels --no-browser",
 }
 LABELS, VOC = parse_labels("a, b"), load_dataset("voc21")
 NPZ = Chosen("npz:x")

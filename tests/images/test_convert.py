@@ -129,11 +129,17 @@ def test_a_path_is_read_whatever_its_type(tmp_path):
         as_image_batch([tmp_path / "x.png", missing], "image")
 
 
-@pytest.mark.parametrize("path", ["a\0b.png", "a\0b.nef", "x" * 5000, "/", ""])
+@pytest.mark.parametrize("path", ["a\0b.png", "a\0b.nef", "x" * 5000, "/"])
 def test_paths_that_no_image_has(path):
     for convert in (as_rgb, as_image_tensor, as_image_batch):
         with pytest.raises(ValueError, match=r"^`.*` must be a readable image; got "):
             convert(path, "image")
+
+
+def test_an_empty_path_is_not_the_current_folder():
+    for convert in (as_rgb, as_image_tensor, as_image_batch):
+        with pytest.raises(ValueError, match=r"^`image` must be a path; got ''"):
+            convert("", "image")
 
 
 @pytest.mark.parametrize("size", [(0, 0), (0, 4), (4, 0)])
