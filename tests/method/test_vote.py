@@ -188,7 +188,7 @@ class TestInTheRefinement:
         both = Refiner()(torch.stack([self.logits(), plain]), batch, images)
         alone = Refiner(vote=0)(plain, self.attention, self.image)
         # Of a batch, a map of 25 patches starts elsewhere in memory, and sums round otherwise.
-        torch.testing.assert_close(both[1].discrepancy, alone.discrepancy, rtol=1e-6, atol=0)
+        torch.testing.assert_close(both[1].discrepancy, alone.discrepancy, rtol=1e-5, atol=0)
         assert torch.equal(both[1].seeds, alone.seeds)
 
     def test_patches_whose_other_classes_have_no_confidence_at_all(self):
