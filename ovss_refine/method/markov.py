@@ -61,7 +61,7 @@ def doubly_stochastic(attention: Attention, rounds: int, *, many_steps: bool = F
         attention: B maps of N tokens.
         rounds: number of rounds, >= 1.
         many_steps: whether so many steps will be taken that a copy, B * N * N floats, saves time.
-            It changes results by rounding only.
+            It changes results by rounding only. The compiled loops form the chain in any case.
     """
     held = attention.batched().weights
     if held is not None and gpu_chain.can_scale(held):

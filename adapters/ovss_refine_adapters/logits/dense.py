@@ -5,11 +5,10 @@ A producer adds `features`: normalised pixels to patch features in the joint spa
 Axes: B images, K prompts, D channels, (H, W) pixels, (h, w) grid.
 """
 
-import copy
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -104,19 +103,6 @@ class DenseClip(WindowedLogits):
         self._mean, self._std = _statistics(clip, rounded, self.tower.device)
         if self.options.window is not None:
             self.tower.grid(self.options.window, self.options.window)
-
-    def with_classes(self, classes: LabelsLike) -> Self:
-        """Return a source of the same kind for other classes, on the same model.
-
-        Nothing is loaded or copied; this source is unchanged. Given `text_features` belong to the
-        first classes and raise ValueError.
-        """
-        if self.options.text_features is not None:
-            raise ValueError("`text_features` must be None to change the classes; got a tensor.")
-        other = copy.copy(self)
-        other.classes = as_classes(classes)
-        other.text = other._text()
-        return other
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:

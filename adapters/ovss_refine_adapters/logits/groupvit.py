@@ -6,10 +6,9 @@ This is the rule of its released evaluation; `segmentation_logits` of transforme
 Axes: B images, K prompts, G groups, C channels of the joint image-text space, (H, W) pixels.
 """
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +27,7 @@ from ovss_refine_adapters.backbones.groupvit import (
     text_side,
 )
 from ovss_refine_adapters.backbones.open_clip import Tokenizer
-from ovss_refine_adapters.logits.windowed import WindowedLogits, WindowOptions, check_background
+from ovss_refine_adapters.logits.windowed import WindowedLogits, WindowOptions
 from ovss_refine_adapters.text import Templates, as_classes, raw_text_features
 
 # The largest factor on cosines, whatever was learnt.
@@ -108,23 +107,13 @@ class GroupVitLogits(WindowedLogits):
         """Load the model and embed the classes."""
         self.classes = as_classes(classes)
         self.options = how = GroupVitOptions(**options)
-        self._check_background()
+        self._check_classes()
         self.model: Any = load_groupvit(how.model, how.device, how.dtype)
         self._text_side = text_side(self.model, how.tokenizer)
         self._mean, self._std = (
             torch.tensor(row, device=self.device).view(1, 3, 1, 1) for row in (MEAN, STD)
         )
         self.text = self._text()
-
-    def with_classes(self, classes: LabelsLike) -> Self:
-        """Return a source for other classes on the same model, as `DenseClip.with_classes`."""
-        if self.options.text_features is not None:
-            raise ValueError("`text_features` must be None to change the classes; got a tensor.")
-        other = copy.copy(self)
-        other.classes = as_classes(classes)
-        other._check_background()
-        other.text = other._text()
-        return other
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -175,10 +164,6 @@ class GroupVitLogits(WindowedLogits):
     def factor(self) -> float:
         """Factor on the cosines of groups and prompts, as learnt, at most 100."""
         return min(float(self.model.logit_scale.detach().exp()), MOST)
-
-    def _check_background(self) -> None:
-        if self.options.background is not None:
-            check_background(self.classes)
 
     def _text(self) -> Tensor:
         how = self.options

@@ -3,11 +3,10 @@
 Axes: B images, K prompts, (H, W) pixels, (h, w) grid.
 """
 
-import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,7 @@ from ovss_refine_adapters.backbones.open_clip import (
 from ovss_refine_adapters.backbones.promptable import FAMILIES, Promptable, TextSide
 from ovss_refine_adapters.backbones.transformers_model import load_transformers
 from ovss_refine_adapters.backbones.weights import pixel_statistics
-from ovss_refine_adapters.logits.windowed import WindowedLogits, WindowOptions, check_background
+from ovss_refine_adapters.logits.windowed import WindowedLogits, WindowOptions
 from ovss_refine_adapters.text import Templates, as_classes, as_templates, text_features
 
 
@@ -116,16 +115,8 @@ class PromptableLogits(WindowedLogits):
             torch.tensor(row, device=self.device).view(1, 3, 1, 1)
             for row in _statistics(self.family, how.processor)
         )
-        self._check_background()
+        self._check_classes()
         self.text = self._text()
-
-    def with_classes(self, classes: LabelsLike) -> Self:
-        """Return a source for other classes on the same model, as `DenseClip.with_classes`."""
-        other = copy.copy(self)
-        other.classes = as_classes(classes)
-        other._check_background()
-        other.text = other._text()
-        return other
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -165,11 +156,9 @@ class PromptableLogits(WindowedLogits):
             pixels = F.pad(pixels, (0, max(H - W, 0), 0, max(W - H, 0)))
         return resize(pixels, (side, side))
 
-    def _check_background(self) -> None:
-        if self.options.background is None:
-            return
-        check_background(self.classes)
-        if not self.family.log_odds:
+    def _check_classes(self) -> None:
+        super()._check_classes()
+        if self.options.background is not None and not self.family.log_odds:
             raise ValueError(
                 "`background` must be None for a model whose values are not log-odds; got "
                 f"{self.options.background!r}."

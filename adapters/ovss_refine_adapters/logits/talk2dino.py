@@ -9,10 +9,9 @@ Axes: B images, K prompts, S templates, A heads of d channels, C channels of DIN
 CLIP's text, (h, w) grid, N = h * w patches.
 """
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +32,7 @@ from ovss_refine_adapters.backbones.timm_attention import Projections
 from ovss_refine_adapters.logits.attending import AttendingLogits, Compared
 from ovss_refine_adapters.logits.talk2dino_maps import class_attention, clean, similarity
 from ovss_refine_adapters.logits.talk2dino_projection import as_projection
-from ovss_refine_adapters.logits.windowed import WindowOptions, check_background
+from ovss_refine_adapters.logits.windowed import WindowOptions
 from ovss_refine_adapters.text import Templates, as_classes, raw_text_features
 
 BACKBONE = "vit_base_patch14_reg4_dinov2.lvd142m"
@@ -140,8 +139,7 @@ class Talk2DinoLogits(AttendingLogits):
         """Load the models and embed the classes."""
         self.classes = as_classes(classes)
         self.options = how = Talk2DinoOptions(**options)
-        if how.background is not None:
-            check_background(self.classes)
+        self._check_classes()
         self.projection = as_projection(how.projection)
         self._clip = load_clip(
             how.clip, how.clip_pretrained, tokenizer=how.tokenizer, device=how.device
@@ -151,17 +149,6 @@ class Talk2DinoLogits(AttendingLogits):
         self._last = self.backbone.check_layers([-1])
         self.backbone.check_attention(self._last)
         self.text = self._text()
-
-    def with_classes(self, classes: LabelsLike) -> Self:
-        """Return a source for other classes on the same models, as `DenseClip.with_classes`."""
-        if self.options.text_features is not None:
-            raise ValueError("`text_features` must be None to change the classes; got a tensor.")
-        other = copy.copy(self)
-        other.classes = as_classes(classes)
-        if self.options.background is not None:
-            check_background(other.classes)
-        other.text = other._text()
-        return other
 
     def compared(self, pixels: Tensor) -> Compared:
         """Run DINOv2 up to the last queries and keys."""

@@ -5,10 +5,11 @@ A producer adds `values`: the pixels of an image, or of one window, to one map f
 Axes: B images, K prompts, (H, W) pixels, (h, w) grid.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 from ovss_refine.baseline.resize import resized_size
 from ovss_refine.checks import check_count, check_number
 from ovss_refine.images.convert import ImagesLike
-from ovss_refine.labels import Labels
+from ovss_refine.labels import Labels, LabelsLike
 from ovss_refine.logits import Logits
 from ovss_refine_adapters.backbones.capture import check_images, resize
 from ovss_refine_adapters.backbones.plain import undisturbed
 from ovss_refine_adapters.backbones.resize import resize_8bit
 from ovss_refine_adapters.logits.windows import slide
+from ovss_refine_adapters.text import as_classes
 
 
 def check_background(classes: Labels) -> None:
@@ -77,10 +79,12 @@ class WindowedLogits(ABC):
     Attributes:
         options: at least those of `WindowOptions`.
         classes: the classes and their prompts.
+        text: [K, D] the embedded prompts that are compared with images.
     """
 
     options: WindowOptions
     classes: Labels
+    text: Tensor
     # Whether the released code prepares images in MMSegmentation, which resizes by OpenCV.
     # Reproduced if `faithful`.
     in_mmseg: ClassVar[bool] = True
@@ -99,6 +103,32 @@ class WindowedLogits(ABC):
         with undisturbed(*self.modules):
             values = self.finish(self._values(self.prepare(images)), images)
         return self._result(values, images)
+
+    def with_classes(self, classes: LabelsLike) -> Self:
+        """Return a source of the same kind for other classes, on the same models.
+
+        Nothing is loaded or copied; this source is unchanged. Given `text_features` belong to the
+        first classes and raise ValueError.
+
+        Args:
+            classes: as the constructor takes them.
+        """
+        if getattr(self.options, "text_features", None) is not None:
+            raise ValueError("`text_features` must be None to change the classes; got a tensor.")
+        other = copy.copy(self)
+        other.classes = as_classes(classes)
+        other._check_classes()
+        other.text = other._text()
+        return other
+
+    def _check_classes(self) -> None:
+        """Raise ValueError on classes without a background, where the options have one."""
+        if getattr(self.options, "background", None) is not None:
+            check_background(self.classes)
+
+    @abstractmethod
+    def _text(self) -> Tensor:
+        """Embed the prompts of the classes."""
 
     @property
     def scale(self) -> float:
