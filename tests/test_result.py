@@ -6,8 +6,9 @@ import torch
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from ovss_refine import Refiner
+from ovss_refine import Refiner, RefineResult
 from ovss_refine.images import draw
+from ovss_refine.result import gather
 
 IMAGES = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
 NAMES = ["sky", "cat", "dog", "sea"]
@@ -115,3 +116,20 @@ def test_what_does_not_fit_is_refused():
 def test_pillow_is_loaded_only_to_draw(forks):
     code = "import sys, ovss_refine.result; print('PIL' in sys.modules)"
     assert forks.printed(code) == "False"
+
+
+def test_gathered_results_say_the_most_steps_and_whether_all_converged():
+    labels, maps = torch.arange(4).view(1, 2, 2), torch.rand(1, 3, 2, 2)
+    parts = [
+        RefineResult(labels + b, maps * b, maps[..., 0, 0] > b, maps > 0.5, None, {"kl": n}, done)
+        for b, (n, done) in enumerate(((4, True), (9, False), (5, True)))
+    ]
+    whole = gather(parts, 3)
+    assert whole.steps == {"kl": 9}
+    assert not whole.converged
+    assert gather(parts[::2], 2).converged
+    for b, part in enumerate(parts):
+        assert torch.equal(whole.labels[b], part.labels[0])
+        assert torch.equal(whole.discrepancy[b], part.discrepancy[0])
+        assert torch.equal(whole.kept[b], part.kept[0])
+    assert whole.scores is None

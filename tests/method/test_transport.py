@@ -144,7 +144,30 @@ class TestCompiled:
     def test_maps_in_any_layout(self, rng):
         weights = torch.from_numpy(random_attention(rng, 70, 3)).float()
         q = self.seeds(1, 2, 70, torch.Generator().manual_seed(0))
-        assert torch.equal(solve(weights.T.contiguous().T, q.mT.contiguous().mT), solve(weights, q))
+        expected = solve(weights, q)
+        loop = compiled.load_loops("ovss_refine.method.transport_loop").transport
+        compiled_for = len(loop.signatures)
+        assert torch.equal(solve(weights.T.contiguous().T, q.mT.contiguous().mT), expected)
+        assert len(loop.signatures) == compiled_for  # not anew, which takes seconds
+
+    def test_every_row_must_be_settled(self, rng):
+        weights = random_attention(rng, 40, 3)
+        K = np.exp(-10 * weights / weights.max())
+        q = self.seeds(1, 1, 40, torch.Generator().manual_seed(0))[0, 0].double().numpy()
+        rows = np.flatnonzero(q)
+        u = q[rows] / K[rows].sum(1)
+        after = q[rows] / (K[rows] @ (1 / (40 * (u @ K[rows]))))
+        change = np.abs(after - u) / after
+        first = np.argsort(-change)  # the last row has changed least
+        order = np.concatenate([rows[first], np.setdiff1d(np.arange(40), rows)])
+        tolerance = (change.min() * change.max()) ** 0.5
+        assert change.max() > 2 * change.min()
+        loop = compiled.load_loops("ovss_refine.method.transport_loop").transport
+        rate = -10 * np.log2(np.e) / weights.max()
+        arrays = (q[order].astype(np.float32), weights[order][:, order].astype(np.float32))
+        D = np.empty(40, np.float32)
+        assert loop(*arrays, rate, 2, tolerance, D) == (2, False)
+        assert loop(*arrays, rate, 2, 2 * change.max(), D) == (2, True)
 
     def test_half_precision_is_left_to_torch(self, rng, monkeypatch):
         monkeypatch.setattr(compiled, "load_loops", lambda _: object())
