@@ -6,8 +6,10 @@
 
 The models have the real architectures and random weights: nothing is downloaded, and quality is not
 measured. Images of 500 x 375 pixels, 21 classes; windows, strides and all other settings as
-published. `--repeats 0` times the first run, which is checked; otherwise that is the warm-up. What
-would take longer than `--longest`, judged by the previous batch, is skipped and reported.
+published. Models other than CLIP's (talk2dino, groupvit and those of transformers by their family:
+clipseg, owlvit, owlv2, sam3) have one size, and are measured at it alone. `--repeats 0` times the
+first run, which is checked; otherwise that is the warm-up. What would take longer than `--longest`,
+judged by the previous batch, is skipped and reported.
 """
 
 import argparse
@@ -34,8 +36,18 @@ from timing import seconds
 SIZE, CLASSES = (375, 500), 21
 TOWERS = {"B/16": ("ViT-B-16-quickgelu", 512), "L/14": ("ViT-L-14-quickgelu", 768)}
 WITH_PROXY = ("proxyclip", "cass")
-OTHER_MODELS = ("talk2dino", "groupvit", "transformers")  # not on the towers: the same for both
-NO_MODEL = ("callable", "npz")
+PROMPTABLE: dict[str, Any] = {
+    "clipseg": lambda: transformers.CLIPSegForImageSegmentation(
+        transformers.CLIPSegConfig(vision_config={"patch_size": 16})
+    ),
+    "owlvit": lambda: transformers.OwlViTForObjectDetection(transformers.OwlViTConfig()),
+    "owlv2": lambda: transformers.Owlv2ForObjectDetection(
+        transformers.Owlv2Config(vision_config={"image_size": 960})
+    ),
+    "sam3": lambda: transformers.Sam3Model(transformers.Sam3Config()),
+}
+OTHERS = ("talk2dino", "groupvit", *PROMPTABLE)
+NOT_BY_NAME = ("callable", "npz", "transformers")
 
 
 def quarters(images: torch.Tensor) -> torch.Tensor:
@@ -54,8 +66,6 @@ def make(name: str, model: str, short_side: int, device: str) -> LogitsSource:
     tower, width = TOWERS[model]
     torch.manual_seed(0)
     classes = [f"class {i}" for i in range(CLASSES)]
-    if name in OTHER_MODELS:
-        return load_logits(name, classes=classes, short_side=short_side, **others(name, device))
     options: dict[str, Any] = {
         "model": open_clip.create_model(tower).eval().to(device),
         "text_features": torch.randn(CLASSES, width),
@@ -76,29 +86,36 @@ def make(name: str, model: str, short_side: int, device: str) -> LogitsSource:
     return load_logits(name, classes=classes, **options)
 
 
-def others(name: str, device: str) -> dict[str, Any]:
-    """Make the models of sources that do not run on a tower of CLIP."""
+def make_other(name: str, device: str) -> LogitsSource:
+    """Make a source that does not run on a tower of CLIP, with random weights."""
+    torch.manual_seed(0)
+    classes = [f"class {i}" for i in range(CLASSES)]
+    if name in PROMPTABLE:
+        model = PROMPTABLE[name]().eval().to(device)
+        return load_logits("transformers", classes=classes, model=model, cache_dir=None)
     if name == "groupvit":
-        model = transformers.GroupViTModel(transformers.GroupViTConfig())
-        return {"model": model.eval().to(device), "text_features": torch.randn(CLASSES, 256)}
-    if name == "transformers":  # the images are stretched to 352 x 352, whatever `short_side` is
-        config = transformers.CLIPSegConfig(vision_config={"patch_size": 16})
-        clipseg = transformers.CLIPSegForImageSegmentation(config)
-        return {"model": clipseg.eval().to(device), "cache_dir": None}
+        model = transformers.GroupViTModel(transformers.GroupViTConfig()).eval().to(device)
+        text = torch.randn(CLASSES, 256)
+        return load_logits(name, classes=classes, model=model, text_features=text)
     dino = timm.create_model(
         "vit_base_patch14_reg4_dinov2.lvd142m", num_classes=0, dynamic_img_size=True
     )
-    return {
-        "model": dino.eval().to(device),
-        "clip": open_clip.create_model(TOWERS["B/16"][0]).eval(),
-        "projection": TextProjection(512, 768),
-        "text_features": torch.randn(CLASSES, 512),
-    }
+    return load_logits(
+        name,
+        classes=classes,
+        model=dino.eval().to(device),
+        clip=open_clip.create_model(TOWERS["B/16"][0]).eval(),
+        projection=TextProjection(512, 768),
+        text_features=torch.randn(CLASSES, 512),
+    )
 
 
-def measure(name: str, model: str, side: int, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def measure(
+    name: str, model: str, side: int | None, args: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
     """Check and time a source for every batch size."""
-    source = make(name, model, side, args.device)
+    device = args.device
+    source = make(name, model, side, device) if side else make_other(name, device)
     per_image = 0.0
     for B in args.batches:
         row = {"source": name, "model": model, "short_side": side, "batch": B}
@@ -121,12 +138,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = [name for name in list_logits() if name not in NO_MODEL]
+    names = [name for name in list_logits() if name not in (*NOT_BY_NAME, *OTHERS)]
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--models", nargs="+", choices=list(TOWERS), default=list(TOWERS))
     parser.add_argument("--short-sides", nargs="+", type=int, default=[336, 448])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--sources", nargs="+", choices=names, default=names)
+    parser.add_argument(
+        "--sources", nargs="+", choices=[*names, *OTHERS], default=[*names, *OTHERS]
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--longest", type=float, default=600, help="longest timing, in seconds")
     parser.add_argument("--json", type=Path, help="file for the results")
@@ -135,7 +154,12 @@ def main() -> None:
         raise SystemExit("logits.py: this machine has no CUDA GPU that torch can use.")
     report: dict[str, Any] = {"machine": machine(args.device), "rows": []}
     print("| source | model | short side | B | images/s |\n|---|---|---|---|---|")
-    for name, model, side in product(args.sources, args.models, args.short_sides):
+    towers = [name for name in args.sources if name not in OTHERS]
+    wanted: list[tuple[str, str, int | None]] = [
+        *product(towers, args.models, args.short_sides),
+        *((name, "its own", None) for name in args.sources if name in OTHERS),
+    ]
+    for name, model, side in wanted:
         if (name, model) == ("cass", "L/14"):
             print(f"| cass | L/14 | {side} | | needs a proxy of 16 heads; none is published |")
             continue
@@ -143,7 +167,7 @@ def main() -> None:
             report["rows"].append(row)
             rate = row.get("images_per_second")
             says = row["left_out"] if rate is None else f"{rate:.3f}"
-            print(f"| {name} | {model} | {side} | {row['batch']} | {says} |", flush=True)
+            print(f"| {name} | {model} | {side or '-'} | {row['batch']} | {says} |", flush=True)
             if args.json:
                 args.json.write_text(json.dumps(report, indent=1) + "\n")
 

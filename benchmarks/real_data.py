@@ -16,10 +16,12 @@ Attention: `last` (the ViT's last layer), `keys` (its k-k attention), `affinity`
 (multiplied by 0.4), `head` (the open-vocabulary head's), `probe` (a linear probe on the ViT's
 features, fitted on the other half of the images).
 
-Rows besides the modes: `lposs` and, on request, `lposs+`, which takes seconds for each image and
-kind of logits. They are label propagation (V. Stojnić et al., CVPR 2025) with the published
-options, along the cosines of the ViT's features or, in cells of `own`, of those in the arrays, and
-with an upsampling of their own. Their seconds include everything.
+Rows besides the modes: `lposs`, `lposs, probabilities` (of the softmax over prompts; the published
+input are cosines) and, on request, `lposs+`, which takes seconds for each image and kind of logits.
+They are label propagation (V. Stojnić et al., CVPR 2025) with the published options, along the
+cosines of the ViT's features or, in cells of `own`, of those in the arrays, and with an upsampling
+of their own. Their seconds include everything. `--upsampler pixels` puts the second step of LPOSS+,
+propagation over pixels, in the place of ours: seconds for each image, too.
 """
 
 import argparse
@@ -40,7 +42,11 @@ from tqdm import tqdm
 from machine import machine
 from ovss_refine import Attention, RefineConfig
 from ovss_refine.attention import affinity
+from ovss_refine.baseline.label_propagation import propagate
 from ovss_refine.baseline.lposs import Lposs
+from ovss_refine.baseline.pixel_graph import PixelGraph
+from ovss_refine.baseline.resize import resize as resize_published
+from ovss_refine.baseline.resize import resized_size
 from ovss_refine.config import PAPER
 from ovss_refine.evaluation.dataset import load_dataset
 from ovss_refine.folders.arrays import read_arrays
@@ -72,7 +78,13 @@ ROWS = {
     "propagation, k = 3": RefineConfig(mode="propagation"),
     "anchored, k = 3": RefineConfig(mode="anchored"),
 }
-RIVALS = {"lposs": Lposs(), "lposs+": Lposs(pixels=True)}
+PLUS = Lposs(pixels=True)
+# Each with whether it is given probabilities in the place of logits.
+RIVALS = {
+    "lposs": (Lposs(), False),
+    "lposs, probabilities": (Lposs(), True),
+    "lposs+": (PLUS, False),
+}
 BOOTSTRAPS = 1000
 
 
@@ -240,10 +252,22 @@ def upsample_labels(
 ) -> list[Tensor]:
     """Upsample many maps at once: pairs of scores [m, gh, gw] and their classes [m] to labels."""
     low = torch.cat([x for x, _ in maps])[None]
-    found = bands(low, image[None], RefineConfig(upsampler=upsampler, keep_scores=True))
+    chosen = over_pixels if upsampler == "pixels" else upsampler
+    found = bands(low, image[None], RefineConfig(upsampler=chosen, keep_scores=True))
     pixels = torch.cat([band.means()[0] for band in found], dim=1)  # [all m, H, W]
     parts = torch.split(pixels, [len(x) for x, _ in maps])
     return [classes[x.argmax(dim=0)] for x, (_, classes) in zip(parts, maps, strict=True)]
+
+
+def over_pixels(low: Tensor, image: Tensor) -> Tensor:
+    """Upsample [1, K, gh, gw] as LPOSS+ does, with its options, to [1, K, H, W]."""
+    H, W = image.shape[2:]
+    assert PLUS.short_side is not None  # noqa: S101 - the published one
+    size = resized_size(H, W, PLUS.short_side)
+    guide, maps = (resize_published(x.double(), size)[0] for x in (image, low))
+    graph = PixelGraph(guide, PLUS.pixel_window, PLUS.tau)
+    maps = propagate(maps, graph.times, PLUS.alpha, PLUS.steps)
+    return resize_published(maps[None], (H, W)).float()
 
 
 def measure_image(
@@ -301,7 +325,9 @@ def rival_labels(
     for name, (x, index) in given.items():
         for row in (row for row in rows if row in RIVALS):
             start = time.perf_counter()
-            result = RIVALS[row](x[0], features, sample.image, prompt_index=index)
+            rival, probabilities = RIVALS[row]
+            values = x[0].softmax(dim=0) if probabilities else x[0]
+            result = rival(values, features, sample.image, prompt_index=index)
             found.append((name, row, result.labels, time.perf_counter() - start))
     return found
 
@@ -442,11 +468,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", default=sets)
     parser.add_argument("--attention", nargs="+", choices=ATTENTION, default=ATTENTION[:3])
     parser.add_argument("--logits", nargs="+", choices=LOGITS, default=LOGITS)
-    parser.add_argument("--rows", nargs="+", choices=[*ROWS, *RIVALS], default=[*ROWS, "lposs"])
+    parser.add_argument(
+        "--rows", nargs="+", choices=[*ROWS, *RIVALS], default=[*ROWS, *[*RIVALS][:2]]
+    )
     parser.add_argument("--model", type=Path, default=SHARED / "dinov2_s14")
     parser.add_argument("--limit", type=int, help="only the first N images")
     parser.add_argument("--part", choices=("all", "even", "odd"), default="all")
-    parser.add_argument("--upsampler", choices=BUILT_IN, default="jbu")
+    parser.add_argument("--upsampler", choices=(*BUILT_IN, "pixels"), default="jbu")
     parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
     cells: dict[str, dict[str, Any]] = {}

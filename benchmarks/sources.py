@@ -44,13 +44,20 @@ from timing import peak, reset_peak, seconds
 CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "dinov2-b14, 518, map": ("dinov2", 518, {}),
     "dino-b8, 448, map": ("dino", 448, {"positions": "reference"}),
+    "radio-b16, 512, map": ("radio", 512, {}),
+    "tipsv2-b14, 448, map": ("tipsv2", 448, {}),
     "clip-b16, 448, map": ("clip", 448, {}),
     "clip-b16, 448, k-k mean of all layers": ("clip", 448, {"similarity": "kk", "layers": "all"}),
     "sd2, 512, map": ("sd2", 512, {"resolution": 512}),
     "sd2, 512, factors": ("sd2", 512, {"resolution": 512, "factors": True}),
     "sd2, 1024, factors": ("sd2", 1024, {"resolution": 1024, "factors": True}),
 }
-TIMM = {"dinov2": "vit_base_patch14_dinov2.lvd142m", "dino": "vit_base_patch8_224.dino"}
+TIMM: dict[str, tuple[str, dict[str, Any]]] = {
+    "dinov2": ("vit_base_patch14_dinov2.lvd142m", {"dynamic_img_size": True}),
+    "dino": ("vit_base_patch8_224.dino", {"dynamic_img_size": True}),
+    "radio": ("naflexvit_base_patch16_radio_v3.c_radio", {}),
+    "tipsv2": ("vit_base_patch14_reg1_tipsv2.webli", {"dynamic_img_size": True}),
+}
 
 
 def stable_diffusion_2() -> Parts:
@@ -82,7 +89,8 @@ def model_of(what: str, device: str, dtype: torch.dtype) -> Any:
     if what == "clip":
         made: nn.Module = open_clip.create_model("ViT-B-16-quickgelu", load_weights=False)
     else:
-        made = timm.create_model(TIMM[what], pretrained=False, num_classes=0, dynamic_img_size=True)
+        name, kwargs = TIMM[what]
+        made = timm.create_model(name, pretrained=False, num_classes=0, **kwargs)
     return made.to(device, dtype).eval()
 
 

@@ -47,7 +47,7 @@ def propagate(
     root = degree.where(degree > 0, 1).rsqrt()
 
     def system(x: Tensor) -> Tensor:
-        return x - alpha * root * times(root * x)
+        return times(root * x).mul_(-alpha * root).add_(x)
 
     parts = torch.split(maps, max(1, BLOCK // maps[0].numel()))
     return torch.cat([_conjugate_gradients(system, y, steps, tolerance) for y in parts])
@@ -57,7 +57,7 @@ def _conjugate_gradients(
     system: Callable[[Tensor], Tensor], y: Tensor, steps: int, tolerance: float
 ) -> Tensor:
     """Solve for every map [K, ...] on its own; those that are done stand still."""
-    x, r, p = torch.zeros_like(y), y.clone(), y
+    x, r, p = torch.zeros_like(y), y.clone(), y.clone()
     squares = _dot(r, r)
     done = tolerance**2 * squares
     for _ in range(steps):
@@ -66,16 +66,17 @@ def _conjugate_gradients(
             break
         q = system(p)
         length = (squares / _dot(p, q)).where(going, 0)  # 0 / 0 in maps that are done
-        x = x + length * p
-        r = r - length * q
+        x.addcmul_(length, p)
+        r.addcmul_(length, q, value=-1)
         before, squares = squares, _dot(r, r)
-        p = r + (squares / before).where(going, 0) * p
+        p.mul_((squares / before).where(going, 0)).add_(r)
     return x
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
     """Multiply maps [K, ...] with others, [K, 1, ...]."""
-    return (x * y).flatten(1).sum(dim=1).view(-1, *[1] * (x.ndim - 1))
+    products = x.flatten(1)[:, None] @ y.flatten(1)[..., None]
+    return products.view(-1, *[1] * (x.ndim - 1))
 
 
 def patch_graph(
