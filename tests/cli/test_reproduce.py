@@ -57,5 +57,5 @@ def test_without_weights_and_data_the_published_values_are_shown(tmp_path, capsy
     assert "not refined" not in text  # rows of this library that are not measured
     for name in ("clip-b16", "clip-l14", "dino-b8", "sd2"):
         assert f"- weights `{name}`" in text
-    assert "there is no source of that method here (FreeDA, ReCo, TCL" in text
+    assert "its code has no licence, nor is what it works from free to use (FreeDA, ReCo" in text
     assert not (tmp_path / "out/cells").exists()
