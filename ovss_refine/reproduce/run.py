@@ -30,13 +30,12 @@ from ovss_refine.reproduce.inputs import NO_ATTENTION, RowSource, WeightsFolder,
 from ovss_refine.reproduce.report import make_report, write_sheet
 from ovss_refine.reproduce.request import ReproduceRequest
 from ovss_refine.reproduce.tables import (
-    BASELINE,
     COMMON,
-    UPSAMPLING,
     PaperRow,
     PaperTable,
     load_tables,
     published,
+    rows_of,
 )
 from ovss_refine.sources.device import Placement
 from ovss_refine.sources.processes import ProcessGroup, join
@@ -214,7 +213,7 @@ def _evaluation(
         root=root,
         logits=RowSource(row.logits, row.logits_options, weights=weights, row=row),
         attention=RowSource(attention, row.attention_options, weights=weights, row=row),
-        rows=COMMON if row.attention else (BASELINE, UPSAMPLING),
+        rows=rows_of(row),
         variants=variants_of(row),
         limit=run.limit,
         out=store.place(run),

@@ -32,11 +32,14 @@ BASELINE, UPSAMPLING = "baseline", "upsampling"
 CONTROLS = ("propagation", "anchored")
 # Rows that do not depend on the variants that an evaluation measures.
 COMMON = (BASELINE, UPSAMPLING, *CONTROLS)
+# A published refinement, in an evaluation of its own: for thousands of tokens it takes long.
+RIVAL = "lposs"
 OURS = {
     BASELINE: "not refined",
     UPSAMPLING: "upsampling alone",
     "propagation": "propagation",
     "anchored": "anchored",
+    RIVAL: "LPOSS",
 }
 Options = Mapping[str, Any]
 Key = tuple[str, str, str, str]  # table, backbone, method, data set
@@ -170,6 +173,13 @@ def published() -> dict[Key, float]:
         }
 
 
+def rows_of(row: PaperRow) -> tuple[str, ...]:
+    """Name the rows of its evaluation besides the variants."""
+    if not row.attention:
+        return BASELINE, UPSAMPLING
+    return (RIVAL,) if row.measured == RIVAL else COMMON
+
+
 def variant_config(options: Options) -> RefineConfig:
     """Make the refinement of a variant: its options, and else the paper's."""
     return RefineConfig(**{**PAPER, **options})
@@ -215,7 +225,7 @@ def _sweep(
             for series, options in sweep["series"].items():
                 member = {**options, sweep["field"]: x}
                 variants.setdefault(name, {})[shown[series]] = member
-        for series, show in (shown | {text: show for show, text in OURS.items()}).items():
+        for series, show in (shown | {OURS[show]: show for show in COMMON}).items():
             yield replace(point, method=series, show=show)
 
 
@@ -225,11 +235,12 @@ def _ours(rows: Sequence[PaperRow]) -> Iterator[PaperRow]:
     alone = {row.of_logits for row in able if row.show == BASELINE}
     added: set[tuple[str, str]] = set()
     for row in able:
-        for show in COMMON if row.attention else (BASELINE, UPSAMPLING):
-            control = show in CONTROLS
-            key = (row.pair if control else row.of_logits, show)
+        for show in (*rows_of(row), *([RIVAL] if row.measured == "paper" else [])):
+            attends = show in (*CONTROLS, RIVAL)
+            key = (row.pair if attends else row.of_logits, show)
             if key in added or (show == BASELINE and row.of_logits in alone):
                 continue
             added.add(key)
-            method = f"{row.sources if control else row.logits}, {OURS[show]}"
-            yield replace(row, method=method, published="", note="", show=show, cost={})
+            method = f"{row.sources if attends else row.logits}, {OURS[show]}"
+            ours = replace(row, method=method, published="", note="", show=show, cost={})
+            yield replace(ours, measured=RIVAL) if show == RIVAL else ours

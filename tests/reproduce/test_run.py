@@ -139,14 +139,16 @@ def test_tables_share_their_evaluations(home, tmp_path, capsys):
     run("versatility", tmp_path, *flags, "--plan")
     to_do = capsys.readouterr().out.partition("## To do\n\n")[2].split("\n\n")[0]
     # The segmenter alone is a row of the evaluation of its refinement.
-    assert sorted(to_do.splitlines()) == [
-        f"- voc21, 1 images: ViT-{backbone} {name} + sd2, paper"
+    own = ("clip-dinoiser", "clip-surgery", "cliptrase", "gem", "groupvit", "talk2dino")
+    assert sorted(to_do.splitlines()) == sorted(
+        f"- voc21, 1 images: ViT-{backbone} {name} + sd2, {measured}"
+        for measured in ("paper", "lposs")
         for backbone, names in (
-            ("B/16", ("cass", "rf-clip", "sc-clip")),
+            ("B/16", ("cass", "rf-clip", "sc-clip", *own)),
             ("L/14", ("rf-clip", "sc-clip")),
         )
         for name in names
-    ]
+    )
 
 
 def evaluation(lines, method):
@@ -222,6 +224,7 @@ def test_a_plan_measures_nothing(home, tree, tmp_path, capsys, models_run):
     assert to_do.splitlines() == [
         "- voc21: ViT-B/16 clip",
         "- voc21: ViT-B/16 kk-mean + sd2, components",
+        "- voc21: ViT-B/16 kk-mean + sd2, lposs",
         "- voc21: ViT-B/16 kk-mean + sd2, paper",
     ]
     assert not models_run
@@ -364,7 +367,7 @@ def test_tiny_models_on_real_photographs(home, tmp_path):
     flags = ("--models-dir", home / "models", "--root", f"voc21={VOC_MINI}")
     run("components", tmp_path, *flags, "--datasets", "voc21", "--limit", 2)
     lines = read(tmp_path / "components.csv")
-    assert len(lines) == 12
+    assert len(lines) == 13
     assert all(line["images"] == "2" and line["ours"] for line in lines)
     assert len({line["ours"] for line in lines}) >= 6  # the modes differ
 

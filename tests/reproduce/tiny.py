@@ -58,6 +58,7 @@ LOGITS: Mapping[str, Mapping[str, Any]] = {
     "kk-mean": {},
     "qq-mean": {},
     "rf-clip": {"sink_channels": [1, 5], **WINDOWS},
+    "talk2dino": {"window": 42, "stride": 14},
 }
 ATTENTION = {"clip-b16": 64, "dino-b8": 48, "dinov2-b14": 42, "dinov2-b14-reg": 42}
 SHRINK, RESOLUTION = 8, 512
@@ -106,6 +107,7 @@ def write_models(folder: Path) -> None:
         "sd2": _write_diffusion,
         "clip-dinoiser": _write_heads,
         "groupvit": _write_groupvit,
+        "talk2dino": _write_projection,
     }
     for name, write in makers.items():
         _once(folder / name, write)
@@ -180,6 +182,13 @@ def _write_heads(folder: Path) -> None:
     convolutions = {"obj_proj": nn.Conv2d(64, 8, 3), "bkg_decoder": nn.Conv2d(64, 1, 1)}
     heads = _randomised(nn.ModuleDict(convolutions), 0.3)
     torch.save({"model_state_dict": heads.state_dict()}, folder / "last.pt")
+
+
+def _write_projection(folder: Path) -> None:
+    """Write Talk2DINO's, from the tiny CLIP's text to the tiny DINOv2's width."""
+    hidden = nn.ModuleList([nn.Linear(64, 64)])
+    layers = nn.ModuleDict({"linear_layer": nn.Linear(24, 64), "hidden_layers": hidden})
+    torch.save(_randomised(layers, 0.3).state_dict(), folder / "vitb_mlp_infonce.pth")
 
 
 def _write_groupvit(folder: Path) -> None:
