@@ -224,8 +224,8 @@ def test_a_plan_measures_nothing(home, tree, tmp_path, capsys, models_run):
     assert to_do.splitlines() == [
         "- voc21: ViT-B/16 clip",
         "- voc21: ViT-B/16 kk-mean + sd2, components",
-        "- voc21: ViT-B/16 kk-mean + sd2, lposs",
         "- voc21: ViT-B/16 kk-mean + sd2, paper",
+        "- voc21: ViT-B/16 kk-mean + sd2, lposs",
     ]
     assert not models_run
     assert not (tmp_path / "out/cells").exists()
