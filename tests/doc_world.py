@@ -15,6 +15,8 @@ NAMES = ["background", "cat", "dog", "grass"]
 GRID, SIZE = (6, 8), (48, 64)
 # Where weights would come from; the tiny models take their place.
 FROM = ("model", "pretrained", "weights", "revision", "variant", "projection", "heads")
+# Those of a tiny CLIP that SC-CLIP combines.
+BLOCKS = {"pre_adjust": 1, "post_adjust": 0, "multi_start": 0, "multi_end": 2, "class_weight": 0.3}
 OWN = ("npz", "callable")  # sources that take no weights
 
 
@@ -87,6 +89,7 @@ def tiny_options(kind, name):
         tiny_vit,
     )
     from adapters.tiny_promptable import tiny_clipseg
+    from ovss_refine_adapters.logits.sc_clip import Calibration
 
     plain = {"short_side": None, "window": None, "templates": "single", "cache_dir": None}
     if name == "talk2dino":
@@ -98,6 +101,7 @@ def tiny_options(kind, name):
         return {**plain, "model": tiny_clipseg(), "size": 64}
     if kind == "logits":
         more = {"proxyclip": {"proxy": tiny_vit("dino")}, "cass": {"proxy": tiny_vit("dino")}}
+        more["sc-clip"] = {"calibration": Calibration(**BLOCKS)}
         more["rf-clip"] = {"sink_channels": []}
         more["gem"] = more["clip-surgery"] = {"blocks": 2}
         more["clip-dinoiser"] = {"heads": tiny_heads()}
