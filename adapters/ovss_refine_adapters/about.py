@@ -21,6 +21,14 @@ _SD2 = ("CreativeML Open RAIL++-M (use restrictions)", "950 M, plus 340 M once",
 _SD1 = ("CreativeML Open RAIL-M (use restrictions)", "943 M, plus 123 M once", "4.3 GB", _SD)
 _ANY_TIMM = ("any timm model, `model=`", "that of the model", "-", "-", "timm")
 _YOURS = ("your own", "that of your files", "-", "-", "-")
+_PROMPTED = "open_clip, transformers"
+_PROMPTABLE = {  # by `model_type`
+    "clipseg": ("CIDAS/clipseg-rd64-refined", "Apache-2.0", "151 M", "0.6 GB"),
+    "owlvit": ("google/owlvit-base-patch32", "Apache-2.0", "153 M", "0.6 GB"),
+    "owlv2": ("google/owlv2-base-patch16-ensemble", "Apache-2.0", "154 M", "0.6 GB"),
+    "sam3": ("facebook/sam3", "SAM License (access on request)", "840 M", "3.4 GB"),
+    "tipsv2": ("google/tipsv2-b14", "Apache-2.0", "196 M", "0.8 GB"),
+}
 
 _ATTENTION = {
     "affinity": _ANY_TIMM,
@@ -55,7 +63,7 @@ _LOGITS = {
     **dict.fromkeys(_ON_CLIP.split(), _CLIP_B),
     "callable": _YOURS,
     "cass": (*_CLIP_AND_DINO, "open_clip, timm, scipy"),
-    "lavg": ("as `sclip`, 0.6 GB, and your own masks", *_CLIP_B[1:3], "-", "open_clip"),
+    "lavg": ("as `sclip`, and your own masks", *_CLIP_B[1:]),
     "clip-dinoiser": (
         "open_clip ViT-B-16, laion2b_s34b_b88k, and your last.pt",
         "MIT (LAION); Apache-2.0 (last.pt)",
@@ -80,7 +88,8 @@ _LOGITS = {
         "0.9 GB",
         "open_clip, timm",
     ),
-    "transformers": ("a promptable model, `model=`", *_ANY_TIMM[1:-1], "open_clip, transformers"),
+    "transformers": ("a promptable model, `model=`", *_ANY_TIMM[1:-1], _PROMPTED),
+    **{f"transformers: {kind}": (*row, _PROMPTED) for kind, row in _PROMPTABLE.items()},
 }
 ABOUT = {
     kind: {name: dict(zip(COLUMNS, row, strict=True)) for name, row in table.items()}

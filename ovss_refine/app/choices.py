@@ -58,7 +58,13 @@ HYPERPARAMETERS = (
 def list_sources(kind: str) -> list[str]:
     """List the sources of `kind`, "logits" or "attention", that need no file of the user's."""
     names = list_logits() if kind == "logits" else list_attention()
-    return [name for name in names if facts(kind, name)["download"] != "-"]
+    about = {name: facts(kind, name) for name in names}
+    # "your own", "and your last.pt": what the page has no field for.
+    return [
+        name
+        for name, row in about.items()
+        if row["download"] != "-" and "your" not in row["weights"]
+    ]
 
 
 def describe_choice(kind: str, name: str) -> str:

@@ -5,11 +5,13 @@ import timm
 
 import ovss_refine
 from adapters.tiny_models import images, tiny_parts, tiny_vit
+from doc_pages import read
 from forks import fresh
 from ovss_refine import list_attention, list_logits, load_attention
 from ovss_refine.sources.listing import COLUMNS
 from ovss_refine.testing import check_attention_source
 from ovss_refine_adapters.about import ABOUT
+from ovss_refine_adapters.backbones.promptable import FAMILIES
 
 VITS = {
     "dino-b8": ("dino", 448, "reference"),
@@ -84,6 +86,18 @@ def test_every_source_lists_what_it_needs():
             if ovss_refine.registry.find(kind, name).module.startswith("ovss_refine_adapters"):
                 assert set(ABOUT[kind][name]) == set(COLUMNS), name
                 assert all(ABOUT[kind][name].values())
+
+
+def test_every_promptable_model_is_listed_as_on_its_page():
+    page = read("docs/logits_promptable.md")
+    title = "transformers: "
+    rows = {t.removeprefix(title): row for t, row in ABOUT["logits"].items() if title in t}
+    assert set(rows) == set(FAMILIES) - {"sam3_video"}  # which has the weights of sam3
+    for row in rows.values():
+        licence = row["licence"].replace(" (", ", ").strip(")")
+        assert f"| `{row['weights']}`, {licence} | {row['parameters']} |" in page
+        gigabytes = 4 * int(row["parameters"].removesuffix(" M")) / 1000
+        assert row["download"] == f"{gigabytes:.1f} GB"
 
 
 def test_the_list_is_readable_without_torch():

@@ -32,6 +32,16 @@ def test_a_package_without_facts(monkeypatch):
     assert facts("logits", "kk") == dict.fromkeys(COLUMNS, "not stated")
 
 
+def test_kinds_of_models_are_listed_below_their_source(monkeypatch):
+    own, small = (dict.fromkeys(COLUMNS, text) | {"needs": "-"} for text in ("own", "small"))
+    stated = {"logits": {"kk: small": small, "kk": own, "kk-mean: other": small}}
+    monkeypatch.setattr(sources, "_about", lambda package: stated)
+    lines = [line.split() for line in list_sources().splitlines()]
+    below = lines.index(["kk", *["own"] * 4, "-"]) + 1
+    assert lines[below] == ["kk:", *["small"] * 5, "-"]
+    assert [line[0] for line in lines if line].count("kk:") == 1
+
+
 def test_no_torch_is_needed():
     code = (
         "import sys; from ovss_refine.sources.listing import facts; facts('logits', 'kk-mean'); "
