@@ -25,7 +25,13 @@ from ovss_refine.attention import Attention
 from ovss_refine.evaluation.batches import Batch, Sample, batches
 from ovss_refine.evaluation.dataset import IGNORE
 from ovss_refine.evaluation.given import WithAttention
-from ovss_refine.evaluation.inputs import AttentionFrom, LogitsFrom, PerImage, read_ahead
+from ovss_refine.evaluation.inputs import (
+    AttentionFrom,
+    LogitsFrom,
+    PerImage,
+    folder_by_id,
+    read_ahead,
+)
 from ovss_refine.evaluation.items import Item
 from ovss_refine.evaluation.metric import confusion, pack
 from ovss_refine.evaluation.pairs import read_any
@@ -169,15 +175,16 @@ def _forward(
 ) -> tuple[Logits, Attention]:
     """Get logits and attention on the device of the images, with a batch axis; note seconds."""
     own: Attention | Tensor | None = None
+    ids = {"image_ids": [s.id for s in batch.samples]} if folder_by_id(job.logits) else {}
     with _timed(seconds, "logits", images.device):
         if isinstance(job.logits, PerImage):
             logits = batch.logits(images.device)
         elif isinstance(job.logits, WithAttention):
             logits, own = job.logits.both(images)
         elif (both := both_of(job.logits, job.attention)) is not None:
-            logits, own = both(images)
+            logits, own = both(images, **ids)
         else:
-            logits = job.logits.logits(images)
+            logits = job.logits.logits(images, **ids)
         if job.request.drop_background:
             logits = without_background(logits)
         _check_classes(logits, job.request)

@@ -114,6 +114,16 @@ def read_ahead(source: PerImage[Value], image_id: str) -> Callable[[], Value]:
     return lambda: value
 
 
+def folder_by_id(source: object) -> Path | None:
+    """Return the folder where a source reads `<image id>.npz` for each image; None: it reads none.
+
+    Such a source has it as an attribute of this name, and its methods `logits` and
+    `logits_and_attention` take `image_ids` too, the ids of a batch.
+    """
+    folder = getattr(source, "folder_by_id", None)
+    return folder if isinstance(folder, Path) else None
+
+
 def weights_digest(source: object) -> str | None:
     """Hash the models and tensors that a source holds; None if it holds none.
 

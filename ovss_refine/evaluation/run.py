@@ -11,7 +11,13 @@ from ovss_refine.evaluation import report
 from ovss_refine.evaluation.batches import Sample
 from ovss_refine.evaluation.engine import Job, LabelMaps, evaluate
 from ovss_refine.evaluation.functions import code_digest
-from ovss_refine.evaluation.inputs import AttentionFrom, LogitsFrom, files_digest, weights_digest
+from ovss_refine.evaluation.inputs import (
+    AttentionFrom,
+    LogitsFrom,
+    files_digest,
+    folder_by_id,
+    weights_digest,
+)
 from ovss_refine.evaluation.items import Item
 from ovss_refine.evaluation.published import OF_DECISION, Published
 from ovss_refine.evaluation.request import Chosen, EvaluateRequest
@@ -127,9 +133,12 @@ def _source_settings(
     kind: str, chosen: Chosen, source: object, items: Sequence[Item]
 ) -> dict[str, Any]:
     settings = {f"{kind} {key}": value for key, value in chosen.settings().items()}
+    folder = chosen.folder or folder_by_id(source)
     if chosen.folder is None:
-        return settings | {f"{kind} weights": weights_digest(source)}
-    files = [Path(chosen.folder, f"{item.id}.npz") for item in items]
+        settings |= {f"{kind} weights": weights_digest(source)}
+    if folder is None:
+        return settings
+    files = [Path(folder, f"{item.id}.npz") for item in items]
     return settings | {f"{kind} files": files_digest(files)}
 
 

@@ -1,6 +1,7 @@
 """Golden vectors: outputs of the authors' released code on random weights.
 
-The folder is `OVSS_REFINE_PEER_VECTORS`, else ../shared/data/peer_vectors beside the checkout;
+The folder is `OVSS_REFINE_PEER_VECTORS`, else the `peer_vectors` beside the second set if
+`OVSS_REFINE_PEER_VECTORS2` names that, else ../shared/data/peer_vectors beside the checkout;
 without it the tests that need it are skipped. Its README documents every array.
 """
 
@@ -22,15 +23,27 @@ TOLERANCE = 1e-5
 
 
 class Vectors:
-    """The files of a folder, named by an environment variable or beside the checkout."""
+    """The files of a folder, named by an environment variable or beside the checkout.
 
-    def __init__(self, variable, name):
-        self.variable, self.name = variable, name
+    `other` is the variable of vectors that were computed from these: theirs lie beside them.
+    """
+
+    def __init__(self, variable, name, other=""):
+        self.variable, self.name, self.other = variable, name, other
+
+    def path(self):
+        """Where the vectors are, or would be."""
+        if given := os.environ.get(self.variable):
+            return Path(given)
+        if given := os.environ.get(self.other):
+            beside = Path(given).absolute().parent / self.name
+            if beside.is_dir():
+                return beside
+        return Path(__file__).parents[3] / "shared" / "data" / self.name
 
     def folder(self):
         """The folder of the vectors, or skip."""
-        beside = Path(__file__).parents[3] / "shared" / "data" / self.name
-        path = Path(os.environ.get(self.variable) or beside)
+        path = self.path()
         if not path.is_dir():
             pytest.skip(f"no golden vectors: `{path}` is not a folder (set {self.variable})")
         return path
@@ -50,7 +63,7 @@ class Vectors:
         return json.loads((self.folder() / "metadata.json").read_text())
 
 
-VECTORS = Vectors("OVSS_REFINE_PEER_VECTORS", "peer_vectors")
+VECTORS = Vectors("OVSS_REFINE_PEER_VECTORS", "peer_vectors", "OVSS_REFINE_PEER_VECTORS2")
 folder, load, metadata = VECTORS.folder, VECTORS.load, VECTORS.metadata
 
 

@@ -24,6 +24,8 @@ from ovss_refine_adapters.backbones.folders import (
 HUBS = ("hf-hub:", "hf_hub:")
 INSTEAD = "a weight file or a folder with one"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+# Of the files that `load_head` reads.
+ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 # Parameters that a file may have but a model without a classifier does not.
 HEADS = ("head.", "fc.", "classifier.", "fc_norm.", "attn_pool.")
 
@@ -128,25 +130,27 @@ def weight_file(path: str | Path) -> Path:
 def load_head(
     path: str | Path,
     argument: str,
+    file: str,
     make: Callable[[Mapping[str, Tensor]], nn.Module],
     old_names: Mapping[str, str] | None = None,
 ) -> nn.Module:
     """Load a small module that was trained on a frozen model.
 
     Args:
-        path: a safetensors file, or a pickle of nothing but tensors; in it, or under its key
-            "model_state_dict", the module's tensors. Others are ignored.
+        path: a safetensors file, or a pickle of nothing but tensors, or a folder with one; either
+            also after "local-dir:". In it, or under its key "model_state_dict", are the module's
+            tensors; others are ignored.
         argument: the option that named it.
+        file: the released file's name, which is read in a folder; if it is not there, the only
+            weight file.
         make: returns the module, given the file's tensors by name, for their shapes.
         old_names: beginnings of tensors' names in older files, and what they are now.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if there is no such file, or the folder has none or several.
         ValueError: if it is damaged or of another kind, or its values are not finite.
     """
-    path = local_path(argument, path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"`{argument}` must be an existing weight file; got `{path}`.")
+    path = _head_file(path, argument, file)
     try:
         state = _read_tensors(path)
         for old, new in (old_names or {}).items():
@@ -162,6 +166,26 @@ def load_head(
             f"`{argument}` must hold the tensors of its module; got {found} in `{path}`."
         ) from error
     return check_finite_weights(head.float(), str(path)).requires_grad_(False).eval()
+
+
+def _head_file(path: str | Path, argument: str, file: str) -> Path:
+    """Return the weight file at `path`, or in the folder `path`, or raise FileNotFoundError."""
+    path = local_path(argument, str(path).removeprefix("local-dir:")).expanduser()
+    if not path.is_dir():
+        if path.is_file():
+            return path
+        raise FileNotFoundError(
+            f"`{argument}` must be an existing weight file or folder with one; got `{path}`."
+        )
+    if (path / file).is_file():
+        return path / file
+    found = sorted(one for one in path.iterdir() if one.suffix in ENDINGS and one.is_file())
+    if len(found) == 1:
+        return found[0]
+    raise FileNotFoundError(
+        f"`{argument}` must be a folder with `{file}` or a single weight file "
+        f"({', '.join(ENDINGS)}); got {[one.name for one in found[:8]] or 'none'} in `{path}`."
+    )
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -64,8 +64,8 @@ class ClipDinoiserLogits(DenseClip):
     Further arguments and exceptions are those of `DenseClip`.
 
     Args:
-        heads: weight file of the heads, such as the released "last.pt", or ready `DinoiserHeads`
-            on the model's device. Required.
+        heads: weight file of the heads, such as the released "last.pt", a folder with it or with a
+            single weight file, or ready `DinoiserHeads` on the model's device. Required.
         similarity_threshold: cosines below it, gamma, become 0; in [-1, 1].
         background: class 0 is the background, see `add_background`; the released code does so on
             PASCAL VOC and COCO-Object.
@@ -219,7 +219,7 @@ def as_heads(heads: str | Path | nn.Module | None) -> nn.Module:
         )
     if isinstance(heads, nn.Module):
         return check_finite_weights(heads, type(heads).__name__)
-    return load_head(heads, "heads", heads_of)
+    return load_head(heads, "heads", "last.pt", heads_of)
 
 
 def heads_of(state: Mapping[str, Tensor]) -> DinoiserHeads:

@@ -56,7 +56,8 @@ class Talk2DinoOptions(WindowOptions):
 
     Attributes:
         projection: weight file of the network from text to patches, such as the released
-            "vitb_mlp_infonce.pth", or a ready `TextProjection` or other module. Required.
+            "vitb_mlp_infonce.pth", a folder with it or with a single weight file, or a ready
+            `TextProjection` or other module. Required.
         model: DINOv2 with registers, as `TimmBackbone` takes it.
         weights: weight file for `model`, as there.
         clip: the CLIP whose text tower is used, as `model` of `ClipOptions`.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ovss_refine_adapters.backbones.weights import check_finite_weights, load_head
 
+FILE = "vitb_mlp_infonce.pth"
 # Of the second layer, in older files.
 OLD_NAMES = {"linear_layer2.": "hidden_layers.0."}
 
@@ -41,13 +42,13 @@ def as_projection(projection: str | Path | nn.Module | None) -> nn.Module:
     """Load the network from text to patches, or take a ready one."""
     if projection is None:
         raise ValueError(
-            "`projection` must be a weight file or a module; got None. Pass the path of "
-            "vitb_mlp_infonce.pth, 4 MB, from the folder `weights` of "
+            f"`projection` must be a weight file or a module; got None. Pass the path of {FILE}, "
+            "4 MB, from the folder `weights` of "
             "https://github.com/lorebianchi98/Talk2DINO, which states no licence."
         )
     if isinstance(projection, nn.Module):
         return check_finite_weights(projection, type(projection).__name__)
-    return load_head(projection, "projection", projection_of, OLD_NAMES)
+    return load_head(projection, "projection", FILE, projection_of, OLD_NAMES)
 
 
 def projection_of(state: Mapping[str, Tensor]) -> TextProjection:

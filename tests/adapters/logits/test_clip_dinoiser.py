@@ -1,6 +1,7 @@
 """CLIP-DINOiser: the whole formula, padding, windows, background, files, conformance."""
 
 import functools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from ovss_refine_adapters.logits.clip_dinoiser import (
     ClipDinoiserLogits,
     DinoiserHeads,
     add_background,
+    as_heads,
     pool,
 )
 from ovss_refine_adapters.logits.windows import slide, upsample
@@ -164,6 +166,44 @@ def test_heads_from_a_file(tmp_path, nested):
     batch = images(1, 32, 48)
     got = make_dinoiser(heads=path).logits(batch).values
     assert torch.equal(got, make_dinoiser().logits(batch).values)
+
+
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_heads_from_a_folder(tmp_path):
+    path, other = tmp_path / "last.pt", tmp_path / "other.pth"
+    torch.save(heads().state_dict(), path)
+    (tmp_path / "README.md").touch()
+    wanted = heads().state_dict()
+    for given in (tmp_path, f"local-dir:{tmp_path}", f"local-dir:{path}"):
+        assert_close(dict(as_heads(given).state_dict()), dict(wanted), atol=0, rtol=0)
+    torch.save({name: x + 1 for name, x in wanted.items()}, other)
+    assert_close(as_heads(tmp_path).obj_proj.bias, wanted["obj_proj.bias"])  # by its name
+    path.unlink()
+    assert_close(as_heads(tmp_path).obj_proj.bias, wanted["obj_proj.bias"] + 1)  # the only one
+    (tmp_path / "more.safetensors").touch()
+    several = (
+        r"^`heads` must be a folder with `last\.pt` or a single weight file \(\.safetensors, "
+        r"\.pth, \.pt, \.bin\); got \['more\.safetensors', 'other\.pth'\] in `[^`]*`\.$"
+    )
+    with pytest.raises(FileNotFoundError, match=several):
+        as_heads(tmp_path)
+    for one in (tmp_path / "more.safetensors", other):
+        one.unlink()
+    with pytest.raises(FileNotFoundError, match=r"`heads` must be a folder with .*; got none in `"):
+        as_heads(tmp_path)
+    torch.save(Touch(tmp_path / "ran"), other)
+    with pytest.raises(ValueError, match="`heads` must hold the tensors of its module"):
+        as_heads(tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_wrong_heads_are_refused(tmp_path):

@@ -245,8 +245,12 @@ def test_wrong_models_and_options_are_refused():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"short_side": 64, "window": 64, "stride": 32}],
-    ids=["whole", "windows"],
+    [
+        {},
+        {"short_side": 64, "window": 64, "stride": 32},
+        {"background": 0.95, "classes": ["background", *PROMPTS], "text_features": TEXT},
+    ],
+    ids=["whole", "windows", "background"],
 )
 def test_conformance(options):
     check_logits_source(functools.partial(make, **options))

@@ -333,7 +333,7 @@ def test_conformance_of_lavg(options):
 @pytest.mark.parametrize(
     ("masks", "error", "message"),
     [
-        (None, ValueError, "`masks` must be a function of images; got None"),
+        (None, ValueError, "`masks` must be a function of images or a folder; got None"),
         (lambda x: halves(x)[:1], ValueError, r"`masks` must return masks for each of B=2 images"),
         (lambda x: halves(x).float(), TypeError, "`masks` must return bool tensors; got torch.flo"),
         (lambda x: [[True]] * 2, TypeError, "`masks` must return bool tensors; got list"),

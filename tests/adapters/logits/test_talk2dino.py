@@ -250,6 +250,14 @@ def test_projection_from_a_file(tmp_path, kind):
     assert_close(make(projection=path).text, make().text)
 
 
+def test_projection_from_a_folder(tmp_path):
+    state = dict(projection().state_dict())
+    torch.save({name: x + 1 for name, x in state.items()}, tmp_path / "vitl_mlp_infonce.pth")
+    assert not torch.allclose(make(projection=tmp_path).text, make().text)
+    torch.save(state, tmp_path / "vitb_mlp_infonce.pth")
+    assert_close(make(projection=f"local-dir:{tmp_path}").text, make().text)
+
+
 def test_wrong_projections_are_refused(tmp_path):
     missing = r"`projection` must be a weight.*vitb_mlp_infonce\.pth.* states no licence"
     with pytest.raises(ValueError, match=missing):
@@ -307,8 +315,13 @@ def test_other_classes_on_the_same_models():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"window": 56, "stride": 28, "short_side": 56}, {"clean_background": True}],
-    ids=["whole", "windows", "cleaned"],
+    [
+        {},
+        {"window": 56, "stride": 28, "short_side": 56},
+        {"clean_background": True},
+        {"background": 0.55, "clean_background": True, "classes": ["background", *CLASSES[1:]]},
+    ],
+    ids=["whole", "windows", "cleaned", "background"],
 )
 def test_conformance(options):
     check_logits_source(functools.partial(make, **options))
