@@ -42,11 +42,8 @@ from tqdm import tqdm
 from machine import machine
 from ovss_refine import Attention, RefineConfig
 from ovss_refine.attention import affinity
-from ovss_refine.baseline.label_propagation import propagate
 from ovss_refine.baseline.lposs import Lposs
-from ovss_refine.baseline.pixel_graph import PixelGraph
-from ovss_refine.baseline.resize import resize as resize_published
-from ovss_refine.baseline.resize import resized_size
+from ovss_refine.baseline.lposs_pixels import propagation_upsample
 from ovss_refine.config import PAPER
 from ovss_refine.evaluation.dataset import load_dataset
 from ovss_refine.folders.arrays import read_arrays
@@ -78,12 +75,11 @@ ROWS = {
     "propagation, k = 3": RefineConfig(mode="propagation"),
     "anchored, k = 3": RefineConfig(mode="anchored"),
 }
-PLUS = Lposs(pixels=True)
 # Each with whether it is given probabilities in the place of logits.
 RIVALS = {
     "lposs": (Lposs(), False),
     "lposs, probabilities": (Lposs(), True),
-    "lposs+": (PLUS, False),
+    "lposs+": (Lposs(pixels=True), False),
 }
 BOOTSTRAPS = 1000
 
@@ -252,22 +248,11 @@ def upsample_labels(
 ) -> list[Tensor]:
     """Upsample many maps at once: pairs of scores [m, gh, gw] and their classes [m] to labels."""
     low = torch.cat([x for x, _ in maps])[None]
-    chosen = over_pixels if upsampler == "pixels" else upsampler
+    chosen = propagation_upsample if upsampler == "pixels" else upsampler
     found = bands(low, image[None], RefineConfig(upsampler=chosen, keep_scores=True))
     pixels = torch.cat([band.means()[0] for band in found], dim=1)  # [all m, H, W]
     parts = torch.split(pixels, [len(x) for x, _ in maps])
     return [classes[x.argmax(dim=0)] for x, (_, classes) in zip(parts, maps, strict=True)]
-
-
-def over_pixels(low: Tensor, image: Tensor) -> Tensor:
-    """Upsample [1, K, gh, gw] as LPOSS+ does, with its options, to [1, K, H, W]."""
-    H, W = image.shape[2:]
-    assert PLUS.short_side is not None  # noqa: S101 - the published one
-    size = resized_size(H, W, PLUS.short_side)
-    guide, maps = (resize_published(x.double(), size)[0] for x in (image, low))
-    graph = PixelGraph(guide, PLUS.pixel_window, PLUS.tau)
-    maps = propagate(maps, graph.times, PLUS.alpha, PLUS.steps)
-    return resize_published(maps[None], (H, W)).float()
 
 
 def measure_image(

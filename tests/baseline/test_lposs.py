@@ -10,10 +10,12 @@ from torch.testing import assert_close
 
 from ovss_refine import Attention, Logits
 from ovss_refine.attention import affinity
-from ovss_refine.baseline import label_propagation
+from ovss_refine.baseline import label_propagation, lposs_pixels
 from ovss_refine.baseline.label_propagation import patch_graph, propagate
 from ovss_refine.baseline.lposs import Lposs
+from ovss_refine.baseline.lposs_pixels import propagation_upsample
 from ovss_refine.baseline.pixel_graph import PixelGraph, lab
+from ovss_refine.testing import check_upsampler
 
 # Conjugate gradients stop at a residual of 1e-6 of y, and alpha = 0.95 may multiply it by 20.
 SOLVED = 2e-5
@@ -347,3 +349,33 @@ def test_windows_take_no_attention(given):
     logits, features, images = given
     with pytest.raises(TypeError, match="`features` must be features"):
         Lposs().windows(logits, affinity(features, 0.2), images[0], [(0, 0)] * 2)
+
+
+def test_the_upsampler_is_the_second_step(rng, monkeypatch):
+    assert lposs_pixels.SHORT_SIDE == Lposs().short_side
+    monkeypatch.setattr(lposs_pixels, "SHORT_SIDE", 24)
+    low = torch.from_numpy(rng.normal(size=(2, 3, 4, 5)).astype(np.float32))
+    image = torch.from_numpy(rng.random((2, 3, 20, 33)).astype(np.float32))
+    nothing = torch.zeros(2, 1, 4, 5)  # no patch has a neighbour, so the first step does nothing
+    expected = Lposs(pixels=True, short_side=24)(low, nothing, image).scores
+    assert_close(propagation_upsample(low, image), expected)
+    halves = propagation_upsample(low.half(), (255 * image).byte())
+    assert halves.dtype == torch.float16
+
+
+def test_the_upsampler_is_one(monkeypatch):
+    monkeypatch.setattr(lposs_pixels, "SHORT_SIDE", 16)
+    check_upsampler(lambda: propagation_upsample)
+
+
+@pytest.mark.parametrize(
+    ("low", "image", "message"),
+    [
+        (torch.rand(3, 4, 5), torch.rand(1, 3, 8, 9), "low"),
+        (torch.full((1, 1, 4, 5), torch.nan), torch.rand(1, 3, 8, 9), "low"),
+        (torch.rand(2, 1, 4, 5), torch.rand(1, 3, 8, 9), "image"),
+    ],
+)
+def test_the_upsampler_refuses_what_does_not_fit(low, image, message):
+    with pytest.raises(ValueError, match=message):
+        propagation_upsample(low, image)
