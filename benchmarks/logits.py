@@ -31,6 +31,7 @@ from ovss_refine import LogitsSource, list_logits, load_logits
 from ovss_refine_adapters.logits.clip_dinoiser import DinoiserHeads
 from ovss_refine_adapters.logits.rf_clip import SINK_CHANNELS
 from ovss_refine_adapters.logits.talk2dino_projection import TextProjection
+from ovss_refine_adapters.logits.tcl_masker import TclMasker
 from timing import seconds
 
 SIZE, CLASSES = (375, 500), 21
@@ -83,6 +84,9 @@ def make(name: str, model: str, short_side: int, device: str) -> LogitsSource:
         options["masks"] = quarters
     if name == "clip-dinoiser":
         options["heads"] = DinoiserHeads(options["model"].visual.conv1.out_channels).to(device)
+    if name == "tcl":
+        channels = options["model"].visual.conv1.out_channels
+        options["masker"] = TclMasker(channels, width).to(device)
     return load_logits(name, classes=classes, **options)
 
 

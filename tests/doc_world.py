@@ -84,6 +84,7 @@ def tiny_options(kind, name):
     from adapters.tiny_models import (
         tiny_groupvit,
         tiny_heads,
+        tiny_masker,
         tiny_parts,
         tiny_projection,
         tiny_vit,
@@ -105,6 +106,7 @@ def tiny_options(kind, name):
         more["rf-clip"] = {"sink_channels": []}
         more["gem"] = more["clip-surgery"] = {"blocks": 2}
         more["clip-dinoiser"] = {"heads": tiny_heads()}
+        more["tcl"] = {"masker": tiny_masker()}
         more["lavg"] = {"masks": halves}
         # Large patches: the published settings resize to hundreds of pixels.
         clip = tiny_clip(patch_size=16, image_size=64)

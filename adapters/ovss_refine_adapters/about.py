@@ -88,6 +88,13 @@ _LOGITS = {
         "0.9 GB",
         "open_clip, timm",
     ),
+    "tcl": (
+        "as `clip`, and your tcl.pth",
+        "as `clip`; MIT (tcl.pth)",
+        "178 M",
+        "0.7 GB",
+        "open_clip",
+    ),
     "transformers": ("a promptable model, `model=`", *_ANY_TIMM[1:-1], _PROMPTED),
     **{f"transformers: {kind}": (*row, _PROMPTED) for kind, row in _PROMPTABLE.items()},
 }

@@ -43,6 +43,7 @@ def logits_options(name, folders):
         "cass": {"proxy": folders["timm"]},
         "rf-clip": {"sink_channels": (5, 17, 40)},
         "clip-dinoiser": {"heads": tiny_models.tiny_heads()},
+        "tcl": {"masker": tiny_models.tiny_masker()},
         "lavg": {"masks": halves},
         "gem": {"blocks": 2},
         "clip-surgery": {"blocks": 2},

@@ -23,6 +23,7 @@ from ovss_refine_adapters.logits.gem import GemLogits
 from ovss_refine_adapters.logits.proxyclip import ProxyClipLogits
 from ovss_refine_adapters.logits.rf_clip import RfClipLogits
 from ovss_refine_adapters.logits.talk2dino import Talk2DinoLogits
+from ovss_refine_adapters.logits.tcl import TclLogits
 
 T, N, C, D = 17, 16, 64, 24
 # Of one block, as multiply-adds: q, k or v; the output projection; the feed-forward part; one
@@ -69,6 +70,7 @@ def in_feed_forward(source, run):
 
 dino = functools.cache(lambda: TimmBackbone(tiny_models.tiny_vit("dino")))
 heads = functools.cache(tiny_models.tiny_heads)
+masker = functools.cache(tiny_models.tiny_masker)
 # Tokens in the feed-forward part of each block.
 GIVEN = {
     "gem": (functools.partial(GemLogits, blocks=2), [T, T, 1]),
@@ -78,6 +80,7 @@ GIVEN = {
     "rf-clip": (functools.partial(RfClipLogits, sink_channels=(5,)), [T, T, T]),
     "cliptrase": (functools.partial(CliptraseLogits, regions="none"), [T, T, T]),
     "clip-dinoiser": (lambda **more: ClipDinoiserLogits(heads=heads(), **more), [T, T, N]),
+    "tcl": (lambda **more: TclLogits(masker=masker(), **more), [T, T, N]),
 }
 
 

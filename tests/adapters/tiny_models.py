@@ -9,6 +9,7 @@ from torch import nn
 from ovss_refine_adapters.backbones.diffusion import Parts
 from ovss_refine_adapters.logits.clip_dinoiser import DinoiserHeads
 from ovss_refine_adapters.logits.talk2dino_projection import TextProjection
+from ovss_refine_adapters.logits.tcl_masker import TclMasker
 
 FAMILIES = {
     "dino": "vit_base_patch8_224.dino",
@@ -51,6 +52,17 @@ def tiny_projection(patches=64):
 def tiny_heads(channels=64):
     """CLIP-DINOiser's, for the width of `tiny_clip`."""
     return randomise(DinoiserHeads(channels, 8), 0.1)
+
+
+def tiny_masker(channels=64, joint=24):
+    """TCL's, for the widths of `tiny_clip`."""
+    masker = randomise(TclMasker(channels, joint), 0.1)
+    for name, parameter in masker.named_parameters():
+        if name.endswith(("ln_1.weight", "ln_2.weight", "norm.weight", "ln.weight", "gate")):
+            parameter.data += 0.5  # else little depends on the block and the convolutions
+    masker.sim2mask.w.data.fill_(9.0)
+    masker.sim2mask.b.data.fill_(-2.0)
+    return masker
 
 
 def tiny_groupvit(seed=6):

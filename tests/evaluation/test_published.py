@@ -210,6 +210,7 @@ TRAINED = {
         for name in ("voc21", "context60", "coco-object")
     },
     "clip-dinoiser": {name: {"background": True} for name in ("voc21", "coco-object")},
+    "tcl": {name: {"background": 0.4} for name in ("voc21", "context60", "coco-object")},
     "groupvit": {
         "voc21": {"background": 0.95},
         "context60": {"background": 0.35},
@@ -221,7 +222,7 @@ TRAINED = {
 @pytest.mark.parametrize("name", OFFICIAL)
 @pytest.mark.parametrize("method", TRAINED)
 def test_published_settings_of_trained_methods(method, name):
-    own = method != "talk2dino" and name in ("voc20", "voc21")
+    own = method in ("clip-dinoiser", "groupvit") and name in ("voc20", "voc21")
     wanted = Published(prompts=method if own else "names", source=TRAINED[method].get(name, {}))
     assert load_dataset(name).published(method) == wanted
     assert load_dataset(name).names[0] == "background" or not wanted.source

@@ -156,6 +156,10 @@ def test_weights_of_a_single_file(cache, tmp_path):
     assert weights.lack("clip-dinoiser") == ""
     assert weights.given("clip-dinoiser") == str(folder / "last.pt")
     assert weights.given("clip-b16") == "B/16"
+    wanted = "put `tcl.pth` of https://github.com/kakaobrain/tcl/releases/tag/v1.0.0 into the"
+    assert wanted in weights.lack("tcl")
+    folder = fill(tmp_path / "tcl", ["tcl.pth"])
+    assert weights.given("tcl") == str(folder / "tcl.pth")
     assert weights.given("groupvit") is None  # loaded by its own name
     folder = fill(tmp_path / "groupvit", ["config.json", "pytorch_model.bin"])
     assert weights.given("groupvit") == f"local-dir:{folder}"

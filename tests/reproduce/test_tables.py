@@ -62,7 +62,6 @@ def test_rows_that_cannot_be_measured_have_a_reason():
                 assert row.published
                 lacking.setdefault((name, row.missing), set()).add(row.method)
     assert lacking == {
-        ("main", "no source here"): {"TCL"},
         ("main", "no licence"): {"FreeDA", "ReCo", "PnP-OVSS"},
         ("main", "no scores"): {"CaR"},
         ("main", "needs masks"): {"LaVG"},
@@ -222,8 +221,8 @@ def test_the_guide_shows_the_published_tables():
     guide = (DOCS / "reproduce.md").read_text()
     assert guide.endswith(f"\n{text}\n")
     assert guide.count("## The published tables") == 1
-    # All published rows except 6 methods and 10 strategies that are unavailable; and 5 costs.
-    assert text.count("not measured here") == 77 - 6 - 10 + 5
+    # All published rows except 5 methods and 10 strategies that are unavailable; and 5 costs.
+    assert text.count("not measured here") == 77 - 5 - 10 + 5
 
 
 def test_the_tables_agree_with_the_adapters():
@@ -243,7 +242,7 @@ def test_the_tables_agree_with_the_adapters():
         assert channels == SINK_CHANNELS[presets[row.backbone]]
     given = {name for models in load_tables().models.values() for name in models.values()}
     own = given - set(ABOUT["attention"])
-    assert own == {"clip-b16-laion2b", "clip-dinoiser", "groupvit", "talk2dino"}
+    assert own == {"clip-b16-laion2b", "clip-dinoiser", "groupvit", "talk2dino", "tcl"}
     laion = open_clip.get_pretrained_cfg("ViT-B-16", "laion2b_s34b_b88k")["hf_hub"]
     assert load_tables().weights["clip-b16-laion2b"].repository == laion.rstrip("/")
     assert load_tables().weights["groupvit"].repository == ABOUT["logits"]["groupvit"]["weights"]

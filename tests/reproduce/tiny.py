@@ -106,6 +106,7 @@ def write_models(folder: Path) -> None:
         **{name: _vit_writer(architecture) for name, architecture in VITS.items()},
         "sd2": _write_diffusion,
         "clip-dinoiser": _write_heads,
+        "tcl": _write_masker,
         "groupvit": _write_groupvit,
         "talk2dino": _write_projection,
     }
@@ -189,6 +190,19 @@ def _write_projection(folder: Path) -> None:
     hidden = nn.ModuleList([nn.Linear(64, 64)])
     layers = nn.ModuleDict({"linear_layer": nn.Linear(24, 64), "hidden_layers": hidden})
     torch.save(_randomised(layers, 0.3).state_dict(), folder / "vitb_mlp_infonce.pth")
+
+
+def _write_masker(folder: Path) -> None:
+    """Write TCL's, as wide as the tiny CLIP, with the released names."""
+    from ovss_refine_adapters.logits.tcl_masker import RELEASED, TclMasker
+
+    old = {new: name for name, new in RELEASED.items()}
+    masker = _randomised(TclMasker(64, 24), 0.3)
+    masker.sim2mask.w.data.fill_(10.0)
+    parts = [name.partition(".")[::2] for name in masker.state_dict()]
+    values = zip(parts, masker.state_dict().values(), strict=True)
+    state = {old[f"{part}."] + name: value for (part, name), value in values}
+    torch.save({"model": state}, folder / "tcl.pth")
 
 
 def _write_groupvit(folder: Path) -> None:

@@ -138,8 +138,8 @@ def load_head(
 
     Args:
         path: a safetensors file, or a pickle of nothing but tensors, or a folder with one; either
-            also after "local-dir:". In it, or under its key "model_state_dict", are the module's
-            tensors; others are ignored.
+            also after "local-dir:". In it, or under its key "model_state_dict" or "model", are the
+            module's tensors; others are ignored.
         argument: the option that named it.
         file: the released file's name, which is read in a folder; if it is not there, the only
             weight file.
@@ -193,7 +193,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         state: Any = require("safetensors.torch", "models").load_file(path)
     else:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    state = state.get("model_state_dict", state)
+    for key in ("model_state_dict", "model"):
+        state = state.get(key, state)
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 

@@ -23,6 +23,7 @@ OWN = {
     "cliptrase": {"eps": 1.15, "min_samples": 2},
     "lavg": {"masks": halves},
     "clip-dinoiser": {"heads": tiny_models.tiny_heads()},
+    "tcl": {"masker": tiny_models.tiny_masker()},
     "sc-clip": {"calibration": BLOCKS},
     "rf-clip": {"sink_channels": (1, 5), **GROUPS},
     "cass": {"proxy": functools.partial(tiny_models.tiny_vit, "dino"), **GROUPS},
