@@ -14,7 +14,7 @@ from ovss_refine.evaluation.dataset import load_dataset
 NAMES = ["background", "cat", "dog", "grass"]
 GRID, SIZE = (6, 8), (48, 64)
 # Where weights would come from; the tiny models take their place.
-FROM = ("model", "pretrained", "weights", "revision", "variant", "projection", "heads")
+FROM = ("model", "pretrained", "weights", "revision", "variant", "projection", "heads", "masker")
 # Those of a tiny CLIP that SC-CLIP combines.
 BLOCKS = {"pre_adjust": 1, "post_adjust": 0, "multi_start": 0, "multi_end": 2, "class_weight": 0.3}
 OWN = ("npz", "callable")  # sources that take no weights

@@ -44,8 +44,8 @@ class TclLogits(DenseClip):
     pixels of the image that guides PAMR on the corners of the grid.
 
     Args:
-        masker: weight file of the trained part, such as the released "tcl.pth", or a ready
-            `TclMasker` on the model's device. Required.
+        masker: weight file of the trained part, such as the released "tcl.pth", a folder with it or
+            with a single weight file, or a ready `TclMasker` on the model's device. Required.
         background: None: class 0 is a class like any other. A number in [0, 1]: class 0 is the
             background, it has one prompt, which is not compared with the image, and its mask is
             this constant (published: 0.4, or 0.5 without PAMR).
