@@ -352,7 +352,7 @@ def test_windows_take_no_attention(given):
 
 
 def test_the_upsampler_is_the_second_step(rng, monkeypatch):
-    assert lposs_pixels.SHORT_SIDE == Lposs().short_side
+    assert Lposs().short_side == lposs_pixels.SHORT_SIDE
     monkeypatch.setattr(lposs_pixels, "SHORT_SIDE", 24)
     low = torch.from_numpy(rng.normal(size=(2, 3, 4, 5)).astype(np.float32))
     image = torch.from_numpy(rng.random((2, 3, 20, 33)).astype(np.float32))

@@ -139,7 +139,7 @@ def test_tables_share_their_evaluations(home, tmp_path, capsys):
     run("versatility", tmp_path, *flags, "--plan")
     to_do = capsys.readouterr().out.partition("## To do\n\n")[2].split("\n\n")[0]
     # The segmenter alone is a row of the evaluation of its refinement.
-    own = ("clip-dinoiser", "clip-surgery", "cliptrase", "gem", "groupvit", "talk2dino")
+    own = ("clip-dinoiser", "clip-surgery", "cliptrase", "gem", "groupvit", "talk2dino", "tcl")
     assert sorted(to_do.splitlines()) == sorted(
         f"- voc21, 1 images: ViT-{backbone} {name} + sd2, {measured}"
         for measured in ("paper", "lposs")
