@@ -171,10 +171,8 @@ def measure_rival(row: Row, device: str, repeats: int) -> dict[str, object]:
     labels = RIVALS[row.mode](*inputs)
     wait(device)
     memory = peak(device) - before
-    if (
-        tuple(labels.shape) != row.size
-        or not 0 <= int(labels.min()) < int(labels.max()) < row.classes
-    ):
+    low, high = int(labels.min()), int(labels.max())
+    if [*labels.shape] != [*row.size] or not 0 <= low < high < row.classes:
         raise SystemExit("the labels are not those of an image with several classes")
     times = seconds(lambda: RIVALS[row.mode](*inputs), device, repeats)
     return {**times, "classes_kept": row.classes, "peak_gib_above_start": memory / 2**30}

@@ -311,6 +311,7 @@ QUOTED_ROWS = {
     '`Refiner.paper("kl")`': "paper, KL",
     "`propagation`, k = 3": "propagation, k = 3",
     "`anchored`, k = 3": "anchored, k = 3",
+    "LPOSS, of probabilities": "lposs, probabilities",
 }
 
 
