@@ -45,13 +45,13 @@ def propagation_upsample(low: Tensor, image: Tensor) -> Tensor:
     check_values("low", low)
     guide = as_guide(image, B=sizes["B"])
     device = low.device if low.device.type in DOUBLE else torch.device("cpu")
-    size = guide.shape[2:]
-    work = resized_size(*size, SHORT_SIDE)
+    H, W = guide.shape[2:]
+    work = resized_size(H, W, SHORT_SIDE)
     found = []
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         for maps, rgb in zip(low, guide, strict=True):
             colours, y = (resize(x[None].to(device, torch.float64), work)[0] for x in (rgb, maps))
             graph = PixelGraph(colours, PUBLISHED.pixel_window, PUBLISHED.tau)
             x = propagate(y, graph.times, PUBLISHED.alpha, PUBLISHED.steps)
-            found.append(resize(x[None], size))
+            found.append(resize(x[None], (H, W)))
         return torch.cat(found).to(low)
