@@ -50,7 +50,7 @@ def test_a_mode_gets_the_hyperparameters_that_it_reads(mode):
 
 
 def test_sources_that_need_files_are_left_out():
-    wanted = {"npz", "callable", "lavg", "transformers", "talk2dino", "clip-dinoiser"}
+    wanted = {"npz", "callable", "lavg", "transformers", "talk2dino", "clip-dinoiser", "tcl"}
     assert set(list_logits()) - set(list_sources("logits")) == wanted
     assert set(list_attention()) - set(list_sources("attention")) == {"affinity", "timm"}
 
