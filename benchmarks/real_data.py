@@ -454,7 +454,7 @@ def main() -> None:
     parser.add_argument("--attention", nargs="+", choices=ATTENTION, default=ATTENTION[:3])
     parser.add_argument("--logits", nargs="+", choices=LOGITS, default=LOGITS)
     parser.add_argument(
-        "--rows", nargs="+", choices=[*ROWS, *RIVALS], default=[*ROWS, *[*RIVALS][:2]]
+        "--rows", nargs="+", choices=[*ROWS, *RIVALS], default=[*ROWS, *RIVALS][:-1]
     )
     parser.add_argument("--model", type=Path, default=SHARED / "dinov2_s14")
     parser.add_argument("--limit", type=int, help="only the first N images")

@@ -39,15 +39,32 @@ MODES = {
     "anchored": {"mode": "anchored"},
 }
 PAPER = ("optimal path", "maximum velocity")
-# From logits, features of 64 channels and one image to labels. LPOSS+ works on 448 x 597 pixels.
-RIVALS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "LPOSS": lambda logits, features, image: Lposs()(logits, features, image).labels,
-    "LPOSS+": lambda logits, features, image: Lposs(pixels=True)(logits, features, image).labels,
+# From logits, features of 64 channels and one image to labels and scores, where there are any.
+# LPOSS+ works on 448 x 597 pixels.
+Found = tuple[Tensor, Tensor | None]
+RIVALS: dict[str, Callable[[Tensor, Tensor, Tensor], Found]] = {
+    "LPOSS": lambda *inputs: propagated(Lposs(), *inputs),
+    "LPOSS+": lambda *inputs: propagated(Lposs(pixels=True), *inputs),
 }
 if find_spec("rankseg"):
-    RIVALS["RankSEG"] = lambda logits, _, image: rankseg(Logits(logits[None]), image[None])[0]
+    RIVALS["RankSEG"] = lambda logits, _, image: (
+        rankseg(Logits(logits[None]), image[None])[0],
+        None,
+    )
 if find_spec("pydensecrf"):
-    RIVALS["CRF"] = lambda logits, _, image: DenseCrf()(Logits(logits[None]), image[None]).labels[0]
+    RIVALS["CRF"] = lambda logits, _, image: smoothed(logits, image)
+
+
+def propagated(lposs: Lposs, logits: Tensor, features: Tensor, image: Tensor) -> Found:
+    """Label one image by label propagation."""
+    result = lposs(logits, features, image)
+    return result.labels, result.scores
+
+
+def smoothed(logits: Tensor, image: Tensor) -> Found:
+    """Label one image by a dense CRF."""
+    result = DenseCrf()(Logits(logits[None]), image[None])
+    return result.labels[0], result.scores[0]
 
 
 @dataclass(frozen=True)
@@ -168,12 +185,18 @@ def measure_rival(row: Row, device: str, repeats: int) -> dict[str, object]:
     logits, _, image = problem(grid, row.classes, row.size, device)
     inputs = logits, smooth_field(64, grid, generator, 12).to(device), image
     before = reset_peak(device)
-    labels = RIVALS[row.mode](*inputs)
+    labels, scores = RIVALS[row.mode](*inputs)
     wait(device)
     memory = peak(device) - before
-    low, high = int(labels.min()), int(labels.max())
-    if [*labels.shape] != [*row.size] or not 0 <= low < high < row.classes:
-        raise SystemExit("the labels are not those of an image with several classes")
+    if scores is not None:
+        best = scores.amax(dim=0)
+        of_labels = scores.gather(0, labels[None])[0]
+        if not bool(best.isfinite().all()) or not torch.equal(of_labels, best):
+            raise SystemExit("a label does not have the largest score")
+    elif [*labels.shape] != [*row.size] or not 0 <= int(labels.min()) <= int(
+        labels.max()
+    ) < row.classes:
+        raise SystemExit("the labels are not those of the image and its classes")
     times = seconds(lambda: RIVALS[row.mode](*inputs), device, repeats)
     return {**times, "classes_kept": row.classes, "peak_gib_above_start": memory / 2**30}
 

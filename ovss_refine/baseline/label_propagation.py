@@ -34,8 +34,8 @@ def propagate(
 
     Args:
         maps: [K, ...] float64 maps y over the nodes, any range.
-        times: the product of maps with the weights W, [K, ...] to [K, ...]; W is symmetric, with
-            entries >= 0. D has W's row sums; a node without neighbours keeps its value.
+        times: the product of maps with the weights W, [K, ...] to new [K, ...]; W is symmetric,
+            with entries >= 0. D has W's row sums; a node without neighbours keeps its value.
         alpha: how much a node takes from its neighbours, in [0, 1).
         steps: upper bound on the steps, >= 0.
         tolerance: a map is done when its residual is at most this share of its norm.

@@ -3,6 +3,7 @@
 A package that registers sources may have a module `about`, importable without any heavy library,
 whose `ABOUT` maps "attention" or "logits", then a source's name, to the texts of `COLUMNS`. A
 source that takes models of several kinds may add a row for each, "name: kind", listed below it.
+One that needs a file of the user's has "your" in its weights; the page does not offer it.
 """
 
 import importlib

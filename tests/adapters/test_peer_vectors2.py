@@ -1,6 +1,5 @@
 """GEM, CLIP Surgery, CLIPtrase and LaVG against the authors' released code."""
 
-import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -244,53 +243,14 @@ def test_cliptrase_clusters(case):
     assert int((found < 0).sum()) == how["noise_patches"]
 
 
-def assert_labels(labels, case, name, unsure):
-    """Compare [H, W] labels; of the `unsure`, as many may differ as the metadata counts."""
-    stored = pv2.load("cliptrase")[f"cliptrase_{case}_{name}"].long()
-    differ = labels[1::4, 2::4] != stored
-    assert not bool((differ & ~unsure[1::4, 2::4]).any())
-    how = pv2.metadata()["statistics"]["cliptrase"][case]
-    assert int(differ.sum()) <= how["pixels_with_cluster_margin_below_1e-6"]
-
-
-@pytest.fixture
-def margins(monkeypatch):
-    """By how much each pixel's cluster is ahead of the next, one map [H, W] for each image."""
-    found, first_argmax = [], regions.first_argmax
-
-    def spy(values):
-        if values.is_floating_point():  # otherwise the votes of a region
-            best, second = values.topk(2, dim=0).values
-            found.append(best - second)
-        return first_argmax(values)
-
-    monkeypatch.setattr(regions, "first_argmax", spy)
-    return found
-
-
 @pytest.mark.parametrize("case", CLIPTRASE_CASES)
-def test_cliptrase_labels(case, margins):
-    size = size_of(case.split("_")[0])
+def test_cliptrase_labels(case):
+    golden, size = pv2.load("cliptrase"), size_of(case.split("_")[0])
     for how, name in (("none", "pred_before"), ("vote", "label")):
         source, pixels = cliptrase(case, regions=how)
-        labels = decide(Logits(source.cosines(pixels, None), 100.0), size).labels[0]
-        # Below 1e-6 in float64; in float32, below twice that.
-        unsure = margins[0] < 2e-6 if how == "vote" else torch.zeros(size, dtype=torch.bool)
-        assert_labels(labels, case, name, unsure)
-    assert len(margins) == 1
-
-
-def test_only_unsure_pixels_may_have_another_label(monkeypatch):
-    stored = pv2.load("cliptrase")["cliptrase_336x336_small_label"].long()
-    how = pv2.metadata()["statistics"]["cliptrase"]["336x336_small"]
-    monkeypatch.setitem(how, "pixels_with_cluster_margin_below_1e-6", 1)
-    unsure = torch.zeros(336, 336, dtype=torch.bool)
-    unsure[1, 2:7] = True
-    for changed, fails in (([2], False), ([6], False), ([2, 6], True), ([10], True)):
-        labels = stored.repeat_interleave(4, dim=0).repeat_interleave(4, dim=1)
-        labels[1, changed] += 1
-        with pytest.raises(AssertionError) if fails else contextlib.nullcontext():
-            assert_labels(labels, "336x336_small", "label", unsure)
+        labels = decide(Logits(source.cosines(pixels, None), 100.0), size).labels
+        stored = golden[f"cliptrase_{case}_{name}"]
+        assert torch.equal(labels[0, 1::4, 2::4], stored.long()), how
 
 
 # LaVG, its second stage.

@@ -68,7 +68,8 @@ def load_groupvit(
     if (converted := given_dtype(dtype, loaded.logit_scale.device)) is not None:
         for side in (loaded.vision_model, loaded.visual_projection):
             check_finite_weights(side.to(converted), str(model))
-    return loaded  # type: ignore[no-any-return]
+    ready: nn.Module = loaded
+    return ready
 
 
 class TextTower(nn.Module):
